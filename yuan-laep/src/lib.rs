@@ -1,0 +1,39 @@
+//! LAEP, Layer-Adaptive Expert Pruning (arXiv 2601.14327): the planner.
+//!
+//! From the tokens that each expert of a mixture-of-experts model received, this crate
+//! decides *when* a run may prune, *which* experts every layer keeps and *where* the kept
+//! ones sit. It holds no tensor and knows no model: integers go in, a [`PrunePlan`] comes
+//! out, which can be printed, saved, edited, refused and applied later.
+//!
+//! Read in this order: [`load`] (what was measured), [`stability`] (may we decide yet?),
+//! [`limits`] (how much may go), [`plan`] (who goes), [`rearrange`] (where the rest sit),
+//! [`report`] (the plan as a table).
+//!
+//! ```
+//! use yuan_laep::{LayerLoad, PruneLimits, PrunePlan};
+//!
+//! let loads = [LayerLoad::new(vec![5, 400, 30, 900, 2, 250, 350, 63])];
+//! let limits = PruneLimits { beta: 0.1, multiple_of: 2, ..PruneLimits::default() };
+//! let plan = PrunePlan::new(&loads, &limits, 2)?;
+//!
+//! // Experts 4, 0, 2 and 7 carry 5 % of the load together; expert 5 would make it 17.5 %.
+//! assert_eq!(plan.layers[0].pruned, [0, 2, 4, 7]);
+//! // The kept ones sit in two groups of near-equal load: 900 + 250 and 400 + 350.
+//! assert_eq!(plan.layers[0].groups, [[3, 5], [1, 6]]);
+//! # Ok::<(), yuan_laep::PlanError>(())
+//! ```
+
+pub mod error;
+pub mod limits;
+pub mod load;
+pub mod plan;
+pub mod rearrange;
+pub mod report;
+pub mod stability;
+
+pub use error::PlanError;
+pub use limits::PruneLimits;
+pub use load::{LayerLoad, LoadTracker, LoadWindow};
+pub use plan::{LayerPlan, PrunePlan};
+pub use rearrange::{GroupBalance, rearrange};
+pub use stability::{LayerStability, StabilityTest};

@@ -1,0 +1,113 @@
+//! How much may go: the constraints of Algorithm 1.
+
+use serde::{Deserialize, Serialize};
+
+use crate::PlanError;
+
+/// The two load constraints of the paper, and what rounds and bounds the kept count.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PruneLimits {
+    /// α, individual load constraint: `load[i] ≤ α · T / N`. Infinity turns it off; in JSON `"inf"`.
+    #[serde(with = "number_or_inf")]
+    pub alpha: f64,
+    /// β, cumulative load constraint: the pruned experts carry at most `β · T` together.
+    pub beta: f64,
+    /// The kept count of a layer is rounded **up** to a multiple of this (the expert-parallel size).
+    pub multiple_of: usize,
+    /// At least this many experts remain, itself rounded up to the multiple (and never more than there are).
+    pub min_experts: usize,
+    /// Experts that each token visits: no layer may keep fewer.
+    pub top_k: usize,
+    /// At most this share of the experts of a layer may go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_pruned_fraction: Option<f64>,
+}
+
+impl Default for PruneLimits {
+    /// `α = ∞, β = 0.1`, single experts, at least two remain.
+    fn default() -> Self {
+        Self {
+            alpha: f64::INFINITY,
+            beta: 0.1,
+            multiple_of: 1,
+            min_experts: 1,
+            top_k: 2,
+            max_pruned_fraction: None,
+        }
+    }
+}
+
+impl PruneLimits {
+    /// Checks every limit alone, and the multiple against the groups.
+    ///
+    /// # Errors
+    ///
+    /// Names the limit that is out of range.
+    pub fn validate(&self, groups: usize) -> Result<(), PlanError> {
+        let number = |name, value: f64| PlanError::Limit {
+            name,
+            value: value.to_string(),
+            expected: "a number of at least 0",
+        };
+        let count = |name| PlanError::Limit { name, value: "0".into(), expected: "at least 1" };
+        if self.alpha.is_nan() || self.alpha < 0.0 {
+            return Err(number("alpha", self.alpha));
+        }
+        if !self.beta.is_finite() || self.beta < 0.0 {
+            return Err(number("beta", self.beta));
+        }
+        if let Some(fraction) = self.max_pruned_fraction.filter(|f| !(0.0..=1.0).contains(f)) {
+            let value = fraction.to_string();
+            return Err(PlanError::Limit {
+                name: "max_pruned_fraction",
+                value,
+                expected: "a number in [0, 1]",
+            });
+        }
+        for (name, value) in [("multiple_of", self.multiple_of), ("top_k", self.top_k), ("groups", groups)] {
+            if value == 0 {
+                return Err(count(name));
+            }
+        }
+        if !self.multiple_of.is_multiple_of(groups) {
+            return Err(PlanError::Groups { multiple_of: self.multiple_of, groups });
+        }
+        Ok(())
+    }
+
+    /// Experts that a layer of `num_experts` keeps when the load constraints allow to prune `allowed`.
+    pub(crate) fn kept(&self, num_experts: usize, allowed: usize) -> usize {
+        let allowed = match self.max_pruned_fraction {
+            Some(fraction) => allowed.min((fraction * num_experts as f64).floor() as usize),
+            None => allowed,
+        };
+        let at_least = self.min_experts.max(self.top_k).max(num_experts - allowed);
+        // Saturation only matters for an absurd minimum, which keeps the whole layer anyway.
+        at_least.checked_next_multiple_of(self.multiple_of).unwrap_or(usize::MAX).min(num_experts)
+    }
+}
+
+mod number_or_inf {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum NumberOrText {
+        Number(f64),
+        Text(String),
+    }
+
+    pub(super) fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        if value.is_infinite() { serializer.serialize_str("inf") } else { serializer.serialize_f64(*value) }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        match NumberOrText::deserialize(deserializer)? {
+            NumberOrText::Number(number) => Ok(number),
+            NumberOrText::Text(text) if text == "inf" => Ok(f64::INFINITY),
+            NumberOrText::Text(text) => {
+                Err(D::Error::custom(format!("expected a number or \"inf\", found {text:?}")))
+            }
+        }
+    }
+}

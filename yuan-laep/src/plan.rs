@@ -1,0 +1,213 @@
+//! Who goes: Algorithm 1, *expert pruning*, and the plan that carries the decision.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{GroupBalance, LayerLoad, PlanError, PruneLimits, rearrange};
+
+/// What one layer keeps, in its new order, and what it loses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerPlan {
+    /// Tokens per expert that the decision rests on, old expert 0 first.
+    pub load: LayerLoad,
+    /// Old indices of the kept experts in their new order: the groups one after the other.
+    pub kept: Vec<usize>,
+    /// Old indices of the pruned experts, ascending.
+    pub pruned: Vec<usize>,
+    /// The kept experts of every device group, by load descending.
+    pub groups: Vec<Vec<usize>>,
+}
+
+impl LayerPlan {
+    /// Experts before the prune.
+    pub fn num_experts(&self) -> usize {
+        self.load.num_experts()
+    }
+
+    /// Share of the load that went to pruned experts.
+    pub fn pruned_load_fraction(&self) -> f64 {
+        let tokens = self.load.tokens_per_expert();
+        let pruned: u128 = self.pruned.iter().map(|&expert| u128::from(tokens[expert])).sum();
+        pruned as f64 / self.load.total().max(1) as f64
+    }
+
+    /// Whether experts stay as they are: none pruned, none moved.
+    pub fn is_identity(&self) -> bool {
+        self.pruned.is_empty() && self.kept.iter().copied().eq(0..self.num_experts())
+    }
+
+    /// Balance of the groups under the load measured.
+    pub fn balance(&self) -> GroupBalance {
+        GroupBalance::of(self.load.tokens_per_expert(), &self.groups)
+    }
+
+    /// Balance if the old experts were cut into as many groups in their old order.
+    pub fn balance_before(&self) -> GroupBalance {
+        let experts: Vec<usize> = (0..self.num_experts()).collect();
+        let size = self.num_experts().div_ceil(self.groups.len().max(1)).max(1);
+        let groups: Vec<Vec<usize>> = experts.chunks(size).map(<[usize]>::to_vec).collect();
+        GroupBalance::of(self.load.tokens_per_expert(), &groups)
+    }
+}
+
+/// The decision for a whole model: plain data that can be printed, saved, edited and applied.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PrunePlan {
+    /// The constraints it was made under.
+    pub limits: PruneLimits,
+    /// Device groups that the kept experts of a layer are spread over.
+    pub num_groups: usize,
+    /// One entry per layer.
+    pub layers: Vec<LayerPlan>,
+}
+
+impl PrunePlan {
+    /// Plans every layer: Algorithm 1 chooses, Algorithm 2 arranges.
+    ///
+    /// # Errors
+    ///
+    /// Limits out of range, a layer without experts or load, or experts that cannot be split
+    /// into multiples and groups.
+    pub fn new(loads: &[LayerLoad], limits: &PruneLimits, num_groups: usize) -> Result<Self, PlanError> {
+        limits.validate(num_groups)?;
+        if loads.is_empty() {
+            return Err(PlanError::NoLayers);
+        }
+        let layers =
+            loads.iter().enumerate().map(|(layer, load)| plan_layer(layer, load, limits, num_groups));
+        Ok(Self { limits: limits.clone(), num_groups, layers: layers.collect::<Result<_, _>>()? })
+    }
+
+    /// Reads a plan from JSON and checks it, since plans may be edited by hand.
+    ///
+    /// # Errors
+    ///
+    /// [`PlanError::Format`] for anything that is no plan, else what [`check`](Self::check) finds.
+    pub fn from_json(text: &str) -> Result<Self, PlanError> {
+        let plan: Self = serde_json::from_str(text).map_err(|error| PlanError::Format(error.to_string()))?;
+        plan.check()?;
+        Ok(plan)
+    }
+
+    /// The plan as indented JSON.
+    pub fn to_json(&self) -> String {
+        // Only maps with non-string keys and failing writers can fail; a plan has neither.
+        serde_json::to_string_pretty(self).expect("a plan is plain data")
+    }
+
+    /// Checks that every expert is kept or pruned exactly once, that the groups are the kept
+    /// experts in equal parts, and that no layer falls below `top_k`.
+    ///
+    /// # Errors
+    ///
+    /// Names the first layer and expert that is wrong.
+    pub fn check(&self) -> Result<(), PlanError> {
+        if self.layers.is_empty() {
+            return Err(PlanError::NoLayers);
+        }
+        self.layers.iter().enumerate().try_for_each(|(layer, plan)| self.check_layer(layer, plan))
+    }
+
+    /// Checks the plan against the experts of the model that it is to be applied to.
+    ///
+    /// # Errors
+    ///
+    /// Everything [`check`](Self::check) finds, and a model with other layers, experts or `top_k`.
+    pub fn check_against(&self, experts_per_layer: &[usize], top_k: usize) -> Result<(), PlanError> {
+        self.check()?;
+        if experts_per_layer.len() != self.layers.len() {
+            return Err(PlanError::LayerCount {
+                expected: experts_per_layer.len(),
+                found: self.layers.len(),
+            });
+        }
+        for (layer, (plan, &expected)) in self.layers.iter().zip(experts_per_layer).enumerate() {
+            if plan.num_experts() != expected {
+                return Err(PlanError::ExpertCount { layer, expected, found: plan.num_experts() });
+            }
+            if plan.kept.len() < top_k {
+                return Err(PlanError::BelowTopK { layer, kept: plan.kept.len(), top_k });
+            }
+        }
+        Ok(())
+    }
+
+    /// Experts of every layer after the prune: `per_layer_experts_blocks` of the config.
+    pub fn experts_per_layer(&self) -> Vec<usize> {
+        self.layers.iter().map(|layer| layer.kept.len()).collect()
+    }
+
+    /// Experts pruned over all layers.
+    pub fn num_pruned(&self) -> usize {
+        self.layers.iter().map(|layer| layer.pruned.len()).sum()
+    }
+
+    fn check_layer(&self, layer: usize, plan: &LayerPlan) -> Result<(), PlanError> {
+        let num_experts = plan.num_experts();
+        let mut seen = vec![false; num_experts];
+        for &expert in plan.kept.iter().chain(&plan.pruned) {
+            match seen.get_mut(expert) {
+                None => return Err(PlanError::NoSuchExpert { layer, expert, num_experts }),
+                Some(true) => return Err(PlanError::Repeated { layer, expert }),
+                Some(fresh) => *fresh = true,
+            }
+        }
+        if let Some(expert) = seen.iter().position(|&listed| !listed) {
+            return Err(PlanError::Missing { layer, expert });
+        }
+        if plan.kept.len() < self.limits.top_k {
+            return Err(PlanError::BelowTopK { layer, kept: plan.kept.len(), top_k: self.limits.top_k });
+        }
+        let equal_parts = plan.groups.len() == self.num_groups
+            && plan.groups.iter().all(|group| group.len() * self.num_groups == plan.kept.len());
+        if !equal_parts || !plan.groups.iter().flatten().eq(&plan.kept) {
+            return Err(PlanError::GroupsDiffer { layer });
+        }
+        Ok(())
+    }
+}
+
+fn plan_layer(
+    layer: usize,
+    load: &LayerLoad,
+    limits: &PruneLimits,
+    num_groups: usize,
+) -> Result<LayerPlan, PlanError> {
+    let num_experts = load.num_experts();
+    if num_experts == 0 {
+        return Err(PlanError::NoExperts { layer });
+    }
+    if load.total() == 0 {
+        return Err(PlanError::NoLoad { layer });
+    }
+    if !num_experts.is_multiple_of(limits.multiple_of) {
+        return Err(PlanError::NotAMultiple { layer, num_experts, multiple_of: limits.multiple_of });
+    }
+    if num_experts < limits.top_k {
+        return Err(PlanError::BelowTopK { layer, kept: num_experts, top_k: limits.top_k });
+    }
+    let order = load.ascending();
+    let allowed = allowed_prefix(load, &order, limits);
+    let cut = num_experts - limits.kept(num_experts, allowed);
+    let mut pruned = order[..cut].to_vec();
+    pruned.sort_unstable();
+    let groups = rearrange(load.tokens_per_expert(), &order[cut..], num_groups);
+    Ok(LayerPlan { load: load.clone(), kept: groups.concat(), pruned, groups })
+}
+
+/// Length of the prefix of the ascending order that both load constraints allow to prune.
+///
+/// Both are monotone along the order, so the pruned set is a prefix: `min(K_α, K_β)`.
+fn allowed_prefix(load: &LayerLoad, order: &[usize], limits: &PruneLimits) -> usize {
+    let total = load.total() as f64;
+    let individual = limits.alpha * total / load.num_experts() as f64;
+    let cumulative = limits.beta * total;
+    let mut sum = 0_u128;
+    order
+        .iter()
+        .take_while(|&&expert| {
+            let tokens = load.tokens_per_expert()[expert];
+            sum += u128::from(tokens);
+            tokens as f64 <= individual && sum as f64 <= cumulative
+        })
+        .count()
+}
