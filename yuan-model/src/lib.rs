@@ -1,1 +1,46 @@
+//! The Yuan3.0 mixture-of-experts language model (arXiv 2601.14327), written once on
+//! [Burn](burn) tensors: the [`Device`](burn::tensor::Device) decides where it runs.
+//!
+//! Read in this order: [`config`] (what a model is), [`model`] (embedding → blocks → norm →
+//! head), [`block`], [`attention`] with [`filter`] and [`rope`], [`moe`] (router, dispatch,
+//! experts), [`ops`] (the operations that matter for speed), [`loss`], [`surgery`] (cutting
+//! experts), [`hf`] (Hugging Face's names and keys).
+//!
+//! ```
+//! use burn::tensor::{Device, Int, Tensor};
+//! use yuan_model::{ForwardOptions, YuanConfig, YuanModel};
+//!
+//! let config = YuanConfig::tiny(96);
+//! let model = YuanModel::new(&config, &Device::flex())?;
+//! let input_ids = Tensor::<2, Int>::from_data([[5, 17, 42, 8]], &Device::flex());
+//! let output = model.forward(input_ids, ForwardOptions::default());
+//! assert_eq!(output.logits.dims(), [1, 4, 96]);
+//! // Each of the 4 tokens visits two of the 8 experts of each of the two layers.
+//! assert_eq!(output.tokens_per_expert.len(), 2);
+//! assert_eq!(output.tokens_per_expert[0].clone().sum().into_scalar::<i64>(), 8);
+//! # Ok::<(), yuan_model::ConfigError>(())
+//! ```
 
+pub mod attention;
+pub mod block;
+pub mod config;
+mod error;
+pub mod filter;
+pub mod hf;
+pub mod loss;
+pub mod masks;
+pub mod model;
+pub mod moe;
+pub mod named;
+pub mod norm;
+pub mod ops;
+pub mod params;
+pub mod rope;
+pub mod surgery;
+
+pub use block::Block;
+pub use config::{RouterType, SpecialTokens, YuanConfig};
+pub use error::{ConfigError, ModelError};
+pub use model::{ForwardOptions, ModelOutput, YuanModel};
+pub use params::ParameterCount;
+pub use rope::YarnConfig;

@@ -1,0 +1,203 @@
+//! What a Yuan3.0 language model is: [`YuanConfig`], its presets and its validation.
+//!
+//! The names of Hugging Face's `config.json` live in [`hf`](crate::hf); this is the validated form.
+
+use crate::{ConfigError, YarnConfig};
+
+mod presets;
+
+/// How a layer scores its experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RouterType {
+    /// Attention over the experts, `attn_router` (Yuan3.0 Flash).
+    Attention,
+    /// One linear map, `linear` (Yuan3.0 Ultra).
+    Linear,
+}
+
+/// Shape and constants of a Yuan3.0 language model.
+///
+/// The fields are public; [`validate`](Self::validate) is what the model's constructor asks.
+#[derive(Debug, Clone, PartialEq)]
+pub struct YuanConfig {
+    /// Rows of the embedding and of the head, V.
+    pub vocab_size: usize,
+    /// Width of the residual stream, H.
+    pub hidden_size: usize,
+    /// Attention heads, n; keys and values have as many.
+    pub num_attention_heads: usize,
+    /// Width of queries, keys and values over all heads, P = n · head width.
+    pub attention_projection_size: usize,
+    /// Inner width of one expert, F.
+    pub ffn_hidden_size: usize,
+    /// Experts of every layer; its length is the number of layers. Layers differ after pruning.
+    pub experts_per_layer: Vec<usize>,
+    /// Experts that each token visits, k.
+    pub moe_top_k: usize,
+    /// Kind of router.
+    pub router_type: RouterType,
+    /// Localized filtering of the attention's input; on in every published model.
+    pub use_lf_gate: bool,
+    /// Biases in the two filter convolutions (Flash yes, Ultra no).
+    pub use_lfa_bias: bool,
+    /// ε of every RMSNorm.
+    pub rms_norm_eps: f64,
+    /// Base of the rotary frequencies.
+    pub rotary_base: f64,
+    /// Share of each head that is rotated.
+    pub rotary_percent: f64,
+    /// Replaces the head width before `rotary_percent` is applied (`rotary_dim`).
+    pub rotary_dim: Option<usize>,
+    /// Divides positions (`seq_len_interpolation_factor`).
+    pub seq_len_interpolation_factor: Option<f64>,
+    /// The YaRN variant of the rotary frequencies (`use_yarn`).
+    pub yarn: Option<YarnConfig>,
+    /// Longest sequence that the model was made for.
+    pub max_position_embeddings: usize,
+    /// Standard deviation of the initial linear weights.
+    pub initializer_range: f64,
+    /// Dropout on the attention probabilities, in training only.
+    pub attention_dropout: f64,
+    /// Dropout on the outputs of attention and experts, in training only.
+    pub hidden_dropout: f64,
+    /// Multiplies the logits.
+    pub logit_scale: f64,
+    /// Document-blocked attention in packed rows (`reset_attention_mask`); off in the published models.
+    pub reset_attention_mask: bool,
+    /// Special tokens.
+    pub tokens: SpecialTokens,
+}
+
+/// Ids of the special tokens that have one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SpecialTokens {
+    /// Begin of sequence, `bos_token_id`.
+    pub bos: Option<u32>,
+    /// End of sequence, `eos_token_id`.
+    pub eos: Option<u32>,
+    /// Padding, `pad_token_id`.
+    pub pad: Option<u32>,
+    /// End of document, `eod_token` or `eod_token_id`.
+    pub eod: Option<u32>,
+    /// Separator between prompt and answer, `sep_token` or `sep_token_id`.
+    pub sep: Option<u32>,
+    /// Mask token, `mask_token_id`.
+    pub mask: Option<u32>,
+}
+
+impl YuanConfig {
+    /// Layers, L.
+    pub fn num_hidden_layers(&self) -> usize {
+        self.experts_per_layer.len()
+    }
+
+    /// Width of one attention head, d = P / n.
+    pub fn head_dim(&self) -> usize {
+        self.attention_projection_size / self.num_attention_heads
+    }
+
+    /// Dimensions of each head that are rotated, r.
+    pub fn rotary_width(&self) -> usize {
+        let base = self.rotary_dim.unwrap_or_else(|| self.head_dim());
+        if self.rotary_percent >= 1.0 { base } else { (base as f64 * self.rotary_percent) as usize }
+    }
+
+    /// Checks that the numbers make a model.
+    ///
+    /// # Errors
+    ///
+    /// Names the keys (as in `config.json`) that are wrong or contradict each other.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let refuse = |message: String| Err(ConfigError::Contradiction(message));
+        let sizes = [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("num_hidden_layers", self.num_hidden_layers()),
+            ("num_attention_heads", self.num_attention_heads),
+            ("attention_projection_size", self.attention_projection_size),
+            ("ffn_hidden_size", self.ffn_hidden_size),
+            ("moe_config.moe_top_k", self.moe_top_k),
+            ("max_position_embeddings", self.max_position_embeddings),
+        ];
+        if let Some((key, _)) = sizes.iter().find(|(_, size)| *size == 0) {
+            return refuse(format!("{key} must be at least 1"));
+        }
+        if let Some((key, size)) = sizes.iter().find(|(_, size)| *size > 1 << 32) {
+            return refuse(format!("{key} = {size} is beyond any model"));
+        }
+        if !self.attention_projection_size.is_multiple_of(self.num_attention_heads) {
+            return refuse(format!(
+                "attention_projection_size = {} is not a multiple of num_attention_heads = {}",
+                self.attention_projection_size, self.num_attention_heads
+            ));
+        }
+        if self.use_lf_gate && !self.hidden_size.is_multiple_of(2) {
+            return refuse(format!("use_lf_gate needs an even hidden_size, not {}", self.hidden_size));
+        }
+        let too_few = |&(_, &experts): &(usize, &usize)| experts < self.moe_top_k;
+        if let Some((layer, experts)) = self.experts_per_layer.iter().enumerate().find(too_few) {
+            return refuse(format!(
+                "layer {layer} has {experts} experts, fewer than moe_config.moe_top_k = {}",
+                self.moe_top_k
+            ));
+        }
+        self.validate_rotary()?;
+        self.validate_numbers()?;
+        let tokens = &self.tokens;
+        let ids = [
+            ("bos", tokens.bos),
+            ("eos", tokens.eos),
+            ("pad", tokens.pad),
+            ("eod", tokens.eod),
+            ("sep", tokens.sep),
+        ];
+        for (name, id) in ids {
+            if let Some(id) = id.filter(|&id| id as usize >= self.vocab_size) {
+                return refuse(format!("{name}_token_id = {id} is outside vocab_size = {}", self.vocab_size));
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_rotary(&self) -> Result<(), ConfigError> {
+        let refuse = |message: String| Err(ConfigError::Contradiction(message));
+        if !(self.rotary_percent > 0.0 && self.rotary_percent.is_finite()) {
+            return refuse(format!("rotary_percent = {} must be positive", self.rotary_percent));
+        }
+        let (width, head) = (self.rotary_width(), self.head_dim());
+        if !width.is_multiple_of(2) || width > head || width == 0 {
+            return refuse(format!(
+                "rotary_percent and rotary_dim rotate {width} of {head} dimensions of a head; expected an even number within it"
+            ));
+        }
+        if !(self.rotary_base > 1.0 && self.rotary_base.is_finite()) {
+            return refuse(format!("rotary_base = {} must be above 1", self.rotary_base));
+        }
+        match &self.yarn {
+            Some(yarn) if !(yarn.scale_factor > 0.0 && yarn.scale_factor.is_finite()) => {
+                refuse(format!("yarn_scale_factor = {} must be positive", yarn.scale_factor))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn validate_numbers(&self) -> Result<(), ConfigError> {
+        let refuse = |message: String| Err(ConfigError::Contradiction(message));
+        let positive = [
+            ("rms_norm_eps", self.rms_norm_eps),
+            ("initializer_range", self.initializer_range),
+            ("seq_len_interpolation_factor", self.seq_len_interpolation_factor.unwrap_or(1.0)),
+        ];
+        if let Some((key, value)) = positive.iter().find(|(_, value)| !(*value > 0.0 && value.is_finite())) {
+            return refuse(format!("{key} = {value} must be positive"));
+        }
+        let shares = [("attn_dropout", self.attention_dropout), ("dropout", self.hidden_dropout)];
+        if let Some((key, value)) = shares.iter().find(|(_, value)| !(0.0..1.0).contains(value)) {
+            return refuse(format!("{key} = {value} must be in [0, 1)"));
+        }
+        if !self.logit_scale.is_finite() {
+            return refuse(format!("logit_scale = {} must be a number", self.logit_scale));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,457 @@
+//! `config.json`, flat as in a text model or nested under `llm_config` as in a multimodal one.
+
+use std::{fs, path::Path};
+
+use serde_json::{Map, Value, json};
+
+use crate::{ConfigError, RouterType, SpecialTokens, YarnConfig, YuanConfig};
+
+impl YuanConfig {
+    /// Reads a `config.json`; unknown keys are tolerated.
+    ///
+    /// # Errors
+    ///
+    /// Keys that are missing, of the wrong kind, contradictory, or that ask for something this
+    /// library does not compute.
+    pub fn from_json(text: &str) -> Result<Self, ConfigError> {
+        let root: Value =
+            serde_json::from_str(text).map_err(|error| ConfigError::Format(error.to_string()))?;
+        let config = root.get("llm_config").filter(|value| !value.is_null()).unwrap_or(&root);
+        let object = config.as_object().ok_or_else(|| ConfigError::Format("expected an object".into()))?;
+        let empty = Map::new();
+        let moe = match object.get("moe_config") {
+            None | Some(Value::Null) => &empty,
+            Some(Value::Object(moe)) => moe,
+            Some(other) => return Err(wrong_kind("moe_config", other, "an object")),
+        };
+        let config = Keys { object, moe }.config()?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Reads the file at `path`; see [`from_json`](Self::from_json).
+    ///
+    /// # Errors
+    ///
+    /// A file that cannot be read, and everything [`from_json`](Self::from_json) refuses.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text =
+            fs::read_to_string(path).map_err(|source| ConfigError::Io { path: path.into(), source })?;
+        Self::from_json(&text)
+    }
+
+    /// The configuration as a flat `config.json`, with the keys that upstream's readers look for.
+    pub fn to_json(&self) -> String {
+        let uniform = self.experts_per_layer.windows(2).all(|pair| pair[0] == pair[1]);
+        let mut moe = json!({
+            "moe_top_k": self.moe_top_k,
+            "norm_topk_prob": true,
+            "router_type": match self.router_type {
+                RouterType::Attention => "attn_router",
+                RouterType::Linear => "linear",
+            },
+            "num_attention_router_heads": self.num_attention_heads,
+            "gated_linear_unit": true,
+            "ffn_hidden_size": self.ffn_hidden_size,
+        });
+        if uniform {
+            moe["moe_num_experts"] = json!(self.experts_per_layer.first());
+        } else {
+            moe["per_layer_experts_blocks"] = json!(self.experts_per_layer);
+        }
+        let yarn = self.yarn.as_ref();
+        let mut root = json!({
+            "architectures": ["YuanForCausalLM"],
+            "model_type": "yuan",
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "num_hidden_layers": self.num_hidden_layers(),
+            "num_attention_heads": self.num_attention_heads,
+            "num_key_value_heads": self.num_attention_heads,
+            "attention_projection_size": self.attention_projection_size,
+            "head_dim": self.head_dim(),
+            "ffn_hidden_size": self.ffn_hidden_size,
+            "intermediate_size": self.ffn_hidden_size,
+            "moe_config": moe,
+            "use_moe": true,
+            "use_lf_gate": self.use_lf_gate,
+            "lf_conv2d_group": 1,
+            "lf_conv2d_num_pad": 0,
+            "use_lfa_bias": self.use_lfa_bias,
+            "use_bias": false,
+            "hidden_act": "silu",
+            "rms_norm_eps": self.rms_norm_eps,
+            "rotary_base": self.rotary_base,
+            "rotary_percent": self.rotary_percent,
+            "use_yarn": yarn.is_some(),
+            "max_position_embeddings": self.max_position_embeddings,
+            "tie_word_embeddings": false,
+            "attn_dropout": self.attention_dropout,
+            "dropout": self.hidden_dropout,
+            "reset_attention_mask": self.reset_attention_mask,
+            "initializer_range": self.initializer_range,
+            "logit_scale": self.logit_scale,
+        });
+        let tokens = &self.tokens;
+        let optional = [
+            ("rotary_dim", self.rotary_dim.map(Value::from)),
+            ("seq_len_interpolation_factor", self.seq_len_interpolation_factor.map(Value::from)),
+            ("yarn_scale_factor", yarn.map(|y| json!(y.scale_factor))),
+            ("scaled_max_position_embeddings", yarn.map(|y| json!(y.scaled_max_position_embeddings))),
+            ("bos_token_id", tokens.bos.map(Value::from)),
+            ("eos_token_id", tokens.eos.map(Value::from)),
+            ("pad_token_id", tokens.pad.map(Value::from)),
+            ("eod_token", tokens.eod.map(Value::from)),
+            ("eod_token_id", tokens.eod.map(Value::from)),
+            ("sep_token", tokens.sep.map(Value::from)),
+            ("sep_token_id", tokens.sep.map(Value::from)),
+            ("mask_token_id", tokens.mask.map(Value::from)),
+        ];
+        for (key, value) in optional.into_iter().filter_map(|(key, value)| Some((key, value?))) {
+            root[key] = value;
+        }
+        format!("{root:#}\n")
+    }
+}
+
+/// Typed access to the keys.
+struct Keys<'a> {
+    object: &'a Map<String, Value>,
+    moe: &'a Map<String, Value>,
+}
+
+impl Keys<'_> {
+    fn config(&self) -> Result<YuanConfig, ConfigError> {
+        self.refuse_unsupported()?;
+        let hidden_size = self.required("hidden_size")?;
+        let num_attention_heads: usize = self.required("num_attention_heads")?;
+        let layers = self.required("num_hidden_layers")?;
+        let head_dim = self.count("head_dim")?;
+        let from_heads = head_dim.and_then(|d| d.checked_mul(num_attention_heads));
+        let attention_projection_size = self
+            .agree(
+                "attention_projection_size",
+                self.count("attention_projection_size")?,
+                "head_dim × num_attention_heads",
+                from_heads,
+            )?
+            .unwrap_or(hidden_size);
+        let ffn_hidden_size = self
+            .agree(
+                "ffn_hidden_size",
+                self.count("ffn_hidden_size")?,
+                "moe_config.ffn_hidden_size",
+                moe_count(self.moe, "ffn_hidden_size")?,
+            )?
+            .or(self.count("intermediate_size")?)
+            .ok_or(ConfigError::Missing("ffn_hidden_size"))?;
+        let max_position_embeddings =
+            self.count("max_position_embeddings")?.or(self.count("model_max_length")?).unwrap_or(4096);
+        Ok(YuanConfig {
+            vocab_size: self.required("vocab_size")?,
+            hidden_size,
+            num_attention_heads,
+            attention_projection_size,
+            ffn_hidden_size,
+            experts_per_layer: self.experts_per_layer(layers)?,
+            moe_top_k: moe_count(self.moe, "moe_top_k")?.unwrap_or(2),
+            router_type: match self.moe.get("router_type").and_then(Value::as_str) {
+                Some("attn_router") => RouterType::Attention,
+                Some(_) => RouterType::Linear,
+                None => return Err(ConfigError::Missing("moe_config.router_type")),
+            },
+            use_lf_gate: self.flag("use_lf_gate")?.unwrap_or(true),
+            use_lfa_bias: self
+                .agree(
+                    "use_lfa_bias",
+                    self.flag("use_lfa_bias")?,
+                    "lf_conv2d_add_bias",
+                    self.flag("lf_conv2d_add_bias")?,
+                )?
+                .unwrap_or(false),
+            rms_norm_eps: self.number("rms_norm_eps")?.unwrap_or(1e-6),
+            rotary_base: self.number("rotary_base")?.ok_or(ConfigError::Missing("rotary_base"))?,
+            rotary_percent: self.number("rotary_percent")?.unwrap_or(1.0),
+            rotary_dim: self.count("rotary_dim")?,
+            seq_len_interpolation_factor: self.number("seq_len_interpolation_factor")?,
+            yarn: self.yarn(max_position_embeddings)?,
+            max_position_embeddings,
+            initializer_range: self.number("initializer_range")?.unwrap_or(0.02),
+            attention_dropout: self
+                .agree(
+                    "attn_dropout",
+                    self.number("attn_dropout")?,
+                    "attention_dropout",
+                    self.number("attention_dropout")?,
+                )?
+                .unwrap_or(0.0),
+            hidden_dropout: self.number("dropout")?.unwrap_or(0.0),
+            logit_scale: self.number("logit_scale")?.unwrap_or(1.0),
+            reset_attention_mask: self.flag("reset_attention_mask")?.unwrap_or(false),
+            tokens: self.tokens()?,
+        })
+    }
+
+    fn refuse_unsupported(&self) -> Result<(), ConfigError> {
+        let flags = [
+            ("use_moe", self.flag("use_moe")?, true, "every layer is a mixture of experts"),
+            ("use_bias", self.flag("use_bias")?, false, "projections have no bias"),
+            ("use_shareqk", self.flag("use_shareqk")?, false, "queries and keys are separate"),
+            ("rotary_interleaved", self.flag("rotary_interleaved")?, false, "rotary halves are paired"),
+            ("use_rope_scaling", self.flag("use_rope_scaling")?, false, "use_yarn is the scaling there is"),
+            ("causal_mask", self.flag("causal_mask")?, true, "attention is causal"),
+            (
+                "moe_config.gated_linear_unit",
+                flag(self.moe, "gated_linear_unit")?,
+                true,
+                "experts are SwiGLU",
+            ),
+        ];
+        for (key, value, supported, reason) in flags {
+            if let Some(value) = value.filter(|&value| value != supported) {
+                return Err(ConfigError::Unsupported { key, value: value.to_string(), reason });
+            }
+        }
+        if let Some(groups) = self.count("lf_conv2d_group")?.filter(|&groups| groups != 1) {
+            let reason = "the filter's convolutions are dense (1)";
+            return Err(ConfigError::Unsupported {
+                key: "lf_conv2d_group",
+                value: groups.to_string(),
+                reason,
+            });
+        }
+        if let Some(act) =
+            self.object.get("hidden_act").filter(|act| !act.is_null() && act.as_str() != Some("silu"))
+        {
+            return Err(ConfigError::Unsupported {
+                key: "hidden_act",
+                value: act.to_string(),
+                reason: "experts use silu",
+            });
+        }
+        if moe_count(self.moe, "num_attention_router_heads")? == Some(0) {
+            return Err(ConfigError::Contradiction(
+                "moe_config.num_attention_router_heads must not be 0".into(),
+            ));
+        }
+        Ok(())
+    }
+
+    fn experts_per_layer(&self, layers: usize) -> Result<Vec<usize>, ConfigError> {
+        // A count beyond any file's means would only exhaust memory below.
+        const MOST_LAYERS: usize = 1 << 16;
+        if layers == 0 || layers > MOST_LAYERS {
+            return Err(ConfigError::Contradiction(format!(
+                "num_hidden_layers = {layers} is not in 1..={MOST_LAYERS}"
+            )));
+        }
+        let key = "moe_config.per_layer_experts_blocks";
+        match self.moe.get("per_layer_experts_blocks") {
+            None | Some(Value::Null) => {
+                let experts = moe_count(self.moe, "moe_num_experts")?;
+                Ok(vec![experts.ok_or(ConfigError::Missing("moe_config.moe_num_experts"))?; layers])
+            }
+            Some(Value::Array(blocks)) => {
+                if blocks.len() != layers {
+                    return Err(ConfigError::Contradiction(format!(
+                        "{key} lists {} layers, but num_hidden_layers = {layers}",
+                        blocks.len()
+                    )));
+                }
+                blocks.iter().map(|block| as_count(key, block)).collect()
+            }
+            Some(other) => Err(wrong_kind(key, other, "a list of counts")),
+        }
+    }
+
+    fn yarn(&self, max_position_embeddings: usize) -> Result<Option<YarnConfig>, ConfigError> {
+        if !self.flag("use_yarn")?.unwrap_or(false) {
+            return Ok(None);
+        }
+        let scaled = self.count("scaled_max_position_embeddings")?;
+        Ok(Some(YarnConfig {
+            scale_factor: self.number("yarn_scale_factor")?.unwrap_or(128.0),
+            scaled_max_position_embeddings: scaled.unwrap_or(max_position_embeddings),
+        }))
+    }
+
+    fn tokens(&self) -> Result<SpecialTokens, ConfigError> {
+        let either = |short, long| self.agree(short, self.token(short)?, long, self.token(long)?);
+        Ok(SpecialTokens {
+            bos: self.token("bos_token_id")?,
+            eos: self.token("eos_token_id")?,
+            pad: self.token("pad_token_id")?,
+            eod: either("eod_token", "eod_token_id")?,
+            sep: either("sep_token", "sep_token_id")?,
+            mask: self.token("mask_token_id")?,
+        })
+    }
+
+    /// One value under two names: either, and equal where both are given.
+    fn agree<T: PartialEq + std::fmt::Display>(
+        &self,
+        key: &str,
+        value: Option<T>,
+        other_key: &str,
+        other: Option<T>,
+    ) -> Result<Option<T>, ConfigError> {
+        match (value, other) {
+            (Some(a), Some(b)) if a != b => {
+                Err(ConfigError::Contradiction(format!("{key} = {a} contradicts {other_key} = {b}")))
+            }
+            (a, b) => Ok(a.or(b)),
+        }
+    }
+
+    fn required(&self, key: &'static str) -> Result<usize, ConfigError> {
+        self.count(key)?.ok_or(ConfigError::Missing(key))
+    }
+
+    fn count(&self, key: &str) -> Result<Option<usize>, ConfigError> {
+        present(self.object, key).map(|value| as_count(key, value)).transpose()
+    }
+
+    fn token(&self, key: &str) -> Result<Option<u32>, ConfigError> {
+        // Some configs carry the token's text here; only ids have an effect.
+        let Some(value) = present(self.object, key).filter(|value| !value.is_string()) else {
+            return Ok(None);
+        };
+        let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+        id.map(Some).ok_or_else(|| wrong_kind(key, value, "a token id"))
+    }
+
+    fn number(&self, key: &str) -> Result<Option<f64>, ConfigError> {
+        let number = |value: &Value| value.as_f64().ok_or_else(|| wrong_kind(key, value, "a number"));
+        present(self.object, key).map(number).transpose()
+    }
+
+    fn flag(&self, key: &str) -> Result<Option<bool>, ConfigError> {
+        flag(self.object, key)
+    }
+}
+
+fn present<'a>(object: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {
+    object.get(key).filter(|value| !value.is_null())
+}
+
+fn flag(object: &Map<String, Value>, key: &str) -> Result<Option<bool>, ConfigError> {
+    let flag = |value: &Value| value.as_bool().ok_or_else(|| wrong_kind(key, value, "true or false"));
+    present(object, key).map(flag).transpose()
+}
+
+fn moe_count(moe: &Map<String, Value>, key: &str) -> Result<Option<usize>, ConfigError> {
+    present(moe, key).map(|value| as_count(&format!("moe_config.{key}"), value)).transpose()
+}
+
+fn as_count(key: &str, value: &Value) -> Result<usize, ConfigError> {
+    let count = value.as_u64().and_then(|count| usize::try_from(count).ok());
+    count.ok_or_else(|| wrong_kind(key, value, "a count"))
+}
+
+fn wrong_kind(key: &str, value: &Value, expected: &str) -> ConfigError {
+    ConfigError::Format(format!("`{key}` is {value}; expected {expected}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(edit: impl FnOnce(&mut Value)) -> Result<YuanConfig, ConfigError> {
+        let mut root: Value = serde_json::from_str(&YuanConfig::tiny(96).to_json()).unwrap();
+        edit(&mut root);
+        YuanConfig::from_json(&root.to_string())
+    }
+
+    #[test]
+    fn every_preset_survives_a_round_trip() {
+        let yarn = YarnConfig { scale_factor: 4.0, scaled_max_position_embeddings: 256 };
+        let odd = YuanConfig {
+            rotary_dim: Some(16),
+            seq_len_interpolation_factor: Some(2.0),
+            yarn: Some(yarn),
+            attention_dropout: 0.1,
+            ..YuanConfig::tiny(96)
+        };
+        for config in [YuanConfig::flash(), YuanConfig::ultra(), YuanConfig::ultra_unpruned(), odd] {
+            assert_eq!(YuanConfig::from_json(&config.to_json()).unwrap(), config);
+        }
+    }
+
+    #[test]
+    fn a_multimodal_config_holds_the_language_model_under_llm_config() {
+        let config = YuanConfig::ultra();
+        let nested = format!(r#"{{"model_type": "yuanvl", "llm_config": {}}}"#, config.to_json());
+        assert_eq!(YuanConfig::from_json(&nested).unwrap(), config);
+    }
+
+    #[test]
+    fn unknown_keys_are_tolerated_and_the_per_layer_list_wins() {
+        let config = with(|root| {
+            root["something_new"] = json!({"deep": [1, 2]});
+            root["moe_config"]["per_layer_experts_blocks"] = json!([4, 6]);
+        });
+        assert_eq!(config.unwrap().experts_per_layer, [4, 6]);
+    }
+
+    #[test]
+    fn contradictions_name_both_keys() {
+        let message = |edit: &dyn Fn(&mut Value)| with(|root| edit(root)).unwrap_err().to_string();
+        assert_eq!(
+            message(&|root| root["moe_config"]["ffn_hidden_size"] = json!(99)),
+            "ffn_hidden_size = 32 contradicts moe_config.ffn_hidden_size = 99"
+        );
+        assert_eq!(
+            message(&|root| root["head_dim"] = json!(16)),
+            "attention_projection_size = 64 contradicts head_dim × num_attention_heads = 32"
+        );
+        assert_eq!(
+            message(&|root| root["moe_config"]["per_layer_experts_blocks"] = json!([4])),
+            "moe_config.per_layer_experts_blocks lists 1 layers, but num_hidden_layers = 2"
+        );
+        assert_eq!(
+            message(&|root| root["moe_config"]["per_layer_experts_blocks"] = json!([4, 1])),
+            "layer 1 has 1 experts, fewer than moe_config.moe_top_k = 2"
+        );
+        assert_eq!(
+            message(&|root| root["num_attention_heads"] = json!(3)),
+            "attention_projection_size = 64 contradicts head_dim × num_attention_heads = 96"
+        );
+        assert_eq!(
+            message(&|root| root["lf_conv2d_add_bias"] = json!(true)),
+            "use_lfa_bias = false contradicts lf_conv2d_add_bias = true"
+        );
+        assert_eq!(
+            message(&|root| root["eod_token"] = json!(500)),
+            "eod_token_id = 500 is outside vocab_size = 96".replace("eod_token_id", "eod_token_id")
+        );
+    }
+
+    #[test]
+    fn what_is_not_computed_is_refused() {
+        for (key, value) in [
+            ("use_moe", json!(false)),
+            ("use_bias", json!(true)),
+            ("use_shareqk", json!(true)),
+            ("rotary_interleaved", json!(true)),
+            ("use_rope_scaling", json!(true)),
+            ("lf_conv2d_group", json!(4)),
+            ("hidden_act", json!("gelu")),
+        ] {
+            let error = with(|root| root[key] = value.clone()).unwrap_err();
+            assert!(matches!(error, ConfigError::Unsupported { .. }), "{key}: {error}");
+            assert!(error.to_string().starts_with(key), "{error}");
+        }
+    }
+
+    #[test]
+    fn absent_and_misshapen_keys_are_named() {
+        for key in ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "rotary_base"] {
+            let error = with(|root| drop(root.as_object_mut().unwrap().remove(key))).unwrap_err();
+            assert_eq!(error.to_string(), format!("the configuration has no `{key}`"));
+            let error = with(|root| root[key] = json!("many")).unwrap_err();
+            assert!(error.to_string().contains(&format!("`{key}` is \"many\"")), "{error}");
+        }
+        assert!(matches!(YuanConfig::from_json("{"), Err(ConfigError::Format(_))));
+        assert!(matches!(YuanConfig::from_json("[]"), Err(ConfigError::Format(_))));
+    }
+}

@@ -1,0 +1,21 @@
+//! Next-token cross-entropy in f32, with a loss mask.
+
+use burn::tensor::{FloatDType, Int, Tensor, activation::log_softmax};
+
+/// Cross-entropy of every position: `[batch, seq, vocab]` and labels `[batch, seq]` → `[batch, seq]`.
+pub fn token_losses(logits: Tensor<3>, labels: Tensor<2, Int>) -> Tensor<2> {
+    let [batch, seq, vocab] = logits.dims();
+    let logits = logits.cast(FloatDType::F32).reshape([batch * seq, vocab]);
+    let picked = log_softmax(logits, 1).gather(1, labels.reshape([batch * seq, 1]));
+    picked.neg().reshape([batch, seq])
+}
+
+/// `Σ mask · loss / Σ mask` over `[batch, seq]`; without a mask, the mean. Shape `[1]`.
+///
+/// A mask of zeros gives a loss of zero.
+pub fn masked_mean(losses: Tensor<2>, mask: Option<Tensor<2>>) -> Tensor<1> {
+    match mask {
+        Some(mask) => (losses * mask.clone()).sum() / mask.sum().clamp_min(1.0),
+        None => losses.mean(),
+    }
+}

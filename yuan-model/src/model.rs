@@ -1,0 +1,126 @@
+//! The whole language model: embedding → blocks → norm → head.
+
+use burn::{
+    module::{Initializer, Module},
+    nn::{Embedding, EmbeddingConfig, Linear, LinearConfig},
+    tensor::{Bool, Device, Int, Tensor},
+};
+
+use crate::{
+    Block, ConfigError, YuanConfig,
+    attention::{DocumentMask, project},
+    moe::MoeOptions,
+    norm::RmsNorm,
+    rope::Rotary,
+};
+
+/// A Yuan3.0 language model.
+#[derive(Module, Debug)]
+pub struct YuanModel {
+    /// `[vocab, hidden]`
+    pub embedding: Embedding,
+    /// The layers, first one first.
+    pub blocks: Vec<Block>,
+    /// Norm before the head.
+    pub final_norm: RmsNorm,
+    /// `[hidden, vocab]`, not tied to the embedding.
+    pub head: Linear,
+    #[module(skip)]
+    config: YuanConfig,
+}
+
+/// What a forward pass may be given beside the tokens.
+#[derive(Debug, Clone, Default)]
+pub struct ForwardOptions {
+    /// Position of every token in its document, `[batch, seq]`; absent: `0..seq`.
+    pub position_ids: Option<Tensor<2, Int>>,
+    /// True where a token is padding, `[batch, seq]`; padding is not counted in `tokens_per_expert`.
+    pub padding: Option<Tensor<2, Bool>>,
+    /// One bias per layer, `[num_experts]`, added to the router's logits when experts are chosen.
+    pub selection_bias: Option<Vec<Tensor<1>>>,
+}
+
+/// Hidden states and expert loads of a forward pass.
+#[derive(Debug, Clone)]
+pub struct HiddenOutput {
+    /// Normed output of the last layer, `[batch, seq, hidden]`.
+    pub hidden: Tensor<3>,
+    /// Per layer: tokens that each expert received, padding excluded, `[num_experts]`.
+    pub tokens_per_expert: Vec<Tensor<1, Int>>,
+}
+
+/// Logits and expert loads of a forward pass.
+#[derive(Debug, Clone)]
+pub struct ModelOutput {
+    /// `[batch, seq, vocab]`
+    pub logits: Tensor<3>,
+    /// Per layer: tokens that each expert received, padding excluded, `[num_experts]`.
+    pub tokens_per_expert: Vec<Tensor<1, Int>>,
+}
+
+impl YuanModel {
+    /// A freshly initialised model; its weights are drawn from the device's random state.
+    ///
+    /// # Errors
+    ///
+    /// If the configuration contradicts itself.
+    pub fn new(config: &YuanConfig, device: &Device) -> Result<Self, ConfigError> {
+        config.validate()?;
+        let normal = Initializer::Normal { mean: 0.0, std: config.initializer_range };
+        let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+        Ok(Self {
+            embedding: EmbeddingConfig::new(vocab, hidden).with_initializer(normal.clone()).init(device),
+            blocks: (0..config.num_hidden_layers()).map(|layer| Block::new(config, layer, device)).collect(),
+            final_norm: RmsNorm::new(hidden, config.rms_norm_eps, device),
+            head: LinearConfig::new(hidden, vocab).with_bias(false).with_initializer(normal).init(device),
+            config: config.clone(),
+        })
+    }
+
+    /// What the model is; after [`keep_experts`](Self::keep_experts), what it has become.
+    pub fn config(&self) -> &YuanConfig {
+        &self.config
+    }
+
+    pub(crate) fn config_mut(&mut self) -> &mut YuanConfig {
+        &mut self.config
+    }
+
+    /// Logits for every position of `input_ids`, `[batch, seq]`.
+    ///
+    /// # Panics
+    ///
+    /// If a token lies outside the vocabulary or the options have other shapes than the input.
+    pub fn forward(&self, input_ids: Tensor<2, Int>, options: ForwardOptions) -> ModelOutput {
+        let HiddenOutput { hidden, tokens_per_expert } = self.forward_hidden(input_ids, options);
+        ModelOutput { logits: self.logits(hidden), tokens_per_expert }
+    }
+
+    /// Normed hidden states for every position: the forward pass less the head.
+    pub fn forward_hidden(&self, input_ids: Tensor<2, Int>, options: ForwardOptions) -> HiddenOutput {
+        let [_, seq] = input_ids.dims();
+        let documents = match (&options.position_ids, self.config.reset_attention_mask) {
+            (Some(position_ids), true) => Some(DocumentMask::new(position_ids.clone())),
+            _ => None,
+        };
+        let rotary = Rotary::new(&self.config, options.position_ids, seq, &input_ids.device());
+        let mut x = self.embedding.forward(input_ids);
+        let mut tokens_per_expert = Vec::with_capacity(self.blocks.len());
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let moe = MoeOptions {
+                selection_bias: options.selection_bias.as_ref().map(|bias| bias[layer].clone()),
+                padding: options.padding.clone(),
+            };
+            let (hidden, load) = block.forward(x, &rotary, documents.as_ref(), moe);
+            x = hidden;
+            tokens_per_expert.push(load);
+        }
+        HiddenOutput { hidden: self.final_norm.forward(x), tokens_per_expert }
+    }
+
+    /// The head alone: `[batch, seq, hidden]` → `[batch, seq, vocab]`.
+    pub fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
+        let logits = project(&self.head, hidden);
+        if self.config.logit_scale == 1.0 { logits } else { logits.mul_scalar(self.config.logit_scale) }
+    }
+}

@@ -1,0 +1,184 @@
+//! The seam: operations that matter for speed.
+//!
+//! The model calls the functions of this module and knows nothing beneath them. Every
+//! operation has a [`portable`] form in terms of Burn's own operations, which is the truth
+//! and runs on every backend, and may have a faster form for one backend beside it.
+//! Gradients are written by hand in `autodiff`: Burn's own would differentiate a slice of
+//! the stacked weights into a full-size tensor per expert, a cost that grows with E².
+
+use burn::backend::{
+    Backend, Dispatch, backend_extension,
+    tensor::{FloatTensor, IntTensor},
+};
+use burn::tensor::{Int, Tensor};
+
+mod autodiff;
+#[cfg(feature = "flex")]
+mod flex;
+pub mod portable;
+
+/// Scalars of one AdamW update of one tensor.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamWStep {
+    /// Learning rate.
+    pub learning_rate: f64,
+    /// Decay of the first moment, β₁.
+    pub beta_1: f64,
+    /// Decay of the second moment, β₂.
+    pub beta_2: f64,
+    /// ε, added to the root of the corrected second moment.
+    pub epsilon: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Updates of this tensor, this one included.
+    pub step: u64,
+    /// Multiplies the gradient first: the factor of global-norm clipping.
+    pub gradient_scale: f64,
+}
+
+/// Operations that a backend may replace; the defaults are the portable forms.
+#[cfg_attr(
+    feature = "ndarray",
+    expect(deprecated, reason = "users ask for ndarray, which upstream deprecates in favour of flex")
+)]
+#[backend_extension(
+    Flex: cfg(feature = "flex"),
+    NdArray: cfg(feature = "ndarray"),
+    Cube: cfg(any(feature = "wgpu", feature = "cuda")),
+    Autodiff
+)]
+pub trait YuanOps: Backend {
+    /// See [`grouped_matmul`].
+    fn grouped_matmul(
+        rows: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        rows_per_group: Vec<usize>,
+    ) -> FloatTensor<Self> {
+        portable::grouped_matmul::<Self>(rows, weight, &rows_per_group)
+    }
+
+    /// Gradient of [`grouped_matmul`] for the weights: `rowsᵀ · grad` of every group.
+    fn grouped_matmul_weight_backward(
+        rows: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        rows_per_group: Vec<usize>,
+    ) -> FloatTensor<Self> {
+        portable::grouped_matmul_weight_backward::<Self>(rows, grad, &rows_per_group)
+    }
+
+    /// See [`swiglu`].
+    fn swiglu(gate_up: FloatTensor<Self>) -> FloatTensor<Self> {
+        portable::swiglu::<Self>(gate_up)
+    }
+
+    /// Gradient of [`swiglu`] for its input.
+    fn swiglu_backward(gate_up: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        portable::swiglu_backward::<Self>(gate_up, grad)
+    }
+
+    /// See [`gather_rows`].
+    fn gather_rows(
+        source: FloatTensor<Self>,
+        rows: IntTensor<Self>,
+        _inverse: IntTensor<Self>,
+        _copies: usize,
+    ) -> FloatTensor<Self> {
+        Self::float_select(source, 0, rows)
+    }
+
+    /// See [`adamw_update`]; returns parameter, first and second moment.
+    fn adamw_update(
+        param: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        moment_1: FloatTensor<Self>,
+        moment_2: FloatTensor<Self>,
+        step: AdamWStep,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        portable::adamw_update::<Self>(param, grad, moment_1, moment_2, &step)
+    }
+}
+
+#[cfg(feature = "ndarray")]
+#[expect(deprecated, reason = "users ask for ndarray, which upstream deprecates in favour of flex")]
+mod ndarray {
+    impl super::YuanOps for burn::backend::NdArray {}
+}
+
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod cube {
+    impl super::YuanOps for burn::backend::CubeBackend {}
+}
+
+/// One matrix product per group of rows, each with its own weight: the experts' product.
+///
+/// Row `i` of `rows` belongs to the group that `rows_per_group` says; groups follow each
+/// other and may be empty. The cost follows the rows: nothing is padded to the busiest group.
+///
+/// # Shapes
+///
+/// - `rows`: `[num_rows, d_in]`, sorted by group
+/// - `weight`: `[groups, d_in, d_out]`
+/// - output: `[num_rows, d_out]`
+///
+/// # Panics
+///
+/// If the shapes do not fit, or `rows_per_group` does not sum to `num_rows`.
+pub fn grouped_matmul(rows: Tensor<2>, weight: Tensor<3>, rows_per_group: &[usize]) -> Tensor<2> {
+    let ([num_rows, d_in], [groups, weight_in, _]) = (rows.dims(), weight.dims());
+    assert_eq!(d_in, weight_in, "rows of width {d_in} against weights of {weight_in} rows");
+    assert_eq!(rows_per_group.len(), groups, "one row count for each of {groups} groups");
+    assert_eq!(rows_per_group.iter().sum::<usize>(), num_rows, "row counts sum to the rows");
+    let (rows, weight) = (rows.into_dispatch(), weight.into_dispatch());
+    Tensor::from_dispatch(Dispatch::grouped_matmul(rows, weight, rows_per_group.to_vec()))
+}
+
+/// SwiGLU: `silu(gate) ⊙ up` of `[gate | up]` side by side.
+///
+/// # Shapes
+///
+/// - `gate_up`: `[num_rows, 2 · d]`
+/// - output: `[num_rows, d]`
+pub fn swiglu(gate_up: Tensor<2>) -> Tensor<2> {
+    Tensor::from_dispatch(Dispatch::swiglu(gate_up.into_dispatch()))
+}
+
+/// Rows of `source` in a new order, each `copies` times over all.
+///
+/// `inverse` lists, for source row `i`, the `copies` output rows that hold it; with it the
+/// gradient is again a gather (and a sum over the copies), not a scatter.
+///
+/// # Shapes
+///
+/// - `source`: `[num_rows, d]`
+/// - `rows`: `[num_rows · copies]`, source row of every output row
+/// - `inverse`: `[num_rows · copies]`, output rows of source row 0, then of row 1, …
+/// - output: `[num_rows · copies, d]`
+pub fn gather_rows(
+    source: Tensor<2>,
+    rows: Tensor<1, Int>,
+    inverse: Tensor<1, Int>,
+    copies: usize,
+) -> Tensor<2> {
+    let (rows, inverse) = (rows.into_dispatch(), inverse.into_dispatch());
+    Tensor::from_dispatch(Dispatch::gather_rows(source.into_dispatch(), rows, inverse, copies))
+}
+
+/// One AdamW update in place of the ten passes of its formula; bias-corrected, decay decoupled.
+///
+/// The tensors carry no autodiff graph and have one shape. Returns the new parameter and moments.
+pub fn adamw_update<const D: usize>(
+    param: Tensor<D>,
+    grad: Tensor<D>,
+    [moment_1, moment_2]: [Tensor<D>; 2],
+    step: AdamWStep,
+) -> (Tensor<D>, [Tensor<D>; 2]) {
+    let (param, moment_1, moment_2) = Dispatch::adamw_update(
+        param.into_dispatch(),
+        grad.into_dispatch(),
+        moment_1.into_dispatch(),
+        moment_2.into_dispatch(),
+        step,
+    );
+    let [moment_1, moment_2] = [moment_1, moment_2].map(Tensor::from_dispatch);
+    (Tensor::from_dispatch(param), [moment_1, moment_2])
+}

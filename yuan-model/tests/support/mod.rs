@@ -1,0 +1,176 @@
+//! What the integration tests share: devices, fixtures and comparisons.
+#![allow(dead_code, reason = "every test binary uses its own part")]
+
+use std::{collections::HashMap, fs, path::PathBuf};
+
+use burn::{
+    module::{Module, ModuleVisitor, Param},
+    tensor::{Device, Gradients, Int, Tensor, TensorData},
+};
+use safetensors::{Dtype, SafeTensors};
+use yuan_model::{
+    YuanConfig,
+    hf::{HostTensor, ParameterSource},
+    named,
+};
+
+/// Devices that the tests run on: `YUAN_DEVICE` names one, otherwise both CPU backends.
+pub fn devices() -> Vec<(&'static str, Device)> {
+    let all: [(&'static str, fn() -> Device); 2] = [("flex", Device::flex), ("ndarray", ndarray)];
+    let wanted = std::env::var("YUAN_DEVICE").ok();
+    let chosen = all.into_iter().filter(|(name, _)| wanted.as_ref().is_none_or(|wanted| wanted == name));
+    let devices: Vec<_> = chosen.map(|(name, device)| (name, device())).collect();
+    assert!(!devices.is_empty(), "YUAN_DEVICE = {wanted:?} names no device of these tests");
+    devices
+}
+
+#[allow(deprecated, reason = "users ask for ndarray, which upstream deprecates in favour of flex")]
+fn ndarray() -> Device {
+    Device::ndarray()
+}
+
+/// The reference directory: `YUAN_REFERENCE`, or our own copy.
+pub fn reference() -> PathBuf {
+    let own = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    std::env::var_os("YUAN_REFERENCE").map_or_else(own, PathBuf::from)
+}
+
+/// One file of reference tensors.
+pub struct Fixture {
+    file: String,
+    floats: HashMap<String, HostTensor>,
+    ints: HashMap<String, (Vec<usize>, Vec<i64>)>,
+}
+
+impl Fixture {
+    pub fn load(file: &str) -> Self {
+        let path = reference().join(file);
+        let bytes = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let (mut floats, mut ints) = (HashMap::new(), HashMap::new());
+        for (name, view) in tensors.tensors() {
+            let (shape, data) = (view.shape().to_vec(), view.data());
+            match view.dtype() {
+                Dtype::F32 => {
+                    let values = data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+                    floats.insert(name, HostTensor { shape, values });
+                }
+                Dtype::I64 => {
+                    let values = data.as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect();
+                    ints.insert(name, (shape, values));
+                }
+                other => panic!("{file}: {name} is {other:?}"),
+            }
+        }
+        Self { file: file.into(), floats, ints }
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.floats.contains_key(name) || self.ints.contains_key(name)
+    }
+
+    pub fn host(&self, name: &str) -> &HostTensor {
+        self.floats.get(name).unwrap_or_else(|| panic!("{} has no {name}", self.file))
+    }
+
+    pub fn tensor<const D: usize>(&self, name: &str, device: &Device) -> Tensor<D> {
+        let HostTensor { shape, values } = self.host(name).clone();
+        Tensor::from_data(TensorData::new(values, shape), device)
+    }
+
+    pub fn int<const D: usize>(&self, name: &str, device: &Device) -> Tensor<D, Int> {
+        let (shape, values) = self.ints[name].clone();
+        Tensor::from_data(TensorData::new(values, shape), device)
+    }
+
+    pub fn ints(&self, name: &str) -> Vec<i64> {
+        self.ints[name].1.clone()
+    }
+
+    pub fn scalar(&self, name: &str) -> f32 {
+        self.host(name).values[0]
+    }
+}
+
+/// The sources below a path, with both prefixes stripped.
+pub fn sources_under(config: &YuanConfig, path: &str, name: &str) -> Vec<ParameterSource> {
+    let strip = |mut source: ParameterSource| {
+        source.path = source.path.strip_prefix(path)?.into();
+        source.names =
+            source.names.iter().map(|n| Some(n.strip_prefix(name)?.into())).collect::<Option<_>>()?;
+        Some(source)
+    };
+    config.parameter_sources().into_iter().filter_map(strip).collect()
+}
+
+/// Fills a module from the fixture's tensors under `prefix`.
+pub fn fill<M: Module>(module: M, sources: &[ParameterSource], fixture: &Fixture, prefix: &str) -> M {
+    let mut filled = 0;
+    let module = named::write_parameters(module, |path, shape| {
+        let source = sources.iter().find(|source| source.path == path)?;
+        filled += 1;
+        let data = assemble(source, fixture, prefix);
+        assert_eq!(data.shape(), shape, "{path}");
+        Some(data)
+    });
+    assert_eq!(filled, sources.len(), "every parameter is filled");
+    module
+}
+
+pub fn assemble(source: &ParameterSource, fixture: &Fixture, prefix: &str) -> TensorData {
+    let tensors: Vec<_> =
+        source.names.iter().map(|name| fixture.host(&format!("{prefix}{name}")).clone()).collect();
+    source.assemble(&tensors)
+}
+
+/// Gradients of a module by path.
+pub fn gradients<M: Module>(module: &M, gradients: &Gradients) -> HashMap<String, TensorData> {
+    struct Collect<'a> {
+        gradients: &'a Gradients,
+        path: Vec<String>,
+        found: HashMap<String, TensorData>,
+    }
+    impl ModuleVisitor for Collect<'_> {
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.path.push(name.into());
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.path.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if let Some(grad) = param.val().grad(self.gradients) {
+                self.found.insert(self.path.join("."), grad.into_data());
+            }
+        }
+    }
+    let mut visitor = Collect { gradients, path: Vec::new(), found: HashMap::new() };
+    module.visit(&mut visitor);
+    visitor.found
+}
+
+pub fn values(data: &TensorData) -> Vec<f32> {
+    data.clone().convert::<f32>().iter::<f32>().collect()
+}
+
+/// Absolute difference at most `tolerance` everywhere, and the same shape.
+pub fn assert_near<const D: usize>(what: &str, ours: &Tensor<D>, expected: &HostTensor, tolerance: f32) {
+    assert_eq!(ours.dims().to_vec(), expected.shape, "{what}: shape");
+    let worst = largest_difference(&values(&ours.to_data()), &expected.values);
+    assert!(worst <= tolerance, "{what}: differs by {worst:e}, more than {tolerance:e}");
+}
+
+/// `max |Δ| ≤ 1e-4 · max |g| + 1e-6`, the reference's tolerance for gradients.
+pub fn assert_gradient(what: &str, ours: &TensorData, expected: &TensorData) {
+    assert_eq!(ours.shape(), expected.shape(), "{what}: shape");
+    let (ours, expected) = (values(ours), values(expected));
+    let largest = expected.iter().fold(0.0_f32, |max, g| max.max(g.abs()));
+    let worst = largest_difference(&ours, &expected);
+    assert!(worst <= 1e-4 * largest + 1e-6, "{what}: gradient differs by {worst:e}, largest {largest:e}");
+}
+
+/// A NaN on either side counts as infinitely far.
+pub fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    let distance = |(a, b): (&f32, &f32)| if (a - b).is_nan() { f32::INFINITY } else { (a - b).abs() };
+    a.iter().zip(b).map(distance).fold(0.0, f32::max)
+}
