@@ -9,7 +9,7 @@ use burn::{
     },
 };
 
-use crate::{YuanConfig, filter::LocalizedFilter, rope::Rotary};
+use crate::{YuanConfig, filter::LocalizedFilter, ops, rope::Rotary};
 
 /// Self-attention of one layer: values from the normed input, queries and keys from its filtered form.
 #[derive(Module, Debug)]
@@ -82,12 +82,15 @@ impl Attention {
     pub fn attend(&self, qkv: QueryKeyValue, documents: Option<&DocumentMask>) -> Tensor<3> {
         let [batch, seq, heads, head_dim] = qkv.query.dims();
         let [query, key, value] = [qkv.query, qkv.key, qkv.value].map(|x| x.swap_dims(1, 2));
-        let context = if self.dropout.prob > 0.0 && query.device().is_autodiff() {
-            self.attend_with_dropout(query, key, value, documents)
-        } else {
-            let mask = documents.map(|documents| documents.expand(heads));
-            let options = AttentionModuleOptions { is_causal: true, ..Default::default() };
-            attention(query, key, value, mask, None, options)
+        let context = match documents {
+            _ if self.dropout.prob > 0.0 && query.device().is_autodiff() => {
+                self.attend_with_dropout(query, key, value, documents)
+            }
+            Some(documents) => {
+                let options = AttentionModuleOptions { is_causal: true, ..Default::default() };
+                attention(query, key, value, Some(documents.expand(heads)), None, options)
+            }
+            None => ops::causal_attention(query, key, value),
         };
         context.swap_dims(1, 2).reshape([batch, seq, heads * head_dim])
     }

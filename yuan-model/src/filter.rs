@@ -5,7 +5,7 @@ use burn::{
     tensor::{Device, Tensor},
 };
 
-use crate::{YuanConfig, norm::RmsNorm};
+use crate::{YuanConfig, norm::RmsNorm, ops};
 
 /// `f = RMSNorm(conv2(conv1(u)) + u)`: every token sees itself and the two before it.
 #[derive(Module, Debug)]
@@ -65,10 +65,7 @@ impl PairConv {
         let d_out = weight.dims()[1] / 2;
         // One product for both taps, then a shifted sum: narrower than joining pairs of inputs.
         let taps = x.reshape([batch * seq, d_in]).matmul(weight).reshape([batch, seq, 2 * d_out]);
-        let current = taps.clone().slice([0..batch, 0..seq, d_out..2 * d_out]);
-        let previous = taps.slice([0..batch, 0..seq - 1, 0..d_out]);
-        let first = Tensor::zeros([batch, 1, d_out], (&current.device(), current.dtype()));
-        let y = current + Tensor::cat(vec![first, previous], 1);
+        let y = ops::add_previous(taps);
         match &self.bias {
             Some(bias) => y.clone() + bias.val().cast(y.dtype()).unsqueeze::<3>(),
             None => y,

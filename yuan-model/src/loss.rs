@@ -1,13 +1,14 @@
 //! Next-token cross-entropy in f32, with a loss mask.
 
-use burn::tensor::{FloatDType, Int, Tensor, activation::log_softmax};
+use burn::tensor::{FloatDType, Int, Tensor};
+
+use crate::ops;
 
 /// Cross-entropy of every position: `[batch, seq, vocab]` and labels `[batch, seq]` → `[batch, seq]`.
 pub fn token_losses(logits: Tensor<3>, labels: Tensor<2, Int>) -> Tensor<2> {
     let [batch, seq, vocab] = logits.dims();
     let logits = logits.cast(FloatDType::F32).reshape([batch * seq, vocab]);
-    let picked = log_softmax(logits, 1).gather(1, labels.reshape([batch * seq, 1]));
-    picked.neg().reshape([batch, seq])
+    ops::cross_entropy(logits, labels.reshape([batch * seq])).reshape([batch, seq])
 }
 
 /// `Σ mask · loss / Σ mask` over `[batch, seq]`; without a mask, the mean. Shape `[1]`.

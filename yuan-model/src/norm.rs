@@ -5,6 +5,8 @@ use burn::{
     tensor::{Device, FloatDType, Tensor},
 };
 
+use crate::ops;
+
 /// `RMSNorm(x; g) = g ⊙ x / sqrt(mean(x²) + ε)` over the last axis; no centring, no bias.
 #[derive(Module, Debug)]
 pub struct RmsNorm {
@@ -21,11 +23,9 @@ impl RmsNorm {
 
     /// Normalises `[batch, seq, hidden]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let dtype = x.dtype();
-        let x = x.cast(FloatDType::F32);
-        let mean_square = x.clone().square().mean_dim(2);
-        let inverse = mean_square.add_scalar(self.epsilon).sqrt().recip();
-        let weight = self.weight.val().cast(FloatDType::F32).unsqueeze::<3>();
-        (x * inverse * weight).cast(dtype)
+        let ([batch, seq, hidden], dtype) = (x.dims(), x.dtype());
+        let rows = x.cast(FloatDType::F32).reshape([batch * seq, hidden]);
+        let weight = self.weight.val().cast(FloatDType::F32);
+        ops::rms_norm(rows, weight, self.epsilon).cast(dtype).reshape([batch, seq, hidden])
     }
 }

@@ -6,11 +6,16 @@
 //! Gradients are written by hand in `autodiff`: Burn's own would differentiate a slice of
 //! the stacked weights into a full-size tensor per expert, a cost that grows with E².
 
+#![cfg_attr(
+    feature = "ndarray",
+    allow(deprecated, reason = "users ask for ndarray, which upstream deprecates in favour of flex")
+)]
+
 use burn::backend::{
     Backend, Dispatch, backend_extension,
     tensor::{FloatTensor, IntTensor},
 };
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Int, Tensor, ops::AttentionModuleOptions};
 
 mod autodiff;
 #[cfg(feature = "flex")]
@@ -37,10 +42,6 @@ pub struct AdamWStep {
 }
 
 /// Operations that a backend may replace; the defaults are the portable forms.
-#[cfg_attr(
-    feature = "ndarray",
-    expect(deprecated, reason = "users ask for ndarray, which upstream deprecates in favour of flex")
-)]
 #[backend_extension(
     Flex: cfg(feature = "flex"),
     NdArray: cfg(feature = "ndarray"),
@@ -86,6 +87,106 @@ pub trait YuanOps: Backend {
         Self::float_select(source, 0, rows)
     }
 
+    /// Gradient of [`gather_rows`] for its source.
+    fn gather_rows_backward(
+        grad: FloatTensor<Self>,
+        inverse: IntTensor<Self>,
+        copies: usize,
+    ) -> FloatTensor<Self> {
+        portable::gather_rows_backward::<Self>(grad, inverse, copies)
+    }
+
+    /// See [`combine_rows`].
+    fn combine_rows(
+        rows: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        row_of_pair: IntTensor<Self>,
+        _pair_of_row: IntTensor<Self>,
+    ) -> FloatTensor<Self> {
+        portable::combine_rows::<Self>(rows, weights, row_of_pair)
+    }
+
+    /// Gradients of [`combine_rows`] for the rows and for the weights.
+    fn combine_rows_backward(
+        rows: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        row_of_pair: IntTensor<Self>,
+        pair_of_row: IntTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        portable::combine_rows_backward::<Self>(rows, weights, row_of_pair, pair_of_row, grad)
+    }
+
+    /// See [`rms_norm`].
+    fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
+        portable::rms_norm::<Self>(x, weight, epsilon)
+    }
+
+    /// Gradients of [`rms_norm`] for its input and its weight.
+    fn rms_norm_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        portable::rms_norm_backward::<Self>(x, weight, grad, epsilon)
+    }
+
+    /// See [`add_previous`].
+    fn add_previous(taps: FloatTensor<Self>) -> FloatTensor<Self> {
+        portable::add_previous::<Self>(taps)
+    }
+
+    /// Gradient of [`add_previous`] for its input.
+    fn add_previous_backward(grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        portable::add_previous_backward::<Self>(grad)
+    }
+
+    /// See [`rotate`].
+    fn rotate(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
+        portable::rotate::<Self>(x, cos, sin)
+    }
+
+    /// See [`causal_attention`].
+    fn causal_attention(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let options = AttentionModuleOptions { is_causal: true, ..Default::default() };
+        Self::attention(query, key, value, None, None, options)
+    }
+
+    /// Gradients of [`causal_attention`] for queries, keys and values.
+    fn causal_attention_backward(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        portable::causal_attention_backward::<Self>(query, key, value, grad)
+    }
+
+    /// See [`cross_entropy`].
+    fn cross_entropy(logits: FloatTensor<Self>, labels: IntTensor<Self>) -> FloatTensor<Self> {
+        portable::cross_entropy::<Self>(logits, labels)
+    }
+
+    /// Gradient of [`cross_entropy`] for the logits.
+    fn cross_entropy_backward(
+        logits: FloatTensor<Self>,
+        labels: IntTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        portable::cross_entropy_backward::<Self>(logits, labels, grad)
+    }
+
+    /// See [`sum_of_squares`].
+    fn sum_of_squares(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let squares = Self::float_mul(x.clone(), x);
+        Self::float_sum(squares)
+    }
+
     /// See [`adamw_update`]; returns parameter, first and second moment.
     fn adamw_update(
         param: FloatTensor<Self>,
@@ -99,7 +200,6 @@ pub trait YuanOps: Backend {
 }
 
 #[cfg(feature = "ndarray")]
-#[expect(deprecated, reason = "users ask for ndarray, which upstream deprecates in favour of flex")]
 mod ndarray {
     impl super::YuanOps for burn::backend::NdArray {}
 }
@@ -161,6 +261,67 @@ pub fn gather_rows(
 ) -> Tensor<2> {
     let (rows, inverse) = (rows.into_dispatch(), inverse.into_dispatch());
     Tensor::from_dispatch(Dispatch::gather_rows(source.into_dispatch(), rows, inverse, copies))
+}
+
+/// Adds up the rows of each token by weight: `y_t = Σ_j w_tj · rows[row_of_pair[t · top_k + j]]`.
+///
+/// # Shapes
+///
+/// - `rows`: `[tokens · top_k, d]` in any order
+/// - `weights`: `[tokens, top_k]`
+/// - `row_of_pair`: `[tokens · top_k]`, where the row of each (token, choice) pair is
+/// - `pair_of_row`: `[tokens · top_k]`, its inverse
+/// - output: `[tokens, d]`
+pub fn combine_rows(
+    rows: Tensor<2>,
+    weights: Tensor<2>,
+    row_of_pair: Tensor<1, Int>,
+    pair_of_row: Tensor<1, Int>,
+) -> Tensor<2> {
+    let (rows, weights) = (rows.into_dispatch(), weights.into_dispatch());
+    let (row_of_pair, pair_of_row) = (row_of_pair.into_dispatch(), pair_of_row.into_dispatch());
+    Tensor::from_dispatch(Dispatch::combine_rows(rows, weights, row_of_pair, pair_of_row))
+}
+
+/// `weight ⊙ x / sqrt(mean(x²) + ε)` of every row: `[rows, d]` and `[d]` → `[rows, d]`.
+pub fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64) -> Tensor<2> {
+    Tensor::from_dispatch(Dispatch::rms_norm(x.into_dispatch(), weight.into_dispatch(), epsilon))
+}
+
+/// `y_t = current_t + previous_{t−1}` of `[previous | current]` side by side, `previous_{−1} = 0`.
+///
+/// `[batch, seq, 2 · d]` → `[batch, seq, d]`.
+pub fn add_previous(taps: Tensor<3>) -> Tensor<3> {
+    Tensor::from_dispatch(Dispatch::add_previous(taps.into_dispatch()))
+}
+
+/// Rotates the first `2 · pairs` dimensions of every head, halves paired; the rest pass through.
+///
+/// # Shapes
+///
+/// - `x`, output: `[batch, seq, heads, head_dim]`
+/// - `cos`, `sin`: `[batch or 1, seq, 1, pairs]`; they carry no gradient
+pub fn rotate(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
+    Tensor::from_dispatch(Dispatch::rotate(x.into_dispatch(), cos.into_dispatch(), sin.into_dispatch()))
+}
+
+/// `softmax(q kᵀ / sqrt(d)) v` where position `i` sees positions `j ≤ i`.
+///
+/// All shapes are `[batch, heads, seq, d]`. The scores are formed again for the gradient
+/// instead of being kept.
+pub fn causal_attention(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>) -> Tensor<4> {
+    let (query, key, value) = (query.into_dispatch(), key.into_dispatch(), value.into_dispatch());
+    Tensor::from_dispatch(Dispatch::causal_attention(query, key, value))
+}
+
+/// `log Σ exp(logits) − logits[label]` of every row: `[rows, classes]` and `[rows]` → `[rows]`.
+pub fn cross_entropy(logits: Tensor<2>, labels: Tensor<1, Int>) -> Tensor<1> {
+    Tensor::from_dispatch(Dispatch::cross_entropy(logits.into_dispatch(), labels.into_dispatch()))
+}
+
+/// Sum of the squares of all elements, `[1]`; no gradient.
+pub fn sum_of_squares<const D: usize>(x: Tensor<D>) -> Tensor<1> {
+    Tensor::from_dispatch(Dispatch::sum_of_squares(x.into_dispatch()))
 }
 
 /// One AdamW update in place of the ten passes of its formula; bias-corrected, decay decoupled.

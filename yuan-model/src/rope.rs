@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
-use crate::YuanConfig;
+use crate::{YuanConfig, ops};
 
 /// The YaRN variant (`use_yarn`): slow frequencies are divided by the scale, fast ones kept.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -106,16 +106,7 @@ impl Rotary {
 
     /// Rotates the first r dimensions of every head of `[batch, seq, heads, head_dim]`.
     pub fn rotate(&self, x: Tensor<4>) -> Tensor<4> {
-        let pairs = self.cos.dims()[3];
-        let width = x.dims()[3];
         let (cos, sin) = (self.cos().cast(x.dtype()), self.sin().cast(x.dtype()));
-        let first = x.clone().slice_dim(3, 0..pairs);
-        let second = x.clone().slice_dim(3, pairs..2 * pairs);
-        let mut parts =
-            vec![first.clone() * cos.clone() - second.clone() * sin.clone(), second * cos + first * sin];
-        if 2 * pairs < width {
-            parts.push(x.slice_dim(3, 2 * pairs..width));
-        }
-        Tensor::cat(parts, 3)
+        ops::rotate(x, cos, sin)
     }
 }

@@ -1,1 +1,24 @@
+//! Pre-training of Yuan3.0 models, with LAEP (arXiv 2601.14327) as a callback.
+//!
+//! Read in this order: [`config`] (what a run is), [`trainer`] (the loop, top to bottom),
+//! [`language_model`] (what it trains), [`callback`] (the seam: observe and change a run),
+//! [`optim`] (AdamW whose moments can be cut), [`data`] (text to batches), [`checkpoint`]
+//! (stop anywhere, go on exactly), [`report`] (what a run has to show).
 
+pub mod callback;
+pub mod checkpoint;
+pub mod config;
+pub mod data;
+mod error;
+mod files;
+pub mod language_model;
+pub mod optim;
+pub mod report;
+pub mod trainer;
+
+pub use callback::{Callback, Context, LaepConfig, PruneExperts};
+pub use config::TrainConfig;
+pub use error::TrainError;
+pub use language_model::{Batch, LanguageModel, PrunableExperts};
+pub use optim::AdamW;
+pub use trainer::Trainer;

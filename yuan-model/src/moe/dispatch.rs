@@ -69,9 +69,7 @@ impl Dispatch {
 
     /// Adds the rows of each token, weighted: `[pairs, hidden]` and `[tokens, top_k]` → `[tokens, hidden]`.
     pub fn combine(&self, rows: Tensor<2>, weights: Tensor<2>) -> Tensor<2> {
-        let ([_, hidden], [tokens, top_k]) = (rows.dims(), weights.dims());
-        let weights = weights.cast(rows.dtype()).unsqueeze_dim::<3>(1);
-        let rows = ops::gather_rows(rows, self.row_of_pair.clone(), self.pair_of_row.clone(), 1);
-        weights.matmul(rows.reshape([tokens, top_k, hidden])).squeeze_dim(1)
+        let weights = weights.cast(rows.dtype());
+        ops::combine_rows(rows, weights, self.row_of_pair.clone(), self.pair_of_row.clone())
     }
 }

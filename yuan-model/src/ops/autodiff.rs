@@ -1,7 +1,9 @@
 //! Gradients of the operations, by hand, for any backend.
+//!
+//! Each operation keeps its inputs and forms what else it needs again.
 
 use burn::backend::{
-    Autodiff, TensorMetadata,
+    Autodiff,
     autodiff::{
         NodeId,
         checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
@@ -10,9 +12,27 @@ use burn::backend::{
     },
     tensor::{FloatTensor, IntTensor},
 };
-use burn::tensor::Shape;
 
 use super::{AdamWStep, YuanOps};
+
+/// Records a step with the inputs to keep (which become a list of nodes) and other state.
+macro_rules! record {
+    ($step:ident, [$($input:ident),+], keep [$($kept:ident),*], $state:expr, $forward:expr) => {
+        match $step.prepare::<C>([$($input.node()),+]).compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let _ = &mut prep;
+                let kept = [$(prep.checkpoint(&$kept)),*];
+                let state = $state;
+                $(let $input = $input.into_primitive();)+
+                prep.finish((kept, state), $forward)
+            }
+            OpsKind::UnTracked(prep) => {
+                $(let $input = $input.into_primitive();)+
+                prep.finish($forward)
+            }
+        }
+    };
+}
 
 impl<B: YuanOps, C: CheckpointStrategy> YuanOps for Autodiff<B, C> {
     fn grouped_matmul(
@@ -20,27 +40,13 @@ impl<B: YuanOps, C: CheckpointStrategy> YuanOps for Autodiff<B, C> {
         weight: FloatTensor<Self>,
         rows_per_group: Vec<usize>,
     ) -> FloatTensor<Self> {
-        match GroupedMatmul.prepare::<C>([rows.node(), weight.node()]).compute_bound().stateful() {
-            OpsKind::Tracked(mut prep) => {
-                let inputs = [prep.checkpoint(&rows), prep.checkpoint(&weight)];
-                let output =
-                    B::grouped_matmul(rows.into_primitive(), weight.into_primitive(), rows_per_group.clone());
-                prep.finish((inputs, rows_per_group), output)
-            }
-            OpsKind::UnTracked(prep) => {
-                prep.finish(B::grouped_matmul(rows.into_primitive(), weight.into_primitive(), rows_per_group))
-            }
-        }
+        record!(GroupedMatmul, [rows, weight], keep [rows, weight], rows_per_group.clone(), {
+            B::grouped_matmul(rows, weight, rows_per_group)
+        })
     }
 
     fn swiglu(gate_up: FloatTensor<Self>) -> FloatTensor<Self> {
-        match Swiglu.prepare::<C>([gate_up.node()]).compute_bound().stateful() {
-            OpsKind::Tracked(mut prep) => {
-                let input = prep.checkpoint(&gate_up);
-                prep.finish(input, B::swiglu(gate_up.into_primitive()))
-            }
-            OpsKind::UnTracked(prep) => prep.finish(B::swiglu(gate_up.into_primitive())),
-        }
+        record!(Swiglu, [gate_up], keep[gate_up], (), B::swiglu(gate_up))
     }
 
     fn gather_rows(
@@ -49,15 +55,48 @@ impl<B: YuanOps, C: CheckpointStrategy> YuanOps for Autodiff<B, C> {
         inverse: IntTensor<Self>,
         copies: usize,
     ) -> FloatTensor<Self> {
-        match GatherRows.prepare::<C>([source.node()]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => {
-                let output = B::gather_rows(source.into_primitive(), rows.clone(), inverse.clone(), copies);
-                prep.finish((rows, inverse, copies), output)
-            }
-            OpsKind::UnTracked(prep) => {
-                prep.finish(B::gather_rows(source.into_primitive(), rows, inverse, copies))
-            }
-        }
+        record!(GatherRows, [source], keep [], (inverse.clone(), copies), {
+            B::gather_rows(source, rows, inverse, copies)
+        })
+    }
+
+    fn combine_rows(
+        rows: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        row_of_pair: IntTensor<Self>,
+        pair_of_row: IntTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let order = [row_of_pair.clone(), pair_of_row.clone()];
+        record!(CombineRows, [rows, weights], keep [rows, weights], order, {
+            B::combine_rows(rows, weights, row_of_pair, pair_of_row)
+        })
+    }
+
+    fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
+        record!(RmsNorm, [x, weight], keep [x, weight], epsilon, B::rms_norm(x, weight, epsilon))
+    }
+
+    fn add_previous(taps: FloatTensor<Self>) -> FloatTensor<Self> {
+        record!(AddPrevious, [taps], keep [], (), B::add_previous(taps))
+    }
+
+    fn rotate(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
+        let (cos, sin) = (cos.into_primitive(), sin.into_primitive());
+        record!(Rotate, [x], keep [], [cos.clone(), sin.clone()], B::rotate(x, cos, sin))
+    }
+
+    fn causal_attention(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        record!(CausalAttention, [query, key, value], keep [query, key, value], (), {
+            B::causal_attention(query, key, value)
+        })
+    }
+
+    fn cross_entropy(logits: FloatTensor<Self>, labels: IntTensor<Self>) -> FloatTensor<Self> {
+        record!(CrossEntropy, [logits], keep[logits], labels.clone(), B::cross_entropy(logits, labels))
     }
 
     fn grouped_matmul_weight_backward(
@@ -65,11 +104,59 @@ impl<B: YuanOps, C: CheckpointStrategy> YuanOps for Autodiff<B, C> {
         _: FloatTensor<Self>,
         _: Vec<usize>,
     ) -> FloatTensor<Self> {
-        unreachable!("a gradient is computed on the inner backend")
+        unreachable!("{INNER}")
     }
 
     fn swiglu_backward(_: FloatTensor<Self>, _: FloatTensor<Self>) -> FloatTensor<Self> {
-        unreachable!("a gradient is computed on the inner backend")
+        unreachable!("{INNER}")
+    }
+
+    fn gather_rows_backward(_: FloatTensor<Self>, _: IntTensor<Self>, _: usize) -> FloatTensor<Self> {
+        unreachable!("{INNER}")
+    }
+
+    fn combine_rows_backward(
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: IntTensor<Self>,
+        _: IntTensor<Self>,
+        _: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        unreachable!("{INNER}")
+    }
+
+    fn rms_norm_backward(
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        unreachable!("{INNER}")
+    }
+
+    fn add_previous_backward(_: FloatTensor<Self>) -> FloatTensor<Self> {
+        unreachable!("{INNER}")
+    }
+
+    fn causal_attention_backward(
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        unreachable!("{INNER}")
+    }
+
+    fn cross_entropy_backward(
+        _: FloatTensor<Self>,
+        _: IntTensor<Self>,
+        _: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        unreachable!("{INNER}")
+    }
+
+    fn sum_of_squares(_: FloatTensor<Self>) -> FloatTensor<Self> {
+        unreachable!("{INNER}")
     }
 
     fn adamw_update(
@@ -79,66 +166,68 @@ impl<B: YuanOps, C: CheckpointStrategy> YuanOps for Autodiff<B, C> {
         _: FloatTensor<Self>,
         _: AdamWStep,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        unreachable!("an optimizer works on tensors without a graph")
+        unreachable!("{INNER}")
     }
 }
 
-#[derive(Debug)]
-struct GroupedMatmul;
+/// Why these operations have no form under autodiff.
+const INNER: &str = "gradients and updates are computed on tensors without a graph";
 
-impl<B: YuanOps> Backward<B, 2> for GroupedMatmul {
-    type State = ([NodeId; 2], Vec<usize>);
+/// Declares a step: its state, and the gradients of its parents from the kept inputs.
+macro_rules! step {
+    (
+        $step:ident, $parents:literal, kept $kept:literal, $state:ty,
+        |$inputs:pat_param, $saved:pat_param, $grad:ident| $gradients:expr
+    ) => {
+        #[derive(Debug)]
+        struct $step;
 
-    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
-        let ([rows, weight], rows_per_group) = ops.state;
-        let rows: FloatTensor<B> = checkpointer.retrieve_node_output(rows);
-        let weight: FloatTensor<B> = checkpointer.retrieve_node_output(weight);
-        let grad = grads.consume::<B>(&ops.node);
-        let [rows_parent, weight_parent] = ops.parents;
-        if let Some(parent) = rows_parent {
-            let transposed = B::float_swap_dims(weight, 1, 2);
-            let grad = B::grouped_matmul(grad.clone(), transposed, rows_per_group.clone());
-            grads.register::<B>(parent.id, grad);
+        impl<B: YuanOps> Backward<B, $parents> for $step {
+            type State = ([NodeId; $kept], $state);
+
+            fn backward(
+                self,
+                ops: Ops<Self::State, $parents>,
+                grads: &mut Gradients,
+                checkpointer: &mut Checkpointer,
+            ) {
+                let (kept, $saved) = ops.state;
+                let _ = &checkpointer;
+                let $inputs: [FloatTensor<B>; $kept] =
+                    kept.map(|node| checkpointer.retrieve_node_output(node));
+                let $grad = grads.consume::<B>(&ops.node);
+                let gradients: [FloatTensor<B>; $parents] = $gradients;
+                for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
+                    if let Some(parent) = parent {
+                        grads.register::<B>(parent.id, gradient);
+                    }
+                }
+            }
         }
-        if let Some(parent) = weight_parent {
-            grads.register::<B>(parent.id, B::grouped_matmul_weight_backward(rows, grad, rows_per_group));
-        }
-    }
+    };
 }
 
-#[derive(Debug)]
-struct Swiglu;
-
-impl<B: YuanOps> Backward<B, 1> for Swiglu {
-    type State = NodeId;
-
-    fn backward(self, ops: Ops<NodeId, 1>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
-        let gate_up: FloatTensor<B> = checkpointer.retrieve_node_output(ops.state);
-        let grad = grads.consume::<B>(&ops.node);
-        if let [Some(parent)] = ops.parents {
-            grads.register::<B>(parent.id, B::swiglu_backward(gate_up, grad));
-        }
-    }
-}
-
-#[derive(Debug)]
-struct GatherRows;
-
-impl<B: YuanOps> Backward<B, 1> for GatherRows {
-    type State = (IntTensor<B>, IntTensor<B>, usize);
-
-    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let (rows, inverse, copies) = ops.state;
-        let grad = grads.consume::<B>(&ops.node);
-        let [Some(parent)] = ops.parents else { return };
-        let (num_rows, width) = (grad.shape()[0] / copies, grad.shape()[1]);
-        let gathered = B::gather_rows(grad, inverse, rows, 1);
-        let grad = if copies == 1 {
-            gathered
-        } else {
-            let copies_apart = B::float_reshape(gathered, Shape::from([num_rows, copies, width]));
-            B::float_reshape(B::float_sum_dim(copies_apart, 1), Shape::from([num_rows, width]))
-        };
-        grads.register::<B>(parent.id, grad);
-    }
-}
+step!(GroupedMatmul, 2, kept 2, Vec<usize>, |[rows, weight], counts, grad| {
+    let transposed = B::float_swap_dims(weight, 1, 2);
+    let d_rows = B::grouped_matmul(grad.clone(), transposed, counts.clone());
+    [d_rows, B::grouped_matmul_weight_backward(rows, grad, counts)]
+});
+step!(Swiglu, 1, kept 1, (), |[gate_up], (), grad| [B::swiglu_backward(gate_up, grad)]);
+step!(GatherRows, 1, kept 0, (IntTensor<B>, usize), |[], (inverse, copies), grad| {
+    [B::gather_rows_backward(grad, inverse, copies)]
+});
+step!(CombineRows, 2, kept 2, [IntTensor<B>; 2], |[rows, weights], [row_of_pair, pair_of_row], grad| {
+    B::combine_rows_backward(rows, weights, row_of_pair, pair_of_row, grad).into()
+});
+step!(RmsNorm, 2, kept 2, f64, |[x, weight], epsilon, grad| {
+    B::rms_norm_backward(x, weight, grad, epsilon).into()
+});
+step!(AddPrevious, 1, kept 0, (), |[], (), grad| [B::add_previous_backward(grad)]);
+// The inverse of a rotation turns the other way.
+step!(Rotate, 1, kept 0, [FloatTensor<B>; 2], |[], [cos, sin], grad| [B::rotate(grad, cos, B::float_neg(sin))]);
+step!(CausalAttention, 3, kept 3, (), |[query, key, value], (), grad| {
+    B::causal_attention_backward(query, key, value, grad).into()
+});
+step!(CrossEntropy, 1, kept 1, IntTensor<B>, |[logits], labels, grad| {
+    [B::cross_entropy_backward(logits, labels, grad)]
+});

@@ -1,99 +1,161 @@
 //! Fast versions for `flex` on a CPU: one pass over memory, all cores.
+//!
+//! Anything but contiguous `f32` falls back to the portable form. Sums are split at fixed
+//! places, so results do not depend on the number of threads.
 
-use burn::backend::{Flex, TensorMetadata, tensor::FloatTensor};
-use burn::tensor::{DType, Shape};
-use rayon::prelude::*;
+use burn::backend::{
+    Flex,
+    tensor::{FloatTensor, IntTensor},
+};
+use burn::tensor::{DType, TensorData};
 
 use super::{AdamWStep, YuanOps, portable};
 
-/// Elements that one task takes: large enough to hide its cost, small enough for the cache.
-const CHUNK: usize = 1 << 14;
+mod attention;
+mod elementwise;
+mod grouped;
+mod rows;
+
+type Float = FloatTensor<Flex>;
+type Int = IntTensor<Flex>;
 
 impl YuanOps for Flex {
-    fn swiglu(gate_up: FloatTensor<Self>) -> FloatTensor<Self> {
-        let Some(input) = gate_up.as_slice::<f32>() else {
-            return portable::swiglu::<Self>(gate_up);
-        };
-        let [rows, width] = gate_up.shape().dims();
-        let mut output = zeros(rows, width / 2);
-        let out = output.storage_mut::<f32>();
-        out.par_chunks_mut((width / 2).max(1)).zip(input.par_chunks(width.max(1))).for_each(|(out, row)| {
-            let (gate, up) = row.split_at(row.len() / 2);
-            for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-                *out = gate * sigmoid(*gate) * up;
-            }
-        });
-        output
+    fn grouped_matmul(rows: Float, weight: Float, rows_per_group: Vec<usize>) -> Float {
+        if rows.dtype() != DType::F32 {
+            return portable::grouped_matmul::<Self>(rows, weight, &rows_per_group);
+        }
+        grouped::product(&rows, &weight, &rows_per_group)
     }
 
-    fn swiglu_backward(gate_up: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
-        let slices = (gate_up.as_slice::<f32>(), grad.as_slice::<f32>());
-        let (Some(input), Some(grads)) = slices else {
-            return portable::swiglu_backward::<Self>(gate_up, grad);
-        };
-        let [rows, width] = gate_up.shape().dims();
-        let mut output = zeros(rows, width);
-        let out = output.storage_mut::<f32>();
-        let rows = out.par_chunks_mut(width.max(1)).zip(input.par_chunks(width.max(1)));
-        rows.zip(grads.par_chunks((width / 2).max(1))).for_each(|((out, row), grad)| {
-            let (gate, up) = row.split_at(row.len() / 2);
-            let (d_gate, d_up) = out.split_at_mut(gate.len());
-            for (i, grad) in grad.iter().enumerate() {
-                let s = sigmoid(gate[i]);
-                d_gate[i] = grad * up[i] * s * (1.0 + gate[i] * (1.0 - s));
-                d_up[i] = grad * gate[i] * s;
-            }
-        });
-        output
+    fn grouped_matmul_weight_backward(rows: Float, grad: Float, rows_per_group: Vec<usize>) -> Float {
+        if rows.dtype() != DType::F32 {
+            return portable::grouped_matmul_weight_backward::<Self>(rows, grad, &rows_per_group);
+        }
+        grouped::weight_gradient(&rows, &grad, &rows_per_group)
+    }
+
+    fn swiglu(gate_up: Float) -> Float {
+        elementwise::swiglu(&gate_up).unwrap_or_else(|| portable::swiglu::<Self>(gate_up))
+    }
+
+    fn swiglu_backward(gate_up: Float, grad: Float) -> Float {
+        let fast = elementwise::swiglu_backward(&gate_up, &grad);
+        fast.unwrap_or_else(|| portable::swiglu_backward::<Self>(gate_up, grad))
+    }
+
+    fn gather_rows(source: Float, rows: Int, _inverse: Int, _copies: usize) -> Float {
+        use burn::backend::ops::FloatTensorOps;
+        rows::gather(&source, &rows).unwrap_or_else(|| Self::float_select(source, 0, rows))
+    }
+
+    fn gather_rows_backward(grad: Float, inverse: Int, copies: usize) -> Float {
+        let fast = rows::gather_sum(&grad, &inverse, copies);
+        fast.unwrap_or_else(|| portable::gather_rows_backward::<Self>(grad, inverse, copies))
+    }
+
+    fn combine_rows(rows: Float, weights: Float, row_of_pair: Int, _pair_of_row: Int) -> Float {
+        let fast = rows::combine(&rows, &weights, &row_of_pair);
+        fast.unwrap_or_else(|| portable::combine_rows::<Self>(rows, weights, row_of_pair))
+    }
+
+    fn combine_rows_backward(
+        rows: Float,
+        weights: Float,
+        row_of_pair: Int,
+        pair_of_row: Int,
+        grad: Float,
+    ) -> (Float, Float) {
+        let fast = rows::combine_backward(&rows, &weights, &row_of_pair, &pair_of_row, &grad);
+        fast.unwrap_or_else(|| {
+            portable::combine_rows_backward::<Self>(rows, weights, row_of_pair, pair_of_row, grad)
+        })
+    }
+
+    fn rms_norm(x: Float, weight: Float, epsilon: f64) -> Float {
+        rows::rms_norm(&x, &weight, epsilon).unwrap_or_else(|| portable::rms_norm::<Self>(x, weight, epsilon))
+    }
+
+    fn rms_norm_backward(x: Float, weight: Float, grad: Float, epsilon: f64) -> (Float, Float) {
+        let fast = rows::rms_norm_backward(&x, &weight, &grad, epsilon);
+        fast.unwrap_or_else(|| portable::rms_norm_backward::<Self>(x, weight, grad, epsilon))
+    }
+
+    fn add_previous(taps: Float) -> Float {
+        elementwise::add_previous(&taps).unwrap_or_else(|| portable::add_previous::<Self>(taps))
+    }
+
+    fn add_previous_backward(grad: Float) -> Float {
+        let fast = elementwise::add_previous_backward(&grad);
+        fast.unwrap_or_else(|| portable::add_previous_backward::<Self>(grad))
+    }
+
+    fn rotate(x: Float, cos: Float, sin: Float) -> Float {
+        // Queries and keys are parts of one product, so they come strided.
+        let x = x.to_contiguous();
+        elementwise::rotate(&x, &cos, &sin).unwrap_or_else(|| portable::rotate::<Self>(x, cos, sin))
+    }
+
+    fn causal_attention(query: Float, key: Float, value: Float) -> Float {
+        if query.dtype() != DType::F32 {
+            use burn::{backend::ops::ModuleOps, tensor::ops::AttentionModuleOptions};
+            let options = AttentionModuleOptions { is_causal: true, ..Default::default() };
+            return Self::attention(query, key, value, None, None, options);
+        }
+        attention::forward(&query, &key, &value)
+    }
+
+    fn causal_attention_backward(
+        query: Float,
+        key: Float,
+        value: Float,
+        grad: Float,
+    ) -> (Float, Float, Float) {
+        if query.dtype() != DType::F32 {
+            return portable::causal_attention_backward::<Self>(query, key, value, grad);
+        }
+        attention::backward(&query, &key, &value, &grad)
+    }
+
+    fn cross_entropy(logits: Float, labels: Int) -> Float {
+        let fast = rows::cross_entropy(&logits, &labels);
+        fast.unwrap_or_else(|| portable::cross_entropy::<Self>(logits, labels))
+    }
+
+    fn cross_entropy_backward(logits: Float, labels: Int, grad: Float) -> Float {
+        let fast = rows::cross_entropy_backward(&logits, &labels, &grad);
+        fast.unwrap_or_else(|| portable::cross_entropy_backward::<Self>(logits, labels, grad))
+    }
+
+    fn sum_of_squares(x: Float) -> Float {
+        use burn::backend::ops::FloatTensorOps;
+        let x = x.to_contiguous();
+        elementwise::sum_of_squares(&x).unwrap_or_else(|| Self::float_sum(Self::float_mul(x.clone(), x)))
     }
 
     fn adamw_update(
-        mut param: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        mut moment_1: FloatTensor<Self>,
-        mut moment_2: FloatTensor<Self>,
+        mut param: Float,
+        grad: Float,
+        mut moment_1: Float,
+        mut moment_2: Float,
         step: AdamWStep,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let whole = [&param, &moment_1, &moment_2].iter().all(|tensor| owns_whole_buffer(tensor));
-        let Some(grads) = grad.as_slice::<f32>().filter(|_| whole) else {
-            return portable::adamw_update::<Self>(param, grad, moment_1, moment_2, &step);
-        };
-        let [correction_1, correction_2] = step.bias_corrections();
-        let [scale, beta_1, beta_2, epsilon, decay, rate, correction_2] = [
-            step.gradient_scale,
-            step.beta_1,
-            step.beta_2,
-            step.epsilon,
-            1.0 - step.learning_rate * step.weight_decay,
-            step.learning_rate / correction_1,
-            1.0 / correction_2,
-        ]
-        .map(|x| x as f32);
-        let values = param.storage_mut::<f32>().par_chunks_mut(CHUNK).zip(grads.par_chunks(CHUNK));
-        let moments = moment_1.storage_mut::<f32>().par_chunks_mut(CHUNK);
-        let moments = moments.zip(moment_2.storage_mut::<f32>().par_chunks_mut(CHUNK));
-        values.zip(moments).for_each(|((values, grads), (firsts, seconds))| {
-            for (((value, grad), first), second) in values.iter_mut().zip(grads).zip(firsts).zip(seconds) {
-                let grad = grad * scale;
-                *first = *first * beta_1 + grad * (1.0 - beta_1);
-                *second = *second * beta_2 + grad * grad * (1.0 - beta_2);
-                *value = *value * decay - rate * *first / ((*second * correction_2).sqrt() + epsilon);
-            }
-        });
-        (param, moment_1, moment_2)
+    ) -> (Float, Float, Float) {
+        let done = elementwise::adamw_update([&mut param, &mut moment_1, &mut moment_2], &grad, &step);
+        match done {
+            Some(()) => (param, moment_1, moment_2),
+            None => portable::adamw_update::<Self>(param, grad, moment_1, moment_2, &step),
+        }
     }
 }
 
-fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + (-x).exp())
+/// A tensor of these values.
+fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Float {
+    Float::from_data(TensorData::new(values, shape))
 }
 
-fn owns_whole_buffer(tensor: &FloatTensor<Flex>) -> bool {
-    let elements = tensor.shape().num_elements();
-    tensor.as_slice::<f32>().is_some_and(|slice| slice.len() == elements)
-        && tensor.bytes().len() == elements * size_of::<f32>()
-}
-
-fn zeros(rows: usize, width: usize) -> FloatTensor<Flex> {
-    FloatTensor::<Flex>::zeros(Shape::from([rows, width]), DType::F32)
+/// Indices in host memory, whatever their width.
+fn indices(tensor: &Int) -> Option<Vec<usize>> {
+    if let Some(values) = tensor.as_slice::<i64>() {
+        return Some(values.iter().map(|&i| i as usize).collect());
+    }
+    tensor.as_slice::<i32>().map(|values| values.iter().map(|&i| i as usize).collect())
 }

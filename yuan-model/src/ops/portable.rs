@@ -1,8 +1,10 @@
 //! Every operation in terms of Burn's own: what the fast versions are tested against.
 
-use burn::backend::TensorMetadata;
-use burn::backend::{Backend, tensor::FloatTensor};
-use burn::tensor::{FloatDType, Shape, Slice};
+use burn::backend::{
+    Backend, TensorMetadata, get_or_init_device_settings,
+    tensor::{BoolTensor, FloatTensor, IntTensor},
+};
+use burn::tensor::{FloatDType, IndexingUpdateOp, Shape, Slice};
 
 use super::AdamWStep;
 
@@ -71,6 +73,177 @@ pub fn swiglu_backward<B: Backend>(gate_up: FloatTensor<B>, grad: FloatTensor<B>
     B::float_cat(vec![d_gate, d_up], 1)
 }
 
+/// The copies of every source row gathered side by side, and added up.
+pub fn gather_rows_backward<B: Backend>(
+    grad: FloatTensor<B>,
+    inverse: IntTensor<B>,
+    copies: usize,
+) -> FloatTensor<B> {
+    let [rows, width] = grad.shape().dims();
+    let gathered = B::float_select(grad, 0, inverse);
+    if copies == 1 {
+        return gathered;
+    }
+    let apart = B::float_reshape(gathered, Shape::from([rows / copies, copies, width]));
+    B::float_reshape(B::float_sum_dim(apart, 1), Shape::from([rows / copies, width]))
+}
+
+/// The rows of every token side by side, multiplied by their weights, and added up.
+pub fn combine_rows<B: Backend>(
+    rows: FloatTensor<B>,
+    weights: FloatTensor<B>,
+    row_of_pair: IntTensor<B>,
+) -> FloatTensor<B> {
+    let ([_, width], [tokens, top_k]) = (rows.shape().dims(), weights.shape().dims());
+    let rows = B::float_reshape(B::float_select(rows, 0, row_of_pair), Shape::from([tokens, top_k, width]));
+    let weights = B::float_reshape(weights, Shape::from([tokens, top_k, 1]));
+    let sum = B::float_sum_dim(B::float_mul(rows, weights), 1);
+    B::float_reshape(sum, Shape::from([tokens, width]))
+}
+
+/// `d rows[r] = w_tj · grad_t` for the pair in row `r`, `d w_tj = rows[row_of_pair] · grad_t`.
+pub fn combine_rows_backward<B: Backend>(
+    rows: FloatTensor<B>,
+    weights: FloatTensor<B>,
+    row_of_pair: IntTensor<B>,
+    pair_of_row: IntTensor<B>,
+    grad: FloatTensor<B>,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let ([pairs, width], [tokens, top_k]) = (rows.shape().dims(), weights.shape().dims());
+    let by_pair = Shape::from([tokens, top_k, width]);
+    let rows = B::float_reshape(B::float_select(rows, 0, row_of_pair), by_pair);
+    let grad = B::float_reshape(grad, Shape::from([tokens, 1, width]));
+    let d_weights = B::float_sum_dim(B::float_mul(rows, grad.clone()), 2);
+    let d_pairs = B::float_mul(B::float_reshape(weights, Shape::from([tokens, top_k, 1])), grad);
+    let d_rows = B::float_select(B::float_reshape(d_pairs, Shape::from([pairs, width])), 0, pair_of_row);
+    (d_rows, B::float_reshape(d_weights, Shape::from([tokens, top_k])))
+}
+
+/// The normalised rows, and `1 / sqrt(mean(x²) + ε)` of each.
+fn normalised<B: Backend>(x: FloatTensor<B>, epsilon: f64) -> (FloatTensor<B>, FloatTensor<B>) {
+    let mean_square = B::float_mean_dim(B::float_mul(x.clone(), x.clone()), 1);
+    let inverse = B::float_recip(B::float_sqrt(B::float_add_scalar(mean_square, epsilon.into())));
+    (B::float_mul(x, inverse.clone()), inverse)
+}
+
+/// See [`ops::rms_norm`](super::rms_norm).
+pub fn rms_norm<B: Backend>(x: FloatTensor<B>, weight: FloatTensor<B>, epsilon: f64) -> FloatTensor<B> {
+    let width = weight.shape()[0];
+    B::float_mul(normalised::<B>(x, epsilon).0, B::float_reshape(weight, Shape::from([1, width])))
+}
+
+/// With `n` the normalised row, `r` its inverse root and `g = grad ⊙ weight`:
+/// `d x = r (g − n mean(g ⊙ n))`, `d weight = Σ grad ⊙ n`.
+pub fn rms_norm_backward<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    grad: FloatTensor<B>,
+    epsilon: f64,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let width = weight.shape()[0];
+    let (normed, inverse) = normalised::<B>(x, epsilon);
+    let d_weight = B::float_sum_dim(B::float_mul(grad.clone(), normed.clone()), 0);
+    let scaled = B::float_mul(grad, B::float_reshape(weight, Shape::from([1, width])));
+    let along = B::float_mean_dim(B::float_mul(scaled.clone(), normed.clone()), 1);
+    let d_x = B::float_mul(B::float_sub(scaled, B::float_mul(normed, along)), inverse);
+    (d_x, B::float_reshape(d_weight, Shape::from([width])))
+}
+
+/// See [`ops::add_previous`](super::add_previous).
+pub fn add_previous<B: Backend>(taps: FloatTensor<B>) -> FloatTensor<B> {
+    let [batch, seq, width] = taps.shape().dims();
+    let (previous, current) =
+        (part::<B>(taps.clone(), 2, 0..width / 2), part::<B>(taps, 2, width / 2..width));
+    let nothing = zeros_like::<B>(&current, Shape::from([batch, 1, width / 2]));
+    let shifted = B::float_cat(vec![nothing, part::<B>(previous, 1, 0..seq - 1)], 1);
+    B::float_add(current, shifted)
+}
+
+/// The current token's tap gets the gradient as it is, the previous one's that of the next token.
+pub fn add_previous_backward<B: Backend>(grad: FloatTensor<B>) -> FloatTensor<B> {
+    let [batch, seq, width] = grad.shape().dims();
+    let nothing = zeros_like::<B>(&grad, Shape::from([batch, 1, width]));
+    let shifted = B::float_cat(vec![part::<B>(grad.clone(), 1, 1..seq), nothing], 1);
+    B::float_cat(vec![shifted, grad], 2)
+}
+
+/// See [`ops::rotate`](super::rotate).
+pub fn rotate<B: Backend>(x: FloatTensor<B>, cos: FloatTensor<B>, sin: FloatTensor<B>) -> FloatTensor<B> {
+    let (pairs, width) = (cos.shape()[3], x.shape()[3]);
+    let (first, second) = (part::<B>(x.clone(), 3, 0..pairs), part::<B>(x.clone(), 3, pairs..2 * pairs));
+    let product = |a: &FloatTensor<B>, b: &FloatTensor<B>| B::float_mul(a.clone(), b.clone());
+    let mut parts = vec![
+        B::float_sub(product(&first, &cos), product(&second, &sin)),
+        B::float_add(product(&second, &cos), product(&first, &sin)),
+    ];
+    if 2 * pairs < width {
+        parts.push(part::<B>(x, 3, 2 * pairs..width));
+    }
+    B::float_cat(parts, 3)
+}
+
+/// With `p` the probabilities: `d v = pᵀ grad`, `d p = grad vᵀ`,
+/// `d s = p ⊙ (d p − Σ_j d p ⊙ p) / sqrt(d)`, `d q = d s k`, `d k = d sᵀ q`.
+pub fn causal_attention_backward<B: Backend>(
+    query: FloatTensor<B>,
+    key: FloatTensor<B>,
+    value: FloatTensor<B>,
+    grad: FloatTensor<B>,
+) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
+    let scale = 1.0 / (query.shape()[3] as f64).sqrt();
+    let scores = B::float_matmul(query.clone(), B::float_transpose(key.clone()));
+    let scores = B::float_mul_scalar(scores, scale.into());
+    let scores = B::float_mask_fill(scores.clone(), future::<B>(&scores), f32::NEG_INFINITY.into());
+    let shifted = B::float_sub(scores.clone(), B::float_max_dim(scores, 3));
+    let exponentials = B::float_exp(shifted);
+    let p = B::float_div(exponentials.clone(), B::float_sum_dim(exponentials, 3));
+    let d_value = B::float_matmul(B::float_transpose(p.clone()), grad.clone());
+    let d_p = B::float_matmul(grad, B::float_transpose(value));
+    let along = B::float_sum_dim(B::float_mul(d_p.clone(), p.clone()), 3);
+    let d_scores = B::float_mul_scalar(B::float_mul(p, B::float_sub(d_p, along)), scale.into());
+    let d_query = B::float_matmul(d_scores.clone(), key);
+    (d_query, B::float_matmul(B::float_transpose(d_scores), query), d_value)
+}
+
+/// True where the key comes after the query.
+fn future<B: Backend>(scores: &FloatTensor<B>) -> BoolTensor<B> {
+    let (shape, device) = (scores.shape(), scores.device());
+    let settings = get_or_init_device_settings::<B>(&device);
+    let seq = shape[2];
+    let positions = |shape: [usize; 4]| {
+        B::int_reshape(B::int_arange(0..seq as i64, &device, settings.int_dtype), Shape::from(shape))
+    };
+    let mask = B::int_lower(positions([1, 1, seq, 1]), positions([1, 1, 1, seq]), settings.bool_dtype);
+    B::bool_expand(mask, shape)
+}
+
+/// Logits less the logarithm of the sum of their exponentials: log-probabilities.
+fn log_probabilities<B: Backend>(logits: FloatTensor<B>) -> FloatTensor<B> {
+    let shifted = B::float_sub(logits.clone(), B::float_max_dim(logits, 1));
+    let sum = B::float_sum_dim(B::float_exp(shifted.clone()), 1);
+    B::float_sub(shifted, B::float_log(sum))
+}
+
+/// See [`ops::cross_entropy`](super::cross_entropy).
+pub fn cross_entropy<B: Backend>(logits: FloatTensor<B>, labels: IntTensor<B>) -> FloatTensor<B> {
+    let rows = logits.shape()[0];
+    let labels = B::int_reshape(labels, Shape::from([rows, 1]));
+    let picked = B::float_gather(1, log_probabilities::<B>(logits), labels);
+    B::float_neg(B::float_reshape(picked, Shape::from([rows])))
+}
+
+/// `grad · (softmax(logits) − onehot(label))`.
+pub fn cross_entropy_backward<B: Backend>(
+    logits: FloatTensor<B>,
+    labels: IntTensor<B>,
+    grad: FloatTensor<B>,
+) -> FloatTensor<B> {
+    let column = Shape::from([logits.shape()[0], 1]);
+    let grad = B::float_reshape(grad, column.clone());
+    let spread = B::float_mul(B::float_exp(log_probabilities::<B>(logits)), grad.clone());
+    B::float_scatter(1, spread, B::int_reshape(labels, column), B::float_neg(grad), IndexingUpdateOp::Add)
+}
+
 /// AdamW as in Loshchilov and Hutter, "Decoupled Weight Decay Regularization", Algorithm 2.
 pub fn adamw_update<B: Backend>(
     param: FloatTensor<B>,
@@ -101,9 +274,18 @@ impl AdamWStep {
 
 fn halves<B: Backend>(gate_up: FloatTensor<B>) -> (FloatTensor<B>, FloatTensor<B>) {
     let width = gate_up.shape()[1];
-    let columns = |range: std::ops::Range<usize>| [Slice::full(), Slice::from(range)];
-    let gate = B::float_slice(gate_up.clone(), &columns(0..width / 2));
-    (gate, B::float_slice(gate_up, &columns(width / 2..width)))
+    (part::<B>(gate_up.clone(), 1, 0..width / 2), part::<B>(gate_up, 1, width / 2..width))
+}
+
+/// A range along one axis.
+fn part<B: Backend>(tensor: FloatTensor<B>, axis: usize, range: std::ops::Range<usize>) -> FloatTensor<B> {
+    let mut slices = vec![Slice::full(); tensor.shape().num_dims()];
+    slices[axis] = Slice::from(range);
+    B::float_slice(tensor, &slices)
+}
+
+fn zeros_like<B: Backend>(tensor: &FloatTensor<B>, shape: Shape) -> FloatTensor<B> {
+    B::float_zeros(shape, &tensor.device(), FloatDType::from(tensor.dtype()))
 }
 
 /// Index and row range of every group that has rows.

@@ -1,0 +1,192 @@
+//! What the user may choose, and the configurations that follow from it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::bail;
+use clap::Parser;
+use yuan::{
+    laep::{PruneLimits, StabilityTest},
+    model::{RouterType, SpecialTokens, YuanConfig},
+    train::{LaepConfig, TrainConfig, callback::Trigger, checkpoint::Checkpoint},
+};
+
+/// Pre-train a toy Yuan3.0 mixture of experts; LAEP prunes it when the expert loads are stable.
+#[derive(Parser)]
+pub struct Arguments {
+    /// Directory of text files to learn; default: the crates that this program was built from
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// Directory of the run; default: the first free of runs/pretrain, runs/pretrain-2, …
+    #[arg(long, value_name = "DIR")]
+    pub run: Option<PathBuf>,
+    /// Go on with the run in --run from its latest checkpoint; other options are then ignored
+    #[arg(long)]
+    pub resume: bool,
+    /// Where to compute: flex, or another backend that this build has
+    #[arg(long, default_value = "flex")]
+    pub device: String,
+    /// Optimizer steps
+    #[arg(long, default_value_t = 240)]
+    pub steps: u64,
+    /// Rows of a micro-batch
+    #[arg(long, default_value_t = 8)]
+    pub batch: usize,
+    /// Tokens of a row
+    #[arg(long, default_value_t = 256)]
+    pub seq: usize,
+    /// Micro-batches of an optimizer step
+    #[arg(long, default_value_t = 1)]
+    pub accumulation: usize,
+    /// Entries of the tokenizer's vocabulary
+    #[arg(long, default_value_t = 4096)]
+    pub vocab: usize,
+    /// Layers of the model
+    #[arg(long, default_value_t = 4)]
+    pub layers: usize,
+    /// Width of the model
+    #[arg(long, default_value_t = 256)]
+    pub hidden: usize,
+    /// Experts of each layer
+    #[arg(long, default_value_t = 16)]
+    pub experts: usize,
+    /// Router: linear (Yuan3.0 Ultra) or attention (Yuan3.0 Flash)
+    #[arg(long, default_value = "linear", value_parser = ["linear", "attention"])]
+    pub router: String,
+    /// Peak learning rate
+    #[arg(long, default_value_t = 1e-3)]
+    pub learning_rate: f64,
+    /// Decides initial weights and the order of the data
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Steps between validations
+    #[arg(long, default_value_t = 20)]
+    pub validate_every: u64,
+    /// Steps between checkpoints
+    #[arg(long, default_value_t = 60)]
+    pub checkpoint_every: u64,
+    /// Train without pruning
+    #[arg(long)]
+    pub no_laep: bool,
+    /// Prune after this step instead of waiting for stable loads
+    #[arg(long, value_name = "STEP", conflicts_with = "no_laep")]
+    pub prune_at: Option<u64>,
+    /// Steps whose loads are summed into one window
+    #[arg(long, default_value_t = 10)]
+    pub window: u64,
+    /// Windows in a row that must be stable
+    #[arg(long, default_value_t = 3)]
+    pub stable_windows: usize,
+    /// Largest share of a layer's load that may move between stable windows
+    #[arg(long, default_value_t = 0.1)]
+    pub max_change: f64,
+    /// Smallest rank correlation of the loads of stable windows
+    #[arg(long, default_value_t = 0.8)]
+    pub min_rank_correlation: f64,
+    /// Individual load constraint: an expert may go if its load is at most alpha times the mean; a number or "inf"
+    #[arg(long, default_value = "inf")]
+    pub alpha: f64,
+    /// Cumulative load constraint: the pruned experts of a layer carry at most this share of its load
+    #[arg(long, default_value_t = 0.1)]
+    pub beta: f64,
+    /// Round the kept experts of each layer up to a multiple of this
+    #[arg(long, default_value_t = 2)]
+    pub multiple_of: usize,
+    /// Keep at least this many experts in each layer
+    #[arg(long, default_value_t = 4)]
+    pub min_experts: usize,
+    /// Device groups that the kept experts are spread over
+    #[arg(long, default_value_t = 2)]
+    pub groups: usize,
+}
+
+impl Arguments {
+    /// Settings of the loop.
+    pub fn train_config(&self) -> anyhow::Result<TrainConfig> {
+        let config = TrainConfig {
+            steps: self.steps,
+            batch_size: self.batch,
+            seq_len: self.seq,
+            accumulation: self.accumulation,
+            learning_rate: self.learning_rate,
+            min_learning_rate: self.learning_rate / 10.0,
+            warmup_steps: (self.steps / 12).min(2000),
+            seed: self.seed,
+            validate_every: self.validate_every,
+            checkpoint_every: self.checkpoint_every,
+            laep: LaepConfig {
+                window_steps: self.window,
+                trigger: match self.prune_at {
+                    _ if self.no_laep => Trigger::Never,
+                    Some(step) => Trigger::Step(step),
+                    None => Trigger::Stable,
+                },
+                stability: StabilityTest {
+                    windows: self.stable_windows,
+                    max_change: self.max_change,
+                    min_rank_correlation: self.min_rank_correlation,
+                },
+                limits: PruneLimits {
+                    alpha: self.alpha,
+                    beta: self.beta,
+                    multiple_of: self.multiple_of,
+                    min_experts: self.min_experts,
+                    top_k: 2,
+                    max_pruned_fraction: None,
+                },
+                groups: self.groups,
+            },
+            ..TrainConfig::default()
+        };
+        config.validate()?;
+        // Found out now rather than in the middle of the run.
+        if !self.no_laep && !self.experts.is_multiple_of(self.multiple_of) {
+            bail!("--experts {} is not divisible by --multiple-of {}", self.experts, self.multiple_of);
+        }
+        self.model_config(self.vocab, 0)?;
+        Ok(config)
+    }
+
+    /// The model, once the vocabulary is known.
+    pub fn model_config(&self, vocab_size: usize, eod: u32) -> anyhow::Result<YuanConfig> {
+        let config = YuanConfig {
+            hidden_size: self.hidden,
+            attention_projection_size: 2 * self.hidden,
+            ffn_hidden_size: 2 * self.hidden,
+            experts_per_layer: vec![self.experts; self.layers],
+            router_type: if self.router == "linear" { RouterType::Linear } else { RouterType::Attention },
+            max_position_embeddings: self.seq.max(512),
+            tokens: SpecialTokens { eod: Some(eod), ..SpecialTokens::default() },
+            ..YuanConfig::toy(vocab_size)
+        };
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// A directory for a new run that does not exist yet or is empty.
+    pub fn new_run(&self) -> anyhow::Result<PathBuf> {
+        let is_free =
+            |path: &Path| path.read_dir().map_or(!path.exists(), |mut entries| entries.next().is_none());
+        if let Some(run) = &self.run {
+            if !is_free(run) {
+                bail!(
+                    "{} is not empty: add --resume to go on with the run in it, or name another --run",
+                    run.display()
+                );
+            }
+            return Ok(run.clone());
+        }
+        let default = PathBuf::from("runs/pretrain");
+        let numbered = (2..).map(|n| PathBuf::from(format!("runs/pretrain-{n}")));
+        Ok(std::iter::once(default.clone()).chain(numbered).find(|path| is_free(path)).unwrap_or(default))
+    }
+
+    /// The directory of the run to resume.
+    pub fn existing_run(&self) -> anyhow::Result<PathBuf> {
+        let Some(run) = &self.run else { bail!("--resume needs --run DIR, the run to go on with") };
+        if !run.is_dir() {
+            bail!("{} holds no run to resume", run.display());
+        }
+        Checkpoint::list(run)?;
+        Ok(run.clone())
+    }
+}

@@ -1,0 +1,133 @@
+//! Pre-train a toy Yuan3.0 model with LAEP on real text, end to end.
+//!
+//!     cargo run --release --example pretrain
+
+mod arguments;
+
+use std::{fs, io::Write, path::Path};
+
+use anyhow::{Context, bail};
+use arguments::Arguments;
+use burn::{module::Module, tensor::Device};
+use clap::Parser;
+use yuan::{
+    laep::PrunePlan,
+    model::{YuanConfig, YuanModel},
+    train::{
+        PruneExperts, TrainConfig, Trainer,
+        callback::{CheckpointEvery, Display, MetricsFile, ValidateEvery},
+        checkpoint::Checkpoint,
+        data::{self, RowStream, TokenStreams},
+        report::{History, draw_expert_load, draw_loss, summary_table},
+    },
+};
+
+/// Every step allocates and frees the same large tensors, which glibc returns to the system each time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    let device = yuan::device(&arguments.device)?.autodiff();
+    let run_dir = if arguments.resume { arguments.existing_run()? } else { arguments.new_run()? };
+    if !arguments.resume {
+        prepare(&arguments, &run_dir)?;
+    }
+    let mut trainer = open(&run_dir, &device)?;
+    trainer.run()?;
+    close(&run_dir)
+}
+
+/// Files of a run that are written once, before the first step.
+const CONFIG: &str = "run.json";
+const MODEL: &str = "config.json";
+const TOKENIZER: &str = "tokenizer.json";
+
+/// Reads the text, trains the tokenizer and writes down what the run is.
+fn prepare(arguments: &Arguments, run_dir: &Path) -> anyhow::Result<()> {
+    let config = arguments.train_config()?;
+    let documents = match &arguments.data {
+        Some(directory) => data::read_directory(directory)?,
+        None => data::read_crate_sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"))?,
+    };
+    let bytes: usize = documents.iter().map(|document| document.text.len()).sum();
+    note(&format!(
+        "{} documents, {:.1} MB of text; training the tokenizer",
+        documents.len(),
+        bytes as f64 / 1e6
+    ));
+    let tokenizer = data::train_tokenizer(&documents, arguments.vocab, true)?;
+    let streams = TokenStreams::new(&documents, &tokenizer)?;
+    note(&format!("{} tokens to train on, {} to validate", streams.train.len(), streams.validation.len()));
+    // Too little text is found out here, before a run directory exists.
+    row_streams(&streams, &config)?;
+
+    fs::create_dir_all(run_dir).with_context(|| format!("cannot create {}", run_dir.display()))?;
+    let write = |name: &str, text: String| {
+        let path = run_dir.join(name);
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    };
+    streams.save(run_dir)?;
+    let vocab_size = tokenizer.get_vocab_size(true);
+    let tokenizer = tokenizer.to_string(true).map_err(|error| anyhow::anyhow!("tokenizer: {error}"))?;
+    write(TOKENIZER, tokenizer)?;
+    write(MODEL, arguments.model_config(vocab_size, streams.eod)?.to_json())?;
+    // Last, since a directory with this file is a run that can be resumed.
+    write(CONFIG, serde_json::to_string_pretty(&config)?)
+}
+
+/// Opens a run at its latest checkpoint, or at its start.
+fn open(run_dir: &Path, device: &Device) -> anyhow::Result<Trainer<YuanModel>> {
+    let config = run_dir.join(CONFIG);
+    let Ok(text) = fs::read_to_string(&config) else {
+        bail!("{} holds no run to resume", run_dir.display());
+    };
+    let config: TrainConfig = serde_json::from_str(&text)
+        .with_context(|| format!("{} is no run's configuration", config.display()))?;
+    let model = YuanConfig::load(&run_dir.join(MODEL))?;
+    let eod = model.tokens.eod.context("config.json names no end-of-document token")?;
+    let streams = row_streams(&TokenStreams::load(run_dir, eod)?, &config)?;
+    let trainer = match Checkpoint::latest(run_dir)? {
+        Some(checkpoint) => Trainer::resume(config.clone(), run_dir, device, &checkpoint, streams)?,
+        None => {
+            device.seed(config.seed);
+            let model = YuanModel::new(&model, device)?.materialize();
+            Trainer::new(config.clone(), run_dir, device, model, streams)?
+        }
+    };
+    Ok(trainer
+        .with_callback(PruneExperts::new(config.laep.clone())?)?
+        .with_callback(ValidateEvery(config.validate_every))?
+        .with_callback(CheckpointEvery(config.checkpoint_every))?
+        .with_callback(MetricsFile::default())?
+        .with_callback(Display::new(10))?)
+}
+
+fn row_streams(streams: &TokenStreams, config: &TrainConfig) -> anyhow::Result<[RowStream; 2]> {
+    let rows = |tokens: &[u32], seed| RowStream::new(tokens.to_vec(), streams.eod, config.seq_len, seed);
+    let train = rows(&streams.train, Some(config.seed)).context("too little text to train on")?;
+    Ok([train, rows(&streams.validation, None).context("too little text to validate on")?])
+}
+
+/// Draws the pictures and prints the table.
+fn close(run_dir: &Path) -> anyhow::Result<()> {
+    let history = History::read(run_dir)?;
+    let plan = match fs::read_to_string(run_dir.join(PruneExperts::PLAN)) {
+        Ok(text) if history.pruned_at().is_some() => Some(PrunePlan::from_json(&text)?),
+        _ => None,
+    };
+    draw_loss(&history, &run_dir.join("loss.svg"))?;
+    draw_expert_load(&history, plan.as_ref(), &run_dir.join("expert_load.svg"))?;
+    let mut out = std::io::stdout();
+    writeln!(out, "\n{}", summary_table(&history))?;
+    if plan.is_none() {
+        writeln!(out, "Nothing was pruned: LAEP was off, or the loads never became stable.")?;
+    }
+    writeln!(out, "Metrics, plan, checkpoints and pictures are in {}", run_dir.display())?;
+    Ok(())
+}
+
+fn note(line: &str) {
+    // A closed pipe must not end a run.
+    drop(writeln!(std::io::stderr(), "{line}"));
+}

@@ -1,0 +1,174 @@
+//! Operations on rows: gathering, combining, normalising, cross-entropy.
+
+use burn::backend::TensorMetadata;
+use rayon::prelude::*;
+
+use super::{Float, Int, indices, tensor};
+
+/// Rows whose sums form one partial sum of a weight's gradient.
+const BLOCK: usize = 64;
+
+pub(super) fn gather(source: &Float, rows: &Int) -> Option<Float> {
+    let (input, rows) = (source.as_slice::<f32>()?, indices(rows)?);
+    let width = source.shape()[1];
+    let mut output = vec![0.0; rows.len() * width];
+    output.par_chunks_mut(width.max(1)).zip(&rows).with_min_len(16).for_each(|(out, &row)| {
+        out.copy_from_slice(&input[row * width..][..width]);
+    });
+    Some(tensor(output, [rows.len(), width]))
+}
+
+pub(super) fn gather_sum(grad: &Float, inverse: &Int, copies: usize) -> Option<Float> {
+    let (input, inverse) = (grad.as_slice::<f32>()?, indices(inverse)?);
+    let [rows, width] = grad.shape().dims();
+    let mut output = vec![0.0; rows / copies * width];
+    output.par_chunks_mut(width.max(1)).zip(inverse.par_chunks(copies)).with_min_len(16).for_each(
+        |(out, rows)| {
+            for &row in rows {
+                out.iter_mut().zip(&input[row * width..][..width]).for_each(|(out, x)| *out += x);
+            }
+        },
+    );
+    Some(tensor(output, [rows / copies, width]))
+}
+
+pub(super) fn combine(rows: &Float, weights: &Float, row_of_pair: &Int) -> Option<Float> {
+    let (input, weight, row_of_pair) =
+        (rows.as_slice::<f32>()?, weights.as_slice::<f32>()?, indices(row_of_pair)?);
+    let ([_, width], [tokens, top_k]) = (rows.shape().dims(), weights.shape().dims());
+    let mut output = vec![0.0; tokens * width];
+    let choices = row_of_pair.par_chunks(top_k).zip(weight.par_chunks(top_k));
+    output.par_chunks_mut(width.max(1)).zip(choices).with_min_len(16).for_each(|(out, (rows, weights))| {
+        for (&row, weight) in rows.iter().zip(weights) {
+            out.iter_mut().zip(&input[row * width..][..width]).for_each(|(out, x)| *out += weight * x);
+        }
+    });
+    Some(tensor(output, [tokens, width]))
+}
+
+pub(super) fn combine_backward(
+    rows: &Float,
+    weights: &Float,
+    row_of_pair: &Int,
+    pair_of_row: &Int,
+    grad: &Float,
+) -> Option<(Float, Float)> {
+    let (input, weight, grads) =
+        (rows.as_slice::<f32>()?, weights.as_slice::<f32>()?, grad.as_slice::<f32>()?);
+    let (row_of_pair, pair_of_row) = (indices(row_of_pair)?, indices(pair_of_row)?);
+    let ([pairs, width], [tokens, top_k]) = (rows.shape().dims(), weights.shape().dims());
+    let mut d_rows = vec![0.0; pairs * width];
+    d_rows.par_chunks_mut(width.max(1)).zip(&pair_of_row).with_min_len(16).for_each(|(out, &pair)| {
+        let (weight, grad) = (weight[pair], &grads[pair / top_k * width..][..width]);
+        out.iter_mut().zip(grad).for_each(|(out, grad)| *out = weight * grad);
+    });
+    let product = |(pair, &row): (usize, &usize)| {
+        dot(&input[row * width..][..width], &grads[pair / top_k * width..][..width])
+    };
+    let d_weights: Vec<f32> = row_of_pair.par_iter().enumerate().with_min_len(64).map(product).collect();
+    Some((tensor(d_rows, [pairs, width]), tensor(d_weights, [tokens, top_k])))
+}
+
+pub(super) fn rms_norm(x: &Float, weight: &Float, epsilon: f64) -> Option<Float> {
+    let (input, weight) = (x.as_slice::<f32>()?, weight.as_slice::<f32>()?);
+    let [rows, width] = x.shape().dims();
+    let mut output = vec![0.0; rows * width];
+    let row_pairs = output.par_chunks_mut(width.max(1)).zip(input.par_chunks(width.max(1)));
+    row_pairs.with_min_len(16).for_each(|(out, x)| {
+        let inverse = inverse_root(x, epsilon);
+        out.iter_mut().zip(x).zip(weight).for_each(|((out, x), weight)| *out = x * inverse * weight);
+    });
+    Some(tensor(output, [rows, width]))
+}
+
+pub(super) fn rms_norm_backward(
+    x: &Float,
+    weight: &Float,
+    grad: &Float,
+    epsilon: f64,
+) -> Option<(Float, Float)> {
+    let (input, weight, grads) = (x.as_slice::<f32>()?, weight.as_slice::<f32>()?, grad.as_slice::<f32>()?);
+    let [rows, width] = x.shape().dims();
+    let block = (BLOCK * width).max(1);
+    let mut d_x = vec![0.0; rows * width];
+    let blocks = d_x.par_chunks_mut(block).zip(input.par_chunks(block)).zip(grads.par_chunks(block));
+    let partial_sums: Vec<Vec<f32>> = blocks
+        .map(|((d_x, x), grad)| {
+            let mut d_weight = vec![0.0; width];
+            let rows = d_x.chunks_mut(width).zip(x.chunks(width)).zip(grad.chunks(width));
+            for ((d_x, x), grad) in rows {
+                let inverse = inverse_root(x, epsilon);
+                let mut along = 0.0;
+                for i in 0..width {
+                    let normed = x[i] * inverse;
+                    d_weight[i] += grad[i] * normed;
+                    along += grad[i] * weight[i] * normed;
+                }
+                along /= width as f32;
+                for i in 0..width {
+                    d_x[i] = inverse * (grad[i] * weight[i] - x[i] * inverse * along);
+                }
+            }
+            d_weight
+        })
+        .collect();
+    let mut d_weight = vec![0.0; width];
+    for partial in &partial_sums {
+        d_weight.iter_mut().zip(partial).for_each(|(sum, partial)| *sum += partial);
+    }
+    Some((tensor(d_x, [rows, width]), tensor(d_weight, [width])))
+}
+
+pub(super) fn cross_entropy(logits: &Float, labels: &Int) -> Option<Float> {
+    let (input, labels) = (logits.as_slice::<f32>()?, indices(labels)?);
+    let [rows, classes] = logits.shape().dims();
+    let losses: Vec<f32> = (input.par_chunks(classes.max(1)), &labels)
+        .into_par_iter()
+        .map(|(logits, &label)| log_sum_exp(logits) - logits[label])
+        .collect();
+    Some(tensor(losses, [rows]))
+}
+
+pub(super) fn cross_entropy_backward(logits: &Float, labels: &Int, grad: &Float) -> Option<Float> {
+    let (input, labels, grads) = (logits.as_slice::<f32>()?, indices(labels)?, grad.as_slice::<f32>()?);
+    let [rows, classes] = logits.shape().dims();
+    let mut output = vec![0.0; rows * classes];
+    let row_pairs = output.par_chunks_mut(classes.max(1)).zip(input.par_chunks(classes.max(1)));
+    row_pairs.zip(labels.par_iter().zip(grads)).for_each(|((out, logits), (&label, &grad))| {
+        let max = maximum(logits);
+        let mut sum = 0.0;
+        for (out, logit) in out.iter_mut().zip(logits) {
+            *out = (logit - max).exp();
+            sum += *out;
+        }
+        let scale = grad / sum;
+        out.iter_mut().for_each(|out| *out *= scale);
+        out[label] -= grad;
+    });
+    Some(tensor(output, [rows, classes]))
+}
+
+fn log_sum_exp(row: &[f32]) -> f32 {
+    let max = maximum(row);
+    max + row.iter().map(|x| (x - max).exp()).sum::<f32>().ln()
+}
+
+fn maximum(row: &[f32]) -> f32 {
+    row.iter().copied().fold(f32::NEG_INFINITY, f32::max)
+}
+
+fn inverse_root(row: &[f32], epsilon: f64) -> f32 {
+    1.0 / (dot(row, row) / row.len() as f32 + epsilon as f32).sqrt()
+}
+
+/// Eight running sums, which the compiler keeps in one vector register.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+    let mut sums = [0.0; 8];
+    for (a, b) in a.iter().zip(b) {
+        for i in 0..8 {
+            sums[i] += a[i] * b[i];
+        }
+    }
+    sums.iter().sum::<f32>() + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f32>()
+}

@@ -1,0 +1,202 @@
+//! Fast operations against the portable ones, forward and gradients, on random shapes.
+//!
+//! `ndarray` runs the portable forms, `flex` the fast ones: their agreement is the test.
+
+mod support;
+
+use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
+use proptest::prelude::*;
+use support::{devices, largest_difference, values};
+use yuan_model::{moe::Dispatch, ops};
+
+/// Sums of a few hundred products in f32, in another order.
+const TOLERANCE: f32 = 2e-5;
+
+/// Results of one operation on one device: output and gradients, flat.
+type Results = Vec<Vec<f32>>;
+
+/// Runs `operation` on every device and demands the same results of all.
+fn agree(what: &str, operation: impl Fn(&Device) -> Results) {
+    let all: Vec<(&str, Results)> =
+        devices().into_iter().map(|(name, device)| (name, operation(&device.autodiff()))).collect();
+    for (name, results) in &all[1..] {
+        for (i, (a, b)) in all[0].1.iter().zip(results).enumerate() {
+            let scale = a.iter().fold(1.0_f32, |max, x| max.max(x.abs()));
+            let worst = largest_difference(a, b) / scale;
+            assert!(
+                worst <= TOLERANCE,
+                "{what}: result {i} of {name} differs from {} by {worst:e}",
+                all[0].0
+            );
+        }
+    }
+}
+
+/// Numbers that look random but are the same on every device.
+fn numbers<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> Tensor<D> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(1);
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
+    };
+    let data: Vec<f32> = (0..shape.iter().product()).map(|_| next()).collect();
+    Tensor::from_data(TensorData::new(data, shape), device)
+}
+
+fn ints(list: &[usize], device: &Device) -> Tensor<1, Int> {
+    let list: Vec<i64> = list.iter().map(|&i| i as i64).collect();
+    Tensor::from_data(TensorData::new(list.clone(), [list.len()]), device)
+}
+
+/// Output, and the gradients of `Σ output ⊙ coefficients` for the inputs.
+macro_rules! results {
+    ($output:expr, $($input:expr),+) => {{
+        let output = $output;
+        let coefficients = numbers(output.dims(), 99, &output.device());
+        let grads = (output.clone() * coefficients).sum().backward();
+        vec![values(&output.to_data()), $(values(&$input.grad(&grads).expect("a gradient").to_data())),+]
+    }};
+}
+
+fn groups() -> impl Strategy<Value = Vec<usize>> {
+    prop::collection::vec(prop_oneof![Just(0_usize), 1..5_usize, 1..40_usize], 1..9)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn grouped_products_agree_for_ragged_and_empty_groups(counts in groups(), d_in in 1..20_usize, d_out in 1..20_usize, seed: u64) {
+        let rows: usize = counts.iter().sum();
+        prop_assume!(rows > 0);
+        agree("grouped_matmul", |device| {
+            let x = numbers([rows, d_in], seed, device).require_grad();
+            let w = numbers([counts.len(), d_in, d_out], seed ^ 1, device).require_grad();
+            results!(ops::grouped_matmul(x.clone(), w.clone(), &counts), x, w)
+        });
+    }
+
+    #[test]
+    fn swiglu_agrees(rows in 1..30_usize, half in 1..40_usize, seed: u64) {
+        agree("swiglu", |device| {
+            let x = numbers([rows, 2 * half], seed, device).mul_scalar(6.0).require_grad();
+            results!(ops::swiglu(x.clone()), x)
+        });
+    }
+
+    #[test]
+    fn dispatch_and_combine_agree_and_are_inverse(tokens in 1..40_usize, top_k in 1..4_usize, more in 0..6_usize, width in 1..20_usize, seed: u64) {
+        let experts = top_k + more;
+        // Token t visits experts t·7, t·7 + 1, …: distinct, and uneven over the experts.
+        let chosen: Vec<usize> = (0..tokens * top_k).map(|i| (i / top_k * i / top_k * 7 + i % top_k) % experts).collect();
+        agree("dispatch", |device| {
+            let order = Dispatch::new(ints(&chosen, device).reshape([tokens, top_k]), experts);
+            let x = numbers([tokens, width], seed, device).require_grad();
+            let w = numbers([tokens, top_k], seed ^ 1, device).require_grad();
+            let rows = order.scatter(x.clone());
+            // Sorted rows hold the tokens of expert 0, then of expert 1, …, in token order.
+            let sorted: Vec<usize> = (0..experts).flat_map(|e| (0..tokens * top_k).filter(|&p| chosen[p] == e).map(|p| p / top_k).collect::<Vec<_>>()).collect();
+            let expected = x.clone().select(0, ints(&sorted, device));
+            assert_eq!(values(&rows.to_data()), values(&expected.to_data()));
+            let counts: Vec<usize> = (0..experts).map(|e| chosen.iter().filter(|&&c| c == e).count()).collect();
+            assert_eq!(order.rows_per_expert(), counts);
+            results!(order.combine(rows, w.clone()), x, w)
+        });
+    }
+
+    #[test]
+    fn rms_norm_agrees(rows in 1..150_usize, width in 1..40_usize, seed: u64) {
+        agree("rms_norm", |device| {
+            let x = numbers([rows, width], seed, device).require_grad();
+            let w = numbers([width], seed ^ 1, device).require_grad();
+            results!(ops::rms_norm(x.clone(), w.clone(), 1e-6), x, w)
+        });
+    }
+
+    #[test]
+    fn the_shifted_sum_agrees(batch in 1..4_usize, seq in 1..12_usize, half in 1..12_usize, seed: u64) {
+        agree("add_previous", |device| {
+            let x = numbers([batch, seq, 2 * half], seed, device).require_grad();
+            results!(ops::add_previous(x.clone()), x)
+        });
+    }
+
+    #[test]
+    fn rotations_agree(batch in 1..4_usize, seq in 1..9_usize, heads in 1..4_usize, pairs in 1..6_usize, rest in 0..5_usize, shared: bool, seed: u64) {
+        agree("rotate", |device| {
+            let x = numbers([batch, seq, heads, 2 * pairs + rest], seed, device).require_grad();
+            let angles = numbers([if shared { 1 } else { batch }, seq, 1, pairs], seed ^ 1, device).mul_scalar(3.0);
+            results!(ops::rotate(x.clone(), angles.clone().cos(), angles.sin()), x)
+        });
+    }
+
+    #[test]
+    fn causal_attention_agrees(batch in 1..3_usize, heads in 1..4_usize, seq in 1..40_usize, width in 1..12_usize, seed: u64) {
+        agree("causal_attention", |device| {
+            let input = |i| numbers([batch, heads, seq, width], seed ^ i, device).mul_scalar(2.0).require_grad();
+            let [q, k, v] = [input(0), input(1), input(2)];
+            results!(ops::causal_attention(q.clone(), k.clone(), v.clone()), q, k, v)
+        });
+    }
+
+    #[test]
+    fn cross_entropy_agrees(rows in 1..30_usize, classes in 1..60_usize, seed: u64) {
+        agree("cross_entropy", |device| {
+            let logits = numbers([rows, classes], seed, device).mul_scalar(9.0).require_grad();
+            let labels: Vec<usize> = (0..rows).map(|i| (i * 7 + seed as usize % 11) % classes).collect();
+            results!(ops::cross_entropy(logits.clone(), ints(&labels, device)), logits)
+        });
+    }
+
+    #[test]
+    fn an_adamw_update_agrees(size in 1..50_usize, step in 1..200_u64, decay in 0.0..0.5, seed: u64) {
+        agree("adamw_update", |device| {
+            let device = &device.clone().inner();
+            let input = |i| numbers([size], seed ^ i, device);
+            let step = ops::AdamWStep {
+                learning_rate: 0.01, beta_1: 0.9, beta_2: 0.95, epsilon: 1e-8, weight_decay: decay, step, gradient_scale: 0.7,
+            };
+            let moments = [input(2), input(3).abs()];
+            let (value, [first, second]) = ops::adamw_update(input(0), input(1), moments, step);
+            [value, first, second].map(|x| values(&x.into_data())).to_vec()
+        });
+    }
+}
+
+#[test]
+fn an_adamw_update_is_the_formula() {
+    let step = ops::AdamWStep {
+        learning_rate: 0.1,
+        beta_1: 0.9,
+        beta_2: 0.95,
+        epsilon: 1e-8,
+        weight_decay: 0.1,
+        step: 3,
+        gradient_scale: 0.5,
+    };
+    let (p, g, m, v) = (2.0_f64, 4.0_f64 * 0.5, 0.3_f64, 0.2_f64);
+    let (m, v) = (0.9 * m + 0.1 * g, 0.95 * v + 0.05 * g * g);
+    let (m_hat, v_hat) = (m / (1.0 - 0.9_f64.powi(3)), v / (1.0 - 0.95_f64.powi(3)));
+    let expected = p - 0.1 * 0.1 * p - 0.1 * m_hat / (v_hat.sqrt() + 1e-8);
+    for (name, device) in devices() {
+        let one = |x: f32| Tensor::<1>::from_floats([x], &device);
+        let (p, [m1, m2]) = ops::adamw_update(one(2.0), one(4.0), [one(0.3), one(0.2)], step);
+        for (ours, expected) in [(p, expected), (m1, m), (m2, v)] {
+            assert!((f64::from(ours.into_scalar::<f32>()) - expected).abs() < 1e-6, "{name}");
+        }
+    }
+}
+
+#[test]
+fn the_sum_of_squares_does_not_depend_on_the_layout() {
+    for (name, device) in devices() {
+        let x = Tensor::<2>::random([300, 70], Distribution::Default, &device);
+        let expected: f64 = values(&x.to_data()).iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+        for x in [x.clone(), x.transpose()] {
+            let ours = f64::from(ops::sum_of_squares(x).into_scalar::<f32>());
+            assert!((ours / expected - 1.0).abs() < 1e-5, "{name}: {ours} is not {expected}");
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! Text to batches: documents → tokenizer → one stream of tokens per split → shuffled rows.
+
+mod batches;
+mod documents;
+mod registry;
+mod tokens;
+
+pub use batches::RowStream;
+pub use documents::{Document, Split, read_directory};
+pub use registry::read_crate_sources;
+pub use tokens::{END_OF_DOCUMENT, TokenStreams, train_tokenizer};

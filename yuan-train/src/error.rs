@@ -1,0 +1,87 @@
+//! What can go wrong in a run, each in one sentence.
+
+use std::path::{Path, PathBuf};
+
+use yuan_laep::PlanError;
+use yuan_model::{ConfigError, ModelError};
+
+/// Why a run could not start, go on or be resumed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// A file or directory could not be read or written.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried: read, write, …
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A setting of the run is out of range or contradicts another.
+    #[error("{0}")]
+    Setting(String),
+    /// There is no text, or too little of it, to train on.
+    #[error("{0}")]
+    Corpus(String),
+    /// The tokenizer could not be trained, read or applied.
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
+    /// A checkpoint is incomplete, damaged or of another model.
+    #[error("checkpoint {}: {reason}", path.display())]
+    Checkpoint {
+        /// The checkpoint's directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Loss or gradient stopped being a number.
+    #[error(
+        "step {step}: the {what} is {value}; lower the learning rate or resume from an earlier checkpoint"
+    )]
+    NotFinite {
+        /// The step, counted from 1.
+        step: u64,
+        /// Loss or gradient norm.
+        what: &'static str,
+        /// Its value.
+        value: f64,
+    },
+    /// The device failed to compute or to hand over its results.
+    #[error("the device failed: {0}")]
+    Device(String),
+    /// A model configuration was refused.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A model could not be cut or filled.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A plan could not be made or does not fit.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A picture could not be drawn.
+    #[error("cannot draw {}: {reason}", path.display())]
+    Picture {
+        /// The file.
+        path: PathBuf,
+        /// What the drawing library said.
+        reason: String,
+    },
+    /// A callback of a user's own failed.
+    #[error("callback {name}: {source}")]
+    Callback {
+        /// Name of the callback.
+        name: &'static str,
+        /// Its error.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl TrainError {
+    /// For `map_err` on a file operation.
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self::Io { action, path, source }
+    }
+}

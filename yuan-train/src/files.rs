@@ -1,0 +1,57 @@
+//! Nothing written is ever half-written: files and directories appear whole or not at all.
+
+use std::{
+    fs::{self, File},
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use crate::TrainError;
+
+/// Replaces the file at `path`, or leaves the old one untouched.
+pub(crate) fn write_whole(path: &Path, contents: &[u8]) -> Result<(), TrainError> {
+    let unfinished = unfinished(path);
+    let write = || {
+        let mut file = File::create(&unfinished)?;
+        file.write_all(contents)?;
+        file.sync_all()?;
+        fs::rename(&unfinished, path)
+    };
+    write().inspect_err(|_| drop(fs::remove_file(&unfinished))).map_err(TrainError::io("write", path))?;
+    sync_parent(path)
+}
+
+/// Makes the directory `path` from what `fill` writes into it, or leaves nothing behind.
+pub(crate) fn write_directory(
+    path: &Path,
+    fill: impl FnOnce(&Path) -> Result<(), TrainError>,
+) -> Result<(), TrainError> {
+    let unfinished = unfinished(path);
+    let remove = |directory: &Path| if directory.exists() { fs::remove_dir_all(directory) } else { Ok(()) };
+    let write = || {
+        remove(&unfinished).map_err(TrainError::io("remove", &unfinished))?;
+        fs::create_dir_all(&unfinished).map_err(TrainError::io("create", &unfinished))?;
+        fill(&unfinished)?;
+        for entry in fs::read_dir(&unfinished).map_err(TrainError::io("read", &unfinished))? {
+            let file = entry.map_err(TrainError::io("read", &unfinished))?.path();
+            File::open(&file).and_then(|file| file.sync_all()).map_err(TrainError::io("write", &file))?;
+        }
+        remove(path).map_err(TrainError::io("replace", path))?;
+        fs::rename(&unfinished, path).map_err(TrainError::io("write", path))
+    };
+    write().inspect_err(|_| drop(fs::remove_dir_all(&unfinished)))?;
+    sync_parent(path)
+}
+
+/// Name under which something is written before it is complete.
+fn unfinished(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(".unfinished");
+    path.with_file_name(name)
+}
+
+/// Makes a rename survive a power cut.
+fn sync_parent(path: &Path) -> Result<(), TrainError> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(parent).and_then(|directory| directory.sync_all()).map_err(TrainError::io("write", parent))
+}

@@ -1,0 +1,325 @@
+//! The loop: micro-batches → gradients → clip → update → callbacks.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use burn::{
+    optim::{GradientsAccumulator, GradientsParams},
+    tensor::{Device, Int, Tensor, Transaction},
+};
+use serde_json::Value;
+use yuan_laep::LayerLoad;
+use yuan_model::{ModelError, surgery::Selection};
+
+use crate::{
+    AdamW, Callback, Context, LanguageModel, PrunableExperts, TrainConfig, TrainError,
+    callback::{Event, Requests, StepMetrics},
+    checkpoint::{Checkpoint, CheckpointState},
+    data::RowStream,
+    optim::{clip_factor, global_norm_squared},
+};
+
+/// Model and optimizer, which must change together.
+#[derive(Debug)]
+pub struct Session<M> {
+    /// Absent only while it is being updated.
+    model: Option<M>,
+    optimizer: AdamW,
+}
+
+impl<M> Session<M> {
+    pub(crate) fn new(model: M, optimizer: AdamW) -> Self {
+        Self { model: Some(model), optimizer }
+    }
+
+    pub(crate) fn model(&self) -> &M {
+        self.model.as_ref().expect("the model is only away during an update")
+    }
+
+    pub(crate) fn optimizer(&self) -> &AdamW {
+        &self.optimizer
+    }
+
+    fn take_model(&mut self) -> M {
+        self.model.take().expect("the model is only away during an update")
+    }
+
+    pub(crate) fn cut(
+        &mut self,
+        cut: impl FnOnce(M) -> Result<(M, Vec<Selection>), (M, ModelError)>,
+    ) -> Result<(), TrainError> {
+        let (model, outcome) = match cut(self.take_model()) {
+            Ok((model, selections)) => {
+                self.optimizer.cut(&selections);
+                (model, Ok(()))
+            }
+            Err((model, error)) => (model, Err(error.into())),
+        };
+        self.model = Some(model);
+        outcome
+    }
+}
+
+/// Trains a model on a stream of rows; see [`run`](Self::run).
+pub struct Trainer<M> {
+    config: TrainConfig,
+    run_dir: PathBuf,
+    device: Device,
+    session: Session<M>,
+    train: RowStream,
+    validation: RowStream,
+    callbacks: Vec<Box<dyn Callback<M>>>,
+    /// States of callbacks that a checkpoint held, until the callbacks are there to take them.
+    saved_states: BTreeMap<String, Value>,
+    step: u64,
+}
+
+impl<M: LanguageModel + PrunableExperts> Trainer<M> {
+    /// A run from the start; `device` computes gradients (`device.autodiff()`) and holds `model`.
+    ///
+    /// # Errors
+    ///
+    /// If a setting is out of range.
+    pub fn new(
+        config: TrainConfig,
+        run_dir: &Path,
+        device: &Device,
+        model: M,
+        [train, validation]: [RowStream; 2],
+    ) -> Result<Self, TrainError> {
+        config.validate()?;
+        let optimizer = AdamW::new(&config);
+        Ok(Self {
+            run_dir: run_dir.to_path_buf(),
+            device: device.clone(),
+            session: Session::new(model, optimizer),
+            train,
+            validation,
+            callbacks: Vec::new(),
+            saved_states: BTreeMap::new(),
+            step: 0,
+            config,
+        })
+    }
+
+    /// A run that goes on from a checkpoint: model, optimizer, data position and callbacks.
+    ///
+    /// # Errors
+    ///
+    /// If a setting is out of range, or the checkpoint is damaged or of another kind of model.
+    pub fn resume(
+        config: TrainConfig,
+        run_dir: &Path,
+        device: &Device,
+        checkpoint: &Checkpoint,
+        streams: [RowStream; 2],
+    ) -> Result<Self, TrainError> {
+        let (model, optimizer, state) = checkpoint.load::<M>(&config, device)?;
+        let mut trainer = Self::new(config, run_dir, device, model, streams)?;
+        trainer.session.optimizer = optimizer;
+        trainer.train.seek(state.consumed_rows);
+        trainer.step = state.step;
+        trainer.saved_states = state.callbacks;
+        Ok(trainer)
+    }
+
+    /// Adds a callback; they are called in the order in which they were added.
+    ///
+    /// # Errors
+    ///
+    /// If a checkpoint holds a state for it that it does not understand.
+    pub fn with_callback(mut self, mut callback: impl Callback<M> + 'static) -> Result<Self, TrainError> {
+        if let Some(state) = self.saved_states.remove(callback.name()) {
+            callback.restore(state)?;
+        }
+        self.callbacks.push(Box::new(callback));
+        Ok(self)
+    }
+
+    /// The model as it is now.
+    pub fn model(&self) -> &M {
+        self.session.model()
+    }
+
+    /// The optimizer as it is now.
+    pub fn optimizer(&self) -> &AdamW {
+        self.session.optimizer()
+    }
+
+    /// Steps completed.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// Trains to the end: steps, callbacks after each, and a last validation and checkpoint.
+    ///
+    /// # Errors
+    ///
+    /// The first error of a step, a callback, a validation or a checkpoint ends the run.
+    pub fn run(&mut self) -> Result<(), TrainError> {
+        let mut requests = Requests::default();
+        self.call(&mut requests, |callback, context| callback.on_start(context))?;
+        let model = self.session.model();
+        self.tell(&Event::Start {
+            step: self.step,
+            steps: self.config.steps,
+            parameters: model.num_params() as u64,
+            experts_per_layer: model.experts_per_layer(),
+        })?;
+        while self.step < self.config.steps {
+            let metrics = self.train_step()?;
+            let mut requests = Requests::default();
+            self.tell(&Event::Step(metrics.clone()))?;
+            self.call(&mut requests, |callback, context| callback.on_step(context, &metrics))?;
+            let last = requests.stop || self.step == self.config.steps;
+            if requests.validate || last {
+                let loss = self.validate()?;
+                self.tell(&Event::Validation { step: self.step, loss })?;
+            }
+            if requests.checkpoint || last {
+                self.save_checkpoint()?;
+                self.tell(&Event::Checkpoint { step: self.step })?;
+            }
+            if last {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// One optimizer step.
+    ///
+    /// # Errors
+    ///
+    /// If loss or gradient is not finite, or the device fails.
+    pub fn train_step(&mut self) -> Result<StepMetrics, TrainError> {
+        let started = Instant::now();
+        // Dropout draws from the device: a seed per step makes a resumed run draw alike.
+        self.device.seed(self.config.seed.wrapping_add(self.step + 1));
+        let model = self.session.take_model();
+        let mut accumulator = GradientsAccumulator::<M>::new();
+        let mut sums: Option<(Tensor<1>, Vec<Tensor<1, Int>>)> = None;
+        for _ in 0..self.config.accumulation {
+            let batch = self.train.next_batch(self.config.batch_size, &self.device);
+            let output = model.loss(batch);
+            let loss = output.loss.div_scalar(self.config.accumulation as f64);
+            let loads = output.tokens_per_expert;
+            sums = Some(match sums {
+                None => (loss.clone().inner(), loads),
+                Some((sum, counts)) => {
+                    let counts = counts.into_iter().zip(loads).map(|(sum, more)| sum + more);
+                    (sum + loss.clone().inner(), counts.collect())
+                }
+            });
+            accumulator.accumulate(&model, GradientsParams::from_grads(loss.backward(), &model));
+        }
+        let gradients = accumulator.grads();
+        let (loss, loads) = sums.unwrap_or_else(|| (Tensor::zeros([1], &self.device), Vec::new()));
+        let norm_squared = global_norm_squared(&model, &gradients);
+        let (loss, norm, loads) = read_step(loss, norm_squared, loads)?;
+        let step = self.step + 1;
+        for (what, value) in [("loss", loss), ("gradient norm", norm)] {
+            if !value.is_finite() {
+                self.session.model = Some(model);
+                return Err(TrainError::NotFinite { step, what, value });
+            }
+        }
+        let learning_rate = self.config.learning_rate_at(self.step);
+        let scale = clip_factor(norm, self.config.clip_norm);
+        self.session.model = Some(self.session.optimizer.step(model, gradients, learning_rate, scale));
+        self.step = step;
+        Ok(StepMetrics {
+            step,
+            loss,
+            learning_rate,
+            gradient_norm: norm,
+            tokens: self.config.tokens_per_step() as u64,
+            seconds: started.elapsed().as_secs_f64(),
+            max_over_mean: loads.iter().map(LayerLoad::max_over_mean).collect(),
+            loads,
+        })
+    }
+
+    /// Mean loss over the same rows of the validation stream every time.
+    ///
+    /// # Errors
+    ///
+    /// If the device fails.
+    pub fn validate(&mut self) -> Result<f64, TrainError> {
+        let model = self.session.model().valid();
+        let device = self.device.clone().inner();
+        self.validation.seek(0);
+        let mut sum = 0.0;
+        for _ in 0..self.config.validation_batches {
+            let batch = self.validation.next_batch(self.config.batch_size, &device);
+            sum += read_floats(model.loss(batch).loss)?[0];
+        }
+        Ok(sum / self.config.validation_batches as f64)
+    }
+
+    fn save_checkpoint(&self) -> Result<(), TrainError> {
+        let states = self.callbacks.iter().filter_map(|c| Some((c.name().to_owned(), c.state()?)));
+        let state = CheckpointState {
+            step: self.step,
+            consumed_rows: self.train.consumed(),
+            optimizer_updates: self.session.optimizer().updates(),
+            callbacks: states.collect(),
+        };
+        Checkpoint::save(&self.run_dir, self.session.model(), self.session.optimizer(), &state)?;
+        Checkpoint::prune(&self.run_dir, self.config.keep_checkpoints)
+    }
+
+    /// Calls every callback, then tells all of them what any of them emitted.
+    fn call(
+        &mut self,
+        requests: &mut Requests,
+        mut hook: impl FnMut(&mut dyn Callback<M>, &mut Context<'_, M>) -> Result<(), TrainError>,
+    ) -> Result<(), TrainError> {
+        let mut events = Vec::new();
+        for callback in &mut self.callbacks {
+            let mut context = Context {
+                step: self.step,
+                config: &self.config,
+                run_dir: &self.run_dir,
+                session: &mut self.session,
+                requests,
+                events: &mut events,
+            };
+            hook(callback.as_mut(), &mut context)?;
+        }
+        events.iter().try_for_each(|event| self.tell(event))
+    }
+
+    fn tell(&mut self, event: &Event) -> Result<(), TrainError> {
+        self.callbacks.iter_mut().try_for_each(|callback| callback.on_event(event))
+    }
+}
+
+/// Reads the numbers of one step from the device in a single transfer.
+fn read_step(
+    loss: Tensor<1>,
+    norm_squared: Option<Tensor<1>>,
+    loads: Vec<Tensor<1, Int>>,
+) -> Result<(f64, f64, Vec<LayerLoad>), TrainError> {
+    let norm_squared = norm_squared.unwrap_or_else(|| loss.zeros_like());
+    let mut transaction = Transaction::default().register(loss).register(norm_squared);
+    for load in loads {
+        transaction = transaction.register(load);
+    }
+    let mut read =
+        transaction.try_execute().map_err(|error| TrainError::Device(error.to_string()))?.into_iter();
+    let mut float =
+        || read.next().and_then(|data| data.convert::<f32>().iter::<f32>().next()).unwrap_or(f32::NAN);
+    let (loss, norm_squared) = (f64::from(float()), f64::from(float()));
+    let loads =
+        read.map(|data| LayerLoad::new(data.convert::<i64>().iter::<i64>().map(|n| n as u64).collect()));
+    Ok((loss, norm_squared.sqrt(), loads.collect()))
+}
+
+fn read_floats(tensor: Tensor<1>) -> Result<Vec<f64>, TrainError> {
+    let data = tensor.try_into_data().map_err(|error| TrainError::Device(error.to_string()))?;
+    Ok(data.convert::<f32>().iter::<f32>().map(f64::from).collect())
+}
