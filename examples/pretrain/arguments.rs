@@ -155,6 +155,8 @@ impl Arguments {
             experts_per_layer: vec![self.experts; self.layers],
             router_type: if self.router == "linear" { RouterType::Linear } else { RouterType::Attention },
             max_position_embeddings: self.seq.max(512),
+            // The published σ · √H at this width.
+            initializer_range: 1.0 / (self.hidden as f64).sqrt(),
             tokens: SpecialTokens { eod: Some(eod), ..SpecialTokens::default() },
             ..YuanConfig::toy(vocab_size)
         };

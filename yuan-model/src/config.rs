@@ -56,6 +56,12 @@ pub struct YuanConfig {
     pub max_position_embeddings: usize,
     /// Standard deviation of the initial linear weights.
     pub initializer_range: f64,
+    /// Standard deviation of the initial embedding, where it differs from
+    /// [`initializer_range`](Self::initializer_range); a key of ours, `embedding_initializer_range`.
+    ///
+    /// A wide embedding keeps tokens apart in the residual stream while a small model warms up,
+    /// without which its routers send nearly everything to the same few experts.
+    pub embedding_initializer_range: Option<f64>,
     /// Dropout on the attention probabilities, in training only.
     pub attention_dropout: f64,
     /// Dropout on the outputs of attention and experts, in training only.
@@ -186,6 +192,7 @@ impl YuanConfig {
         let positive = [
             ("rms_norm_eps", self.rms_norm_eps),
             ("initializer_range", self.initializer_range),
+            ("embedding_initializer_range", self.embedding_initializer_range.unwrap_or(1.0)),
             ("seq_len_interpolation_factor", self.seq_len_interpolation_factor.unwrap_or(1.0)),
         ];
         if let Some((key, value)) = positive.iter().find(|(_, value)| !(*value > 0.0 && value.is_finite())) {

@@ -66,13 +66,19 @@ impl YuanModel {
     /// If the configuration contradicts itself.
     pub fn new(config: &YuanConfig, device: &Device) -> Result<Self, ConfigError> {
         config.validate()?;
-        let normal = Initializer::Normal { mean: 0.0, std: config.initializer_range };
+        let normal = |std| Initializer::Normal { mean: 0.0, std };
+        let embedding_std = config.embedding_initializer_range.unwrap_or(config.initializer_range);
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         Ok(Self {
-            embedding: EmbeddingConfig::new(vocab, hidden).with_initializer(normal.clone()).init(device),
+            embedding: EmbeddingConfig::new(vocab, hidden)
+                .with_initializer(normal(embedding_std))
+                .init(device),
             blocks: (0..config.num_hidden_layers()).map(|layer| Block::new(config, layer, device)).collect(),
             final_norm: RmsNorm::new(hidden, config.rms_norm_eps, device),
-            head: LinearConfig::new(hidden, vocab).with_bias(false).with_initializer(normal).init(device),
+            head: LinearConfig::new(hidden, vocab)
+                .with_bias(false)
+                .with_initializer(normal(config.initializer_range))
+                .init(device),
             config: config.clone(),
         })
     }

@@ -26,6 +26,7 @@ impl YuanConfig {
             rotary_percent: 0.5,
             max_position_embeddings: 131_072,
             initializer_range: 0.01,
+            embedding_initializer_range: None,
             tokens: SpecialTokens {
                 bos: Some(77185),
                 eos: Some(77185),
@@ -79,7 +80,8 @@ impl YuanConfig {
             seq_len_interpolation_factor: None,
             yarn: None,
             max_position_embeddings: 512,
-            initializer_range: 0.02,
+            initializer_range: 0.0625,
+            embedding_initializer_range: Some(0.5),
             attention_dropout: 0.0,
             hidden_dropout: 0.0,
             logit_scale: 1.0,

@@ -96,6 +96,7 @@ impl YuanConfig {
         let optional = [
             ("rotary_dim", self.rotary_dim.map(Value::from)),
             ("seq_len_interpolation_factor", self.seq_len_interpolation_factor.map(Value::from)),
+            ("embedding_initializer_range", self.embedding_initializer_range.map(Value::from)),
             ("yarn_scale_factor", yarn.map(|y| json!(y.scale_factor))),
             ("scaled_max_position_embeddings", yarn.map(|y| json!(y.scaled_max_position_embeddings))),
             ("bos_token_id", tokens.bos.map(Value::from)),
@@ -177,6 +178,7 @@ impl Keys<'_> {
             yarn: self.yarn(max_position_embeddings)?,
             max_position_embeddings,
             initializer_range: self.number("initializer_range")?.unwrap_or(0.02),
+            embedding_initializer_range: self.number("embedding_initializer_range")?,
             attention_dropout: self
                 .agree(
                     "attn_dropout",

@@ -1,0 +1,87 @@
+//! A run that is killed at any moment goes on exactly where its last checkpoint left it.
+
+mod support;
+
+use std::{fs, path::Path, process::Stdio, thread, time::Duration};
+
+use support::{succeed, tiny_pretrain, write_corpus};
+use tempfile::tempdir;
+use yuan::train::{PruneExperts, callback::Event, report::History};
+
+/// Steps with their losses, to the last bit, and every validation and prune.
+fn story(run: &Path) -> Vec<String> {
+    let history = History::read(run).unwrap();
+    let line = |event: &Event| match event {
+        Event::Step(metrics) => {
+            Some(format!("{} {:?} {:?}", metrics.step, metrics.loss, metrics.max_over_mean))
+        }
+        Event::Validation { step, loss } => Some(format!("{step} validation {loss:?}")),
+        Event::Prune { step, experts_after, .. } => Some(format!("{step} prune {experts_after:?}")),
+        _ => None,
+    };
+    history.events().iter().filter_map(line).collect()
+}
+
+fn metrics_lines(run: &Path) -> usize {
+    fs::read_to_string(run.join("metrics.jsonl")).map_or(0, |text| text.lines().count())
+}
+
+fn writes_a_checkpoint(run: &Path) -> bool {
+    let names = fs::read_dir(run).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    names.into_iter().any(|name| name.to_string_lossy().ends_with(".unfinished"))
+}
+
+/// Starts the run (or goes on with it) and kills it (SIGKILL) as soon as `now` holds.
+///
+/// Says whether it was killed: a run that ended first was not.
+fn kill_when(data: &Path, run: &Path, now: impl Fn() -> bool) -> bool {
+    let mut command = tiny_pretrain(data, run);
+    if run.join("run.json").exists() {
+        command.arg("--resume");
+    } else {
+        // Killed before it was prepared: there is nothing to go on with.
+        drop(fs::remove_dir_all(run));
+    }
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            assert!(status.success(), "a resumed run failed");
+            return false;
+        }
+        if now() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            return true;
+        }
+        thread::sleep(Duration::from_micros(200));
+    }
+}
+
+#[test]
+fn a_killed_run_resumes_with_identical_losses() {
+    let directory = tempdir().unwrap();
+    let (data, whole) = (directory.path().join("data"), directory.path().join("whole"));
+    write_corpus(&data);
+    succeed(&mut tiny_pretrain(&data, &whole));
+    let expected = story(&whole);
+    assert!(expected.iter().any(|line| line.contains("prune")), "the run prunes: {expected:?}");
+
+    let mut kills = 0;
+    for round in 0..3 {
+        let run = directory.path().join(format!("killed-{round}"));
+        // In preparation, at some steps, while checkpoints are written, and around the prune.
+        let pruned = run.join(PruneExperts::PLAN);
+        let moments: [&dyn Fn() -> bool; 6] = [
+            &|| run.exists(),
+            &|| metrics_lines(&run) > 2 + 2 * round,
+            &|| writes_a_checkpoint(&run),
+            &|| pruned.exists(),
+            &|| metrics_lines(&run) > 26 + round && writes_a_checkpoint(&run),
+            &|| metrics_lines(&run) > 30 + 2 * round,
+        ];
+        kills += moments.iter().filter(|moment| kill_when(&data, &run, moment)).count();
+        kill_when(&data, &run, || false);
+        assert_eq!(story(&run), expected, "round {round}");
+    }
+    assert!(kills >= 9, "only {kills} of 18 kills came before the end of a run");
+}
