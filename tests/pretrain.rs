@@ -160,7 +160,7 @@ fn a_failed_write_ends_the_run_and_leaves_the_last_checkpoint() {
         shell
     };
     // Smaller than the tensors, larger than everything else.
-    let message = fail(&mut limited(150, &[]));
+    let message = fail(&mut limited(300, &[]));
     assert_sentence(&message, "cannot write");
     assert!(message.contains("model.safetensors"), "{message}");
     let left: Vec<_> = fs::read_dir(&run).unwrap().map(|entry| entry.unwrap().file_name()).collect();

@@ -77,16 +77,16 @@ pub struct Arguments {
     #[arg(long, default_value_t = 3)]
     pub stable_windows: usize,
     /// Largest share of a layer's load that may move between stable windows
-    #[arg(long, default_value_t = 0.1)]
+    #[arg(long, default_value_t = 0.12)]
     pub max_change: f64,
     /// Smallest rank correlation of the loads of stable windows
-    #[arg(long, default_value_t = 0.8)]
+    #[arg(long, default_value_t = 0.6)]
     pub min_rank_correlation: f64,
     /// Individual load constraint: an expert may go if its load is at most alpha times the mean; a number or "inf"
     #[arg(long, default_value = "inf")]
     pub alpha: f64,
     /// Cumulative load constraint: the pruned experts of a layer carry at most this share of its load
-    #[arg(long, default_value_t = 0.1)]
+    #[arg(long, default_value_t = 0.2)]
     pub beta: f64,
     /// Round the kept experts of each layer up to a multiple of this
     #[arg(long, default_value_t = 2)]

@@ -30,8 +30,12 @@ fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let device = yuan::device(&arguments.device)?.autodiff();
     let run_dir = if arguments.resume { arguments.existing_run()? } else { arguments.new_run()? };
-    if !arguments.resume {
-        prepare(&arguments, &run_dir)?;
+    if !arguments.resume
+        && let Err(error) = prepare(&arguments, &run_dir)
+    {
+        // Half a preparation is no run; the directory was free before.
+        drop(fs::remove_dir_all(&run_dir));
+        return Err(error);
     }
     let mut trainer = open(&run_dir, &device)?;
     trainer.run()?;
@@ -56,7 +60,7 @@ fn prepare(arguments: &Arguments, run_dir: &Path) -> anyhow::Result<()> {
         documents.len(),
         bytes as f64 / 1e6
     ));
-    let tokenizer = data::train_tokenizer(&documents, arguments.vocab, true)?;
+    let tokenizer = data::train_tokenizer(&documents, arguments.vocab, std::io::stderr().is_terminal())?;
     let streams = TokenStreams::new(&documents, &tokenizer)?;
     note(&format!("{} tokens to train on, {} to validate", streams.train.len(), streams.validation.len()));
     // Too little text is found out here, before a run directory exists.
@@ -106,7 +110,12 @@ fn open(run_dir: &Path, device: &Device) -> anyhow::Result<Trainer<YuanModel>> {
 fn row_streams(streams: &TokenStreams, config: &TrainConfig) -> anyhow::Result<[RowStream; 2]> {
     let rows = |tokens: &[u32], seed| RowStream::new(tokens.to_vec(), streams.eod, config.seq_len, seed);
     let train = rows(&streams.train, Some(config.seed)).context("too little text to train on")?;
-    Ok([train, rows(&streams.validation, None).context("too little text to validate on")?])
+    Ok([
+        train,
+        rows(&streams.validation, None).context(
+            "too little text to validate on: about one file in twenty is kept for it, so bring more files",
+        )?,
+    ])
 }
 
 /// Draws the pictures and prints the table.

@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::{collections::HashMap, convert::Infallible};
+
 use burn::{
     module::Module,
     tensor::{Bool, Device, Int, Tensor, TensorData},
@@ -10,6 +12,7 @@ use support::{devices, gradients, largest_difference, values};
 use yuan_model::{
     ForwardOptions, RouterType, YuanConfig, YuanModel,
     loss::{masked_mean, token_losses},
+    named,
 };
 
 const VOCAB: usize = 50;
@@ -24,18 +27,15 @@ fn loads(model: &YuanModel, input: Tensor<2, Int>, options: ForwardOptions) -> V
     per_layer.map(|load| load.into_data().convert::<i64>().iter::<i64>().collect()).collect()
 }
 
-/// A copy of `model` on another device, weights and all.
-fn copy_to(model: &YuanModel, device: &Device) -> YuanModel {
-    let mut weights = Vec::new();
-    yuan_model::named::read_parameters(model, |name, data| {
-        weights.push((name.to_owned(), data));
-        Ok::<(), ()>(())
-    })
-    .unwrap();
-    let fresh = YuanModel::new(model.config(), device).unwrap();
-    yuan_model::named::write_parameters(fresh, |name, _| {
-        weights.iter().find(|(path, _)| path == name).map(|(_, data)| data.clone())
-    })
+/// A model with the weights of `model`, of another configuration or on another device.
+fn copy_as(model: &YuanModel, config: &YuanConfig, device: &Device) -> YuanModel {
+    let mut weights = HashMap::new();
+    let keep = |name: &str, data| {
+        weights.insert(name.to_owned(), data);
+        Ok::<(), Infallible>(())
+    };
+    named::read_parameters(model, keep).unwrap();
+    named::write_parameters(YuanModel::new(config, device).unwrap(), |name, _| weights.remove(name))
 }
 
 #[test]
@@ -78,7 +78,7 @@ fn recomputation_changes_neither_loss_nor_gradients_nor_loads() {
     for (name, device) in devices() {
         let plain =
             YuanModel::new(&YuanConfig::tiny(VOCAB), &device.clone().autodiff()).unwrap().materialize();
-        let recomputing = copy_to(&plain, &device.autodiff().gradient_checkpointing());
+        let recomputing = copy_as(&plain, plain.config(), &device.autodiff().gradient_checkpointing());
         let run = |model: &YuanModel| {
             let device = model.devices()[0].clone();
             let input = tokens(2, 9, &device);
@@ -126,20 +126,7 @@ fn attention_with_dropout_is_attention_when_nothing_is_dropped() {
         let device = device.autodiff();
         let model = YuanModel::new(&YuanConfig::tiny(VOCAB), &device).unwrap().materialize();
         let config = YuanConfig { attention_dropout: 1e-12, ..YuanConfig::tiny(VOCAB) };
-        let mut dropping = YuanModel::new(&config, &device).unwrap();
-        let weights = model.clone();
-        for (block, source) in dropping.blocks.iter_mut().zip(weights.blocks) {
-            let attention = block.attention.clone();
-            *block = source;
-            let weights = std::mem::replace(&mut block.attention, attention);
-            block.attention.filter = weights.filter;
-            block.attention.query_key = weights.query_key;
-            block.attention.value = weights.value;
-            block.attention.output = weights.output;
-        }
-        dropping.embedding = model.embedding.clone();
-        dropping.final_norm = model.final_norm.clone();
-        dropping.head = model.head.clone();
+        let dropping = copy_as(&model, &config, &device);
         let logits = |model: &YuanModel| {
             values(&model.forward(tokens(2, 9, &device), ForwardOptions::default()).logits.into_data())
         };

@@ -23,7 +23,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use yuan_model::named;
 
-use crate::{AdamW, LanguageModel, TrainConfig, TrainError, files::write_directory};
+use crate::{
+    AdamW, LanguageModel, TrainConfig, TrainError,
+    files::{UNFINISHED, write_directory},
+};
 
 /// What a checkpoint carries beside tensors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -109,7 +112,7 @@ impl Checkpoint {
         Ok(Self { path, step: state.step })
     }
 
-    /// Removes all but the latest `keep` checkpoints of a run.
+    /// Removes all but the latest `keep` checkpoints of a run, and what a killed run left unfinished.
     ///
     /// # Errors
     ///
@@ -117,13 +120,20 @@ impl Checkpoint {
     pub fn prune(run_dir: &Path, keep: usize) -> Result<(), TrainError> {
         let mut checkpoints = Self::list(run_dir)?;
         checkpoints.truncate(checkpoints.len().saturating_sub(keep));
-        checkpoints.iter().try_for_each(|old| {
+        for old in checkpoints {
             // Renamed first, so that a kill in the middle leaves nothing that looks complete.
-            let leaving = old.path.with_extension("unfinished");
-            fs::rename(&old.path, &leaving)
-                .and_then(|()| fs::remove_dir_all(&leaving))
-                .map_err(TrainError::io("remove", &old.path))
-        })
+            fs::rename(&old.path, old.path.with_extension(UNFINISHED))
+                .map_err(TrainError::io("remove", &old.path))?;
+        }
+        for entry in fs::read_dir(run_dir).map_err(TrainError::io("read", run_dir))? {
+            let path = entry.map_err(TrainError::io("read", run_dir))?.path();
+            let is_checkpoint =
+                path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX));
+            if is_checkpoint && path.extension().is_some_and(|extension| extension == UNFINISHED) {
+                fs::remove_dir_all(&path).map_err(TrainError::io("remove", &path))?;
+            }
+        }
+        Ok(())
     }
 
     /// Builds model and optimizer as they were.

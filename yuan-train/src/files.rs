@@ -43,10 +43,14 @@ pub(crate) fn write_directory(
     sync_parent(path)
 }
 
+/// Extension of what is not complete.
+pub(crate) const UNFINISHED: &str = "unfinished";
+
 /// Name under which something is written before it is complete.
 fn unfinished(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(".unfinished");
+    name.push(".");
+    name.push(UNFINISHED);
     path.with_file_name(name)
 }
 
