@@ -2,7 +2,7 @@
 //!
 //!     cargo run --release --example plan -- LOADS.json --beta 0.1 --multiple-of 2 --groups 2
 
-use std::{fs, io::Write, path::PathBuf};
+use std::{fs, io::Write, path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::Parser;
@@ -37,8 +37,18 @@ struct Arguments {
     json: bool,
 }
 
-fn main() -> anyhow::Result<()> {
-    let arguments = Arguments::parse();
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line with all causes, whatever RUST_BACKTRACE says; a closed pipe is no failure.
+            drop(writeln!(std::io::stderr(), "Error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let path = arguments.loads.display();
     let text = fs::read_to_string(&arguments.loads).with_context(|| format!("cannot read {path}"))?;
     let loads = LoadWindow::from_json(&text).with_context(|| format!("cannot use {path}"))?;

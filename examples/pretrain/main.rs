@@ -26,12 +26,22 @@ use yuan::{
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn main() -> anyhow::Result<()> {
-    let arguments = Arguments::parse();
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line with all causes, whatever RUST_BACKTRACE says.
+            note(&format!("Error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let device = yuan::device(&arguments.device)?.autodiff();
     let run_dir = if arguments.resume { arguments.existing_run()? } else { arguments.new_run()? };
     if !arguments.resume
-        && let Err(error) = prepare(&arguments, &run_dir)
+        && let Err(error) = prepare(arguments, &run_dir)
     {
         // Half a preparation is no run; the directory was free before.
         drop(fs::remove_dir_all(&run_dir));

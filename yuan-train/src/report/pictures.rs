@@ -74,14 +74,17 @@ pub fn draw_loss(history: &History, path: &Path) -> Result<(), TrainError> {
     })
 }
 
-/// Draws the load of every expert of every layer: before the prune, and after it in the new order.
+/// Draws the load of every expert of every layer: before the prune (the loads of the plan, where
+/// there is one), and after it in the new order.
 ///
 /// # Errors
 ///
 /// If the file cannot be written.
 pub fn draw_expert_load(history: &History, plan: Option<&PrunePlan>, path: &Path) -> Result<(), TrainError> {
     let phases = history.phases();
-    let before = phases.first().and_then(|phase| phase.loads.clone()).unwrap_or_default();
+    let last_window = phases.first().and_then(|phase| phase.loads.clone());
+    let planned = plan.map(|plan| plan.layers.iter().map(|layer| layer.load.clone()).collect());
+    let before: Vec<LayerLoad> = planned.or(last_window).unwrap_or_default();
     let after = phases.get(1).and_then(|phase| phase.loads.clone());
     let layers = before.len().max(1) as i32;
     let cell = (480 / layers).clamp(6, 40);
@@ -91,8 +94,11 @@ pub fn draw_expert_load(history: &History, plan: Option<&PrunePlan>, path: &Path
         text(canvas, caption, (450, 26), 20, (HPos::Center, VPos::Center))?;
         let pruned =
             |layer: usize, expert: usize| plan.is_some_and(|p| p.layers[layer].pruned.contains(&expert));
-        let title =
-            if after.is_some() { "before the prune (crossed out: pruned)" } else { "last window of the run" };
+        let title = if after.is_some() {
+            "before the prune, in the windows it rests on (crossed out: pruned)"
+        } else {
+            "last window of the run"
+        };
         heat_map(canvas, 50, cell, title, &before, &pruned)?;
         if let Some(after) = &after {
             let top = 50 + 40 + cell * layers + 10;
@@ -130,16 +136,16 @@ fn heat_map(
             let (x, ratio) = (left + width * expert as i32, tokens as f64 / mean);
             let corners = [(x, y), (x + width - 1, y + cell - 1)];
             canvas.draw(&Rectangle::new(corners, heat(ratio).filled()))?;
+            if crossed(layer, expert) {
+                let [a, b] = corners;
+                canvas.draw(&PathElement::new([a, b], PRUNE.mix(0.6).stroke_width(2)))?;
+                canvas.draw(&PathElement::new([(a.0, b.1), (b.0, a.1)], PRUNE.mix(0.6).stroke_width(2)))?;
+            }
             if width >= 28 && cell >= 14 {
-                let ink = if ratio > 1.6 { WHITE } else { INK };
+                let ink = if ratio > 1.2 { WHITE } else { INK };
                 let style = ("sans-serif", 11).into_font().color(&ink);
                 let style = style.pos(Pos::new(HPos::Center, VPos::Center));
                 canvas.draw(&Text::new(format!("{ratio:.2}"), (x + width / 2, y + cell / 2), style))?;
-            }
-            if crossed(layer, expert) {
-                let [a, b] = corners;
-                canvas.draw(&PathElement::new([a, b], PRUNE.stroke_width(2)))?;
-                canvas.draw(&PathElement::new([(a.0, b.1), (b.0, a.1)], PRUNE.stroke_width(2)))?;
             }
         }
     }
