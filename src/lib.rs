@@ -37,6 +37,9 @@ pub struct UnknownDevice {
     pub found: Vec<&'static str>,
 }
 
+/// A device that this build has, and how to get it.
+type Named = (&'static str, fn() -> Device);
+
 /// A device by name: `flex`, `ndarray`, `wgpu` or `cuda`, each behind the feature of its name.
 ///
 /// # Errors
@@ -44,7 +47,7 @@ pub struct UnknownDevice {
 /// Lists the devices of this build when it has no such one.
 pub fn device(name: &str) -> Result<Device, UnknownDevice> {
     #[allow(deprecated, reason = "users ask for ndarray, which upstream deprecates in favour of flex")]
-    let all: Vec<(&'static str, fn() -> Device)> = vec![
+    let all: Vec<Named> = vec![
         #[cfg(feature = "flex")]
         ("flex", Device::flex),
         #[cfg(feature = "ndarray")]

@@ -4,7 +4,12 @@
 
 mod arguments;
 
-use std::{fs, io::Write, path::Path};
+use std::{
+    fs,
+    io::{IsTerminal, Write},
+    path::Path,
+    process::ExitCode,
+};
 
 use anyhow::{Context, bail};
 use arguments::Arguments;

@@ -29,7 +29,7 @@ fn largest_allowed_cut(load: &[u64], limits: &PruneLimits) -> usize {
             let kept = n - cut;
             cut == 0
                 || (cut <= allowed
-                    && kept % limits.multiple_of == 0
+                    && kept.is_multiple_of(limits.multiple_of)
                     && kept >= minimum
                     && limits.max_pruned_fraction.is_none_or(|f| cut as f64 <= f * n as f64))
         })
@@ -107,13 +107,9 @@ proptest! {
             let expert = *left.iter().find(|&&e| load[e] == heaviest).unwrap();
             left.retain(|&e| e != expert);
             let weight = |g: usize| replay[g].iter().map(|&e| load[e]).sum::<u64>();
-            let mut target = None;
-            for g in 0..groups {
-                if replay[g].len() < capacity && target.is_none_or(|t| weight(g) < weight(t)) {
-                    target = Some(g);
-                }
-            }
-            replay[target.unwrap()].push(expert);
+            let with_room = (0..groups).filter(|&g| replay[g].len() < capacity);
+            let target = with_room.reduce(|best, g| if weight(g) < weight(best) { g } else { best }).unwrap();
+            replay[target].push(expert);
         }
         prop_assert_eq!(placed, replay);
     }

@@ -128,7 +128,7 @@ impl YuanConfig {
         if let Some((key, _)) = sizes.iter().find(|(_, size)| *size == 0) {
             return refuse(format!("{key} must be at least 1"));
         }
-        if let Some((key, size)) = sizes.iter().find(|(_, size)| *size > 1 << 32) {
+        if let Some((key, size)) = sizes.iter().find(|(_, size)| *size > u32::MAX as usize) {
             return refuse(format!("{key} = {size} is beyond any model"));
         }
         if !self.attention_projection_size.is_multiple_of(self.num_attention_heads) {

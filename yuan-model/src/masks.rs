@@ -68,10 +68,12 @@ pub fn answer_mask(labels: &[u32], eod: u32, sep: u32) -> Result<Vec<bool>, Mask
         if let Some(separator) = separator.filter(|&q| q >= start) {
             mask[start..=separator].fill(false);
         }
-        if balanced && i > 0 && i + 1 == ends.len() {
-            if let Some(&trailing) = separators.iter().find(|&&q| q >= end) {
-                mask[end + 1..=trailing].fill(false);
-            }
+        if balanced
+            && i > 0
+            && i + 1 == ends.len()
+            && let Some(&trailing) = separators.iter().find(|&&q| q >= end)
+        {
+            mask[end + 1..=trailing].fill(false);
         }
         previous_end = Some(end);
     }

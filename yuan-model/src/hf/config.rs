@@ -424,7 +424,7 @@ mod tests {
         );
         assert_eq!(
             message(&|root| root["eod_token"] = json!(500)),
-            "eod_token_id = 500 is outside vocab_size = 96".replace("eod_token_id", "eod_token_id")
+            "eod_token_id = 500 is outside vocab_size = 96"
         );
     }
 

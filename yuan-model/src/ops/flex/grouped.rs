@@ -46,7 +46,7 @@ pub(super) fn product(rows: &Float, weight: &Float, rows_per_group: &[usize]) ->
 }
 
 pub(super) fn weight_gradient(rows: &Float, grad: &Float, rows_per_group: &[usize]) -> Float {
-    let ([_, d_in], [_, d_out]) = (rows.shape().dims::<2>().into(), grad.shape().dims::<2>().into());
+    let ([_, d_in], [_, d_out]) = (rows.shape().dims::<2>(), grad.shape().dims::<2>());
     let mut output = vec![0.0; rows_per_group.len() * d_in * d_out];
     let counts = rows_per_group.par_iter().zip(starts(rows_per_group));
     output.par_chunks_mut((d_in * d_out).max(1)).zip(counts).filter(|(_, (count, _))| **count > 0).for_each(
