@@ -6,7 +6,7 @@
 //! out, which can be printed, saved, edited, refused and applied later.
 //!
 //! Read in this order: [`load`] (what was measured), [`stability`] (may we decide yet?),
-//! [`limits`] (how much may go), [`plan`] (who goes), [`rearrange`] (where the rest sit),
+//! [`limits`] (how much may go), [`plan`] (who goes), [`mod@rearrange`] (where the rest sit),
 //! [`report`] (the plan as a table).
 //!
 //! ```
