@@ -219,14 +219,14 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
         let gradients = accumulator.grads();
         let (loss, loads) = sums.unwrap_or_else(|| (Tensor::zeros([1], &self.device), Vec::new()));
         let norm_squared = global_norm_squared(&model, &gradients);
-        let (loss, norm, loads) = read_step(loss, norm_squared, loads)?;
         let step = self.step + 1;
-        for (what, value) in [("loss", loss), ("gradient norm", norm)] {
-            if !value.is_finite() {
+        let (loss, norm, loads) = match read_step(step, loss, norm_squared, loads) {
+            Ok(numbers) => numbers,
+            Err(error) => {
                 self.session.model = Some(model);
-                return Err(TrainError::NotFinite { step, what, value });
+                return Err(error);
             }
-        }
+        };
         let learning_rate = self.config.learning_rate_at(self.step);
         let scale = clip_factor(norm, self.config.clip_norm);
         self.session.model = Some(self.session.optimizer.step(model, gradients, learning_rate, scale));
@@ -298,8 +298,9 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
     }
 }
 
-/// Reads the numbers of one step from the device in a single transfer.
+/// Reads loss, gradient norm and loads of one step from the device in a single transfer.
 fn read_step(
+    step: u64,
     loss: Tensor<1>,
     norm_squared: Option<Tensor<1>>,
     loads: Vec<Tensor<1, Int>>,
@@ -313,10 +314,15 @@ fn read_step(
         transaction.try_execute().map_err(|error| TrainError::Device(error.to_string()))?.into_iter();
     let mut float =
         || read.next().and_then(|data| data.convert::<f32>().iter::<f32>().next()).unwrap_or(f32::NAN);
-    let (loss, norm_squared) = (f64::from(float()), f64::from(float()));
+    let (loss, norm) = (f64::from(float()), f64::from(float()).sqrt());
+    for (what, value) in [("loss", loss), ("gradient norm", norm)] {
+        if !value.is_finite() {
+            return Err(TrainError::NotFinite { step, what, value });
+        }
+    }
     let loads =
         read.map(|data| LayerLoad::new(data.convert::<i64>().iter::<i64>().map(|n| n as u64).collect()));
-    Ok((loss, norm_squared.sqrt(), loads.collect()))
+    Ok((loss, norm, loads.collect()))
 }
 
 fn read_floats(tensor: Tensor<1>) -> Result<Vec<f64>, TrainError> {
