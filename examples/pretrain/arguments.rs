@@ -26,7 +26,7 @@ pub struct Arguments {
     #[arg(long, default_value = "flex")]
     pub device: String,
     /// Optimizer steps
-    #[arg(long, default_value_t = 240)]
+    #[arg(long, default_value_t = 180)]
     pub steps: u64,
     /// Rows of a micro-batch
     #[arg(long, default_value_t = 8)]
@@ -59,7 +59,7 @@ pub struct Arguments {
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// Steps between validations
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 30)]
     pub validate_every: u64,
     /// Steps between checkpoints
     #[arg(long, default_value_t = 60)]
