@@ -26,7 +26,7 @@ pub struct Arguments {
     #[arg(long, default_value = "flex")]
     pub device: String,
     /// Optimizer steps
-    #[arg(long, default_value_t = 180)]
+    #[arg(long, default_value_t = 240)]
     pub steps: u64,
     /// Rows of a micro-batch
     #[arg(long, default_value_t = 8)]

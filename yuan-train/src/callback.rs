@@ -40,13 +40,24 @@ pub trait Callback<M> {
         Ok(())
     }
 
-    /// After every optimizer step; the model may be changed here.
+    /// After every optimizer step: the place to look and to ask.
     ///
     /// # Errors
     ///
     /// An error ends the run.
     fn on_step(&mut self, context: &mut Context<'_, M>, metrics: &StepMetrics) -> Result<(), TrainError> {
         let _ = (context, metrics);
+        Ok(())
+    }
+
+    /// After the validation of the step, if there was one, and before its checkpoint: the place to
+    /// change the model, so that a validation asked for in [`on_step`](Self::on_step) shows it as it was.
+    ///
+    /// # Errors
+    ///
+    /// An error ends the run.
+    fn on_step_end(&mut self, context: &mut Context<'_, M>) -> Result<(), TrainError> {
+        let _ = context;
         Ok(())
     }
 

@@ -179,6 +179,8 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
                 let loss = self.validate()?;
                 self.tell(&Event::Validation { step: self.step, loss })?;
             }
+            self.call(&mut requests, |callback, context| callback.on_step_end(context))?;
+            let last = last || requests.stop;
             if requests.checkpoint || last {
                 self.save_checkpoint()?;
                 self.tell(&Event::Checkpoint { step: self.step })?;

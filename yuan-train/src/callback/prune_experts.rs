@@ -73,6 +73,8 @@ impl LaepConfig {
 pub struct PruneExperts {
     config: LaepConfig,
     state: State,
+    /// Decided in this step, to be done at its end; never true when a checkpoint is written.
+    due: bool,
 }
 
 /// What a checkpoint carries.
@@ -97,7 +99,7 @@ impl PruneExperts {
     pub fn new(config: LaepConfig) -> Result<Self, TrainError> {
         config.validate()?;
         let state = State { tracker: config.tracker()?, stable: None, pruned_at: None };
-        Ok(Self { config, state })
+        Ok(Self { config, state, due: false })
     }
 
     /// Judges the windows, tells what changed, and says whether all layers are stable.
@@ -167,7 +169,16 @@ impl<M: PrunableExperts + Module> Callback<M> for PruneExperts {
             Trigger::Step(step) => metrics.step == step,
             Trigger::Never => false,
         };
-        if due && self.state.pruned_at.is_none() { self.prune(context) } else { Ok(()) }
+        self.due = due && self.state.pruned_at.is_none();
+        if self.due {
+            // What the model is worth before the cut, for the report.
+            context.request_validation();
+        }
+        Ok(())
+    }
+
+    fn on_step_end(&mut self, context: &mut Context<'_, M>) -> Result<(), TrainError> {
+        if std::mem::take(&mut self.due) { self.prune(context) } else { Ok(()) }
     }
 
     fn state(&self) -> Option<Value> {
