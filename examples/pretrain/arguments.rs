@@ -59,7 +59,7 @@ pub struct Arguments {
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// Steps between validations
-    #[arg(long, default_value_t = 30)]
+    #[arg(long, default_value_t = 60)]
     pub validate_every: u64,
     /// Steps between checkpoints
     #[arg(long, default_value_t = 60)]
