@@ -86,13 +86,13 @@ pub struct Arguments {
     #[arg(long, default_value = "inf")]
     pub alpha: f64,
     /// Cumulative load constraint: the pruned experts of a layer carry at most this share of its load
-    #[arg(long, default_value_t = 0.2)]
+    #[arg(long, default_value_t = 0.19)]
     pub beta: f64,
     /// Round the kept experts of each layer up to a multiple of this
     #[arg(long, default_value_t = 2)]
     pub multiple_of: usize,
     /// Keep at least this many experts in each layer
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 8)]
     pub min_experts: usize,
     /// Device groups that the kept experts are spread over
     #[arg(long, default_value_t = 2)]
