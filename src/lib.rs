@@ -4,7 +4,7 @@
 //! [`train`] (pre-training with LAEP as a callback).
 //!
 //! ```
-//! use yuan::{laep::{LayerLoad, PruneLimits, PrunePlan}, model::{YuanConfig, YuanModel}};
+//! use yuan::{laep::{LayerLoad, PruneLimits, PrunePlan}, model::{PrunableExperts, YuanConfig, YuanModel}};
 //!
 //! // A model, and the tokens that its experts received in some window.
 //! let config = YuanConfig::tiny(512);
@@ -13,7 +13,7 @@
 //! let loads = vec![busy; config.num_hidden_layers()];
 //!
 //! // Plan, look, apply.
-//! let plan = PrunePlan::new(&loads, &PruneLimits { beta: 0.05, ..PruneLimits::default() }, 1)?;
+//! let plan = PrunePlan::new(&loads, &PruneLimits { beta: 0.05.into(), ..PruneLimits::default() }, 1)?;
 //! println!("{plan}");
 //! let kept: Vec<Vec<usize>> = plan.layers.iter().map(|layer| layer.kept.clone()).collect();
 //! let (model, _) = model.keep_experts(&kept).map_err(|(_, error)| error)?;

@@ -1,13 +1,22 @@
 //! What the user may choose, and the configurations that follow from it.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
+use burn::tensor::Device;
 use clap::Parser;
 use yuan::{
-    laep::{PruneLimits, StabilityTest},
-    model::{RouterType, SpecialTokens, YuanConfig},
-    train::{LaepConfig, TrainConfig, callback::Trigger, checkpoint::Checkpoint},
+    laep::{PerLayer, PruneLimits, PrunePlan, StabilityTest, efficiency::Cluster},
+    model::{BalanceLosses, RouterType, SpecialTokens, YuanConfig},
+    train::{
+        LaepConfig, SpeedModel, TrainConfig,
+        callback::{Guard, Trigger},
+        checkpoint::Checkpoint,
+        efficiency::{measure_device, model_shape},
+    },
 };
 
 /// Pre-train a toy Yuan3.0 mixture of experts; LAEP prunes it when the expert loads are stable.
@@ -67,9 +76,21 @@ pub struct Arguments {
     /// Train without pruning
     #[arg(long)]
     pub no_laep: bool,
-    /// Prune after this step instead of waiting for stable loads
-    #[arg(long, value_name = "STEP", conflicts_with = "no_laep")]
-    pub prune_at: Option<u64>,
+    /// Prune after this step, or after each of these (80,160), instead of waiting for stable loads
+    #[arg(long, value_name = "STEPS", value_delimiter = ',', conflicts_with = "no_laep")]
+    pub prune_at: Vec<u64>,
+    /// Prune so many times at most, each time when the loads have become stable again
+    #[arg(long, default_value_t = 1, conflicts_with_all = ["no_laep", "prune_at"])]
+    pub rounds: usize,
+    /// Apply this plan instead of making one
+    #[arg(long, value_name = "PLAN.json", conflicts_with = "no_laep")]
+    pub plan: Option<PathBuf>,
+    /// Undo a prune unless the validation loss returns to within this share of what it was before it
+    #[arg(long, value_name = "MARGIN", conflicts_with = "no_laep")]
+    pub guard: Option<f64>,
+    /// Steps in which it must return
+    #[arg(long, default_value_t = 40, requires = "guard")]
+    pub guard_steps: u64,
     /// Steps whose loads are summed into one window
     #[arg(long, default_value_t = 10)]
     pub window: u64,
@@ -82,12 +103,14 @@ pub struct Arguments {
     /// Smallest rank correlation of the loads of stable windows
     #[arg(long, default_value_t = 0.6)]
     pub min_rank_correlation: f64,
-    /// Individual load constraint: an expert may go if its load is at most alpha times the mean; a number or "inf"
+    /// Individual load constraint: an expert may go if its load is at most alpha times the mean; a number or
+    /// "inf", or one for each layer (0.2,0.4,inf,inf)
     #[arg(long, default_value = "inf")]
-    pub alpha: f64,
-    /// Cumulative load constraint: the pruned experts of a layer carry at most this share of its load
-    #[arg(long, default_value_t = 0.19)]
-    pub beta: f64,
+    pub alpha: PerLayer,
+    /// Cumulative load constraint: the pruned experts of a layer carry at most this share of its load; a number,
+    /// or one for each layer
+    #[arg(long, default_value = "0.19")]
+    pub beta: PerLayer,
     /// Round the kept experts of each layer up to a multiple of this
     #[arg(long, default_value_t = 2)]
     pub multiple_of: usize,
@@ -97,11 +120,34 @@ pub struct Arguments {
     /// Device groups that the kept experts are spread over
     #[arg(long, default_value_t = 2)]
     pub groups: usize,
+    /// Coefficient of the auxiliary loss of Switch and Mixtral
+    #[arg(long, default_value_t = 0.0, value_name = "C")]
+    pub aux_loss: f64,
+    /// Coefficient of DeepSeek-V3's sequence-wise auxiliary loss
+    #[arg(long, default_value_t = 0.0, value_name = "C")]
+    pub sequence_aux_loss: f64,
+    /// Coefficient of the router z-loss
+    #[arg(long, default_value_t = 0.0, value_name = "C")]
+    pub z_loss: f64,
+    /// Balance without an auxiliary loss: how far the routers' biases move after a step (DeepSeek-V3)
+    #[arg(long, default_value_t = 0.0, value_name = "RATE")]
+    pub bias_update_rate: f64,
+    /// Train without localized filtering
+    #[arg(long)]
+    pub no_lfa: bool,
 }
 
 impl Arguments {
     /// Settings of the loop.
     pub fn train_config(&self) -> anyhow::Result<TrainConfig> {
+        let plan = match &self.plan {
+            Some(path) => {
+                let text =
+                    fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+                Some(PrunePlan::from_json(&text).with_context(|| format!("cannot use {}", path.display()))?)
+            }
+            None => None,
+        };
         let config = TrainConfig {
             steps: self.steps,
             batch_size: self.batch,
@@ -115,10 +161,10 @@ impl Arguments {
             checkpoint_every: self.checkpoint_every,
             laep: LaepConfig {
                 window_steps: self.window,
-                trigger: match self.prune_at {
+                trigger: match &self.prune_at[..] {
                     _ if self.no_laep => Trigger::Never,
-                    Some(step) => Trigger::Step(step),
-                    None => Trigger::Stable,
+                    [] => Trigger::Stable { rounds: self.rounds },
+                    steps => Trigger::Steps(steps.to_vec()),
                 },
                 stability: StabilityTest {
                     windows: self.stable_windows,
@@ -126,15 +172,24 @@ impl Arguments {
                     min_rank_correlation: self.min_rank_correlation,
                 },
                 limits: PruneLimits {
-                    alpha: self.alpha,
-                    beta: self.beta,
+                    alpha: self.alpha.clone(),
+                    beta: self.beta.clone(),
                     multiple_of: self.multiple_of,
                     min_experts: self.min_experts,
                     top_k: 2,
                     max_pruned_fraction: None,
                 },
                 groups: self.groups,
+                plan,
+                speed: None,
+                guard: self.guard.map(|margin| Guard { margin, steps: self.guard_steps }),
             },
+            balance: BalanceLosses {
+                auxiliary: self.aux_loss,
+                sequence: self.sequence_aux_loss,
+                router_z: self.z_loss,
+            },
+            bias_update_rate: self.bias_update_rate,
             ..TrainConfig::default()
         };
         config.validate()?;
@@ -142,8 +197,33 @@ impl Arguments {
         if !self.no_laep && !self.experts.is_multiple_of(self.multiple_of) {
             bail!("--experts {} is not divisible by --multiple-of {}", self.experts, self.multiple_of);
         }
-        self.model_config(self.vocab, 0)?;
+        let model = self.model_config(self.vocab, 0)?;
+        for (name, values) in [("--alpha", self.alpha.values()), ("--beta", self.beta.values())] {
+            if values.len() > 1 && values.len() != self.layers {
+                bail!("{name} has {} values for --layers {}", values.len(), self.layers);
+            }
+        }
+        if let Some(plan) = &config.laep.plan {
+            let path = self.plan.as_deref().unwrap_or(Path::new("")).display();
+            let fits = plan.check_against(&model.experts_per_layer, model.moe_top_k);
+            fits.with_context(|| format!("{path} is no plan for this model"))?;
+        }
         Ok(config)
+    }
+
+    /// What the prediction of the speed-up rests on: this device, as fast as it is now.
+    pub fn speed_model(&self, model: &YuanConfig, device: &Device) -> SpeedModel {
+        let cluster = Cluster {
+            device: measure_device(&device.clone().inner()),
+            tokens_per_device: (self.batch * self.seq) as f64,
+            micro_batches: self.accumulation as f64,
+            data_parallel: 1.0,
+            passes: 3.0,
+            weight_bytes: 4.0,
+            // Value, both moments and gradient are read, value and moments written.
+            optimizer_bytes: 28.0,
+        };
+        SpeedModel { cluster, shape: model_shape(model, self.seq, 4.0), group_per_device: false }
     }
 
     /// The model, once the vocabulary is known.
@@ -153,6 +233,8 @@ impl Arguments {
             attention_projection_size: 2 * self.hidden,
             ffn_hidden_size: 2 * self.hidden,
             experts_per_layer: vec![self.experts; self.layers],
+            use_lf_gate: !self.no_lfa,
+            router_selection_bias: self.bias_update_rate > 0.0,
             router_type: if self.router == "linear" { RouterType::Linear } else { RouterType::Attention },
             max_position_embeddings: self.seq.max(512),
             // The published σ · √H at this width.

@@ -16,14 +16,13 @@ use arguments::Arguments;
 use burn::{module::Module, tensor::Device};
 use clap::Parser;
 use yuan::{
-    laep::PrunePlan,
     model::{YuanConfig, YuanModel},
     train::{
         PruneExperts, TrainConfig, Trainer,
-        callback::{CheckpointEvery, Display, MetricsFile, ValidateEvery},
+        callback::{BalanceBias, CheckpointEvery, Display, MetricsFile, ValidateEvery},
         checkpoint::Checkpoint,
         data::{self, RowStream, TokenStreams},
-        report::{History, draw_expert_load, draw_loss, summary_table},
+        report::{self, History, html_report, pictures, summary_table},
     },
 };
 
@@ -46,7 +45,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let device = yuan::device(&arguments.device)?.autodiff();
     let run_dir = if arguments.resume { arguments.existing_run()? } else { arguments.new_run()? };
     if !arguments.resume
-        && let Err(error) = prepare(arguments, &run_dir)
+        && let Err(error) = prepare(arguments, &run_dir, &device)
     {
         // Half a preparation is no run; the directory was free before.
         drop(fs::remove_dir_all(&run_dir));
@@ -63,8 +62,8 @@ const MODEL: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
 
 /// Reads the text, trains the tokenizer and writes down what the run is.
-fn prepare(arguments: &Arguments, run_dir: &Path) -> anyhow::Result<()> {
-    let config = arguments.train_config()?;
+fn prepare(arguments: &Arguments, run_dir: &Path, device: &Device) -> anyhow::Result<()> {
+    let mut config = arguments.train_config()?;
     let documents = match &arguments.data {
         Some(directory) => data::read_directory(directory)?,
         None => data::read_crate_sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"))?,
@@ -90,7 +89,9 @@ fn prepare(arguments: &Arguments, run_dir: &Path) -> anyhow::Result<()> {
     let vocab_size = tokenizer.get_vocab_size(true);
     let tokenizer = tokenizer.to_string(true).map_err(|error| anyhow::anyhow!("tokenizer: {error}"))?;
     write(TOKENIZER, tokenizer)?;
-    write(MODEL, arguments.model_config(vocab_size, streams.eod)?.to_json())?;
+    let model = arguments.model_config(vocab_size, streams.eod)?;
+    write(MODEL, model.to_json())?;
+    config.laep.speed = Some(arguments.speed_model(&model, device));
     // Last, since a directory with this file is a run that can be resumed.
     write(CONFIG, serde_json::to_string_pretty(&config)?)
 }
@@ -115,6 +116,7 @@ fn open(run_dir: &Path, device: &Device) -> anyhow::Result<Trainer<YuanModel>> {
         }
     };
     Ok(trainer
+        .with_callback(BalanceBias { update_rate: config.bias_update_rate })?
         .with_callback(PruneExperts::new(config.laep.clone())?)?
         .with_callback(ValidateEvery(config.validate_every))?
         .with_callback(CheckpointEvery(config.checkpoint_every))?
@@ -133,21 +135,35 @@ fn row_streams(streams: &TokenStreams, config: &TrainConfig) -> anyhow::Result<[
     ])
 }
 
-/// Draws the pictures and prints the table.
+/// Draws the pictures, writes the report and prints the table.
 fn close(run_dir: &Path) -> anyhow::Result<()> {
     let history = History::read(run_dir)?;
-    let plan = match fs::read_to_string(run_dir.join(PruneExperts::PLAN)) {
-        Ok(text) if history.pruned_at().is_some() => Some(PrunePlan::from_json(&text)?),
-        _ => None,
-    };
-    draw_loss(&history, &run_dir.join("loss.svg"))?;
-    draw_expert_load(&history, plan.as_ref(), &run_dir.join("expert_load.svg"))?;
+    let name = run_dir.file_name().unwrap_or(run_dir.as_os_str()).to_string_lossy();
+    let mut files = vec![
+        ("loss.svg", pictures::loss(&history)?),
+        ("expert_load.svg", pictures::expert_load(&history)?),
+        ("load_history.svg", pictures::load_history(&history)?),
+        ("report.html", html_report(&name, &history)?),
+    ];
+    let plan = history.prunes().next().map(|(_, plan)| plan);
+    if let Some(plan) = plan {
+        files.push(("load_profile.svg", pictures::load_profile(plan)?));
+        files.push(("device_groups.svg", pictures::device_groups(plan)?));
+    }
+    for (file, text) in files {
+        report::save(&run_dir.join(file), &text)?;
+    }
     let mut out = std::io::stdout();
     writeln!(out, "\n{}", summary_table(&history))?;
     if plan.is_none() {
-        writeln!(out, "Nothing was pruned: LAEP was off, or the loads never became stable.")?;
+        let why = match history.undone().next() {
+            Some(_) => "the guard undid the prune",
+            None => "LAEP was off, or the loads never became stable",
+        };
+        writeln!(out, "Nothing was pruned: {why}.")?;
     }
-    writeln!(out, "Metrics, plan, checkpoints and pictures are in {}", run_dir.display())?;
+    let report = run_dir.join("report.html");
+    writeln!(out, "The report is {}; metrics, plan and checkpoints are beside it", report.display())?;
     Ok(())
 }
 

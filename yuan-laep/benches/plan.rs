@@ -14,8 +14,13 @@ fn ultra_loads() -> Vec<LayerLoad> {
 
 fn plan(c: &mut Criterion) {
     let loads = ultra_loads();
-    let limits =
-        PruneLimits { alpha: 0.4, beta: 0.1, multiple_of: 8, min_experts: 8, ..PruneLimits::default() };
+    let limits = PruneLimits {
+        alpha: 0.4.into(),
+        beta: 0.1.into(),
+        multiple_of: 8,
+        min_experts: 8,
+        ..PruneLimits::default()
+    };
     c.bench_function("plan 103 layers x 64 experts", |b| {
         b.iter(|| PrunePlan::new(black_box(&loads), &limits, 8).unwrap());
     });

@@ -35,6 +35,16 @@ pub enum PlanError {
         /// What would be allowed.
         expected: &'static str,
     },
+    /// A limit is given per layer, for another number of layers.
+    #[error("{name} has {found} values for {layers} layers")]
+    LimitPerLayer {
+        /// Name of the limit.
+        name: &'static str,
+        /// Values given.
+        found: usize,
+        /// Layers that there are.
+        layers: usize,
+    },
     /// The experts of a layer cannot be split into multiples.
     #[error("layer {layer} has {num_experts} experts, which multiple_of = {multiple_of} does not divide")]
     NotAMultiple {

@@ -7,13 +7,14 @@
 //!
 //! Read in this order: [`load`] (what was measured), [`stability`] (may we decide yet?),
 //! [`limits`] (how much may go), [`plan`] (who goes), [`mod@rearrange`] (where the rest sit),
-//! [`report`] (the plan as a table).
+//! [`report`] (the plan as a table); then [`statistics`] (how unequal are the loads?), [`what_if`]
+//! (other limits on the same loads) and [`efficiency`] (what it does to the speed).
 //!
 //! ```
 //! use yuan_laep::{LayerLoad, PruneLimits, PrunePlan};
 //!
 //! let loads = [LayerLoad::new(vec![5, 400, 30, 900, 2, 250, 350, 63])];
-//! let limits = PruneLimits { beta: 0.1, multiple_of: 2, ..PruneLimits::default() };
+//! let limits = PruneLimits { beta: 0.1.into(), multiple_of: 2, ..PruneLimits::default() };
 //! let plan = PrunePlan::new(&loads, &limits, 2)?;
 //!
 //! // Experts 4, 0, 2 and 7 carry 5 % of the load together; expert 5 would make it 17.5 %.
@@ -23,17 +24,24 @@
 //! # Ok::<(), yuan_laep::PlanError>(())
 //! ```
 
+pub mod efficiency;
 pub mod error;
 pub mod limits;
 pub mod load;
+mod per_layer;
 pub mod plan;
 pub mod rearrange;
 pub mod report;
 pub mod stability;
+pub mod statistics;
+pub mod what_if;
 
 pub use error::PlanError;
 pub use limits::PruneLimits;
-pub use load::{LayerLoad, LoadTracker, LoadWindow};
-pub use plan::{LayerPlan, PrunePlan};
-pub use rearrange::{GroupBalance, rearrange};
+pub use load::{LayerLoad, LoadFile, LoadTracker, LoadWindow};
+pub use per_layer::PerLayer;
+pub use plan::{LayerPlan, LayerSummary, PrunePlan};
+pub use rearrange::{GroupBalance, optimal_balance, rearrange};
 pub use stability::{LayerStability, StabilityTest};
+pub use statistics::LoadStatistics;
+pub use what_if::{ModelSize, WhatIf};

@@ -2,16 +2,15 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::PlanError;
+use crate::{PerLayer, PlanError};
 
 /// The two load constraints of the paper, and what rounds and bounds the kept count.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PruneLimits {
     /// α, individual load constraint: `load[i] ≤ α · T / N`. Infinity turns it off; in JSON `"inf"`.
-    #[serde(with = "number_or_inf")]
-    pub alpha: f64,
+    pub alpha: PerLayer,
     /// β, cumulative load constraint: the pruned experts carry at most `β · T` together.
-    pub beta: f64,
+    pub beta: PerLayer,
     /// The kept count of a layer is rounded **up** to a multiple of this (the expert-parallel size).
     pub multiple_of: usize,
     /// At least this many experts remain, itself rounded up to the multiple (and never more than there are).
@@ -27,8 +26,8 @@ impl Default for PruneLimits {
     /// `α = ∞, β = 0.1`, single experts, at least two remain.
     fn default() -> Self {
         Self {
-            alpha: f64::INFINITY,
-            beta: 0.1,
+            alpha: f64::INFINITY.into(),
+            beta: 0.1.into(),
             multiple_of: 1,
             min_experts: 1,
             top_k: 2,
@@ -44,17 +43,16 @@ impl PruneLimits {
     ///
     /// Names the limit that is out of range.
     pub fn validate(&self, groups: usize) -> Result<(), PlanError> {
-        let number = |name, value: f64| PlanError::Limit {
-            name,
-            value: value.to_string(),
-            expected: "a number of at least 0",
-        };
         let count = |name| PlanError::Limit { name, value: "0".into(), expected: "at least 1" };
-        if self.alpha.is_nan() || self.alpha < 0.0 {
-            return Err(number("alpha", self.alpha));
-        }
-        if !self.beta.is_finite() || self.beta < 0.0 {
-            return Err(number("beta", self.beta));
+        for (name, limit, allowed) in [
+            ("alpha", &self.alpha, (|x| x >= 0.0) as fn(f64) -> bool),
+            ("beta", &self.beta, |x| x >= 0.0 && x.is_finite()),
+        ] {
+            // Not a number fails every comparison.
+            if let Some(value) = limit.values().iter().find(|&&value| !allowed(value)) {
+                let value = value.to_string();
+                return Err(PlanError::Limit { name, value, expected: "a number of at least 0" });
+            }
         }
         if let Some(fraction) = self.max_pruned_fraction.filter(|f| !(0.0..=1.0).contains(f)) {
             let value = fraction.to_string();
@@ -75,6 +73,18 @@ impl PruneLimits {
         Ok(())
     }
 
+    /// Checks that limits per layer are as many as the layers.
+    pub(crate) fn check_layers(&self, layers: usize) -> Result<(), PlanError> {
+        for (name, limit) in [("alpha", &self.alpha), ("beta", &self.beta)] {
+            if let PerLayer::Each(values) = limit
+                && values.len() != layers
+            {
+                return Err(PlanError::LimitPerLayer { name, found: values.len(), layers });
+            }
+        }
+        Ok(())
+    }
+
     /// Experts that a layer of `num_experts` keeps when the load constraints allow to prune `allowed`.
     pub(crate) fn kept(&self, num_experts: usize, allowed: usize) -> usize {
         let allowed = match self.max_pruned_fraction {
@@ -84,30 +94,5 @@ impl PruneLimits {
         let at_least = self.min_experts.max(self.top_k).max(num_experts - allowed);
         // Saturation only matters for an absurd minimum, which keeps the whole layer anyway.
         at_least.checked_next_multiple_of(self.multiple_of).unwrap_or(usize::MAX).min(num_experts)
-    }
-}
-
-mod number_or_inf {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum NumberOrText {
-        Number(f64),
-        Text(String),
-    }
-
-    pub(super) fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
-        if value.is_infinite() { serializer.serialize_str("inf") } else { serializer.serialize_f64(*value) }
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
-        match NumberOrText::deserialize(deserializer)? {
-            NumberOrText::Number(number) => Ok(number),
-            NumberOrText::Text(text) if text == "inf" => Ok(f64::INFINITY),
-            NumberOrText::Text(text) => {
-                Err(D::Error::custom(format!("expected a number or \"inf\", found {text:?}")))
-            }
-        }
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::PlanError;
+use crate::{ModelSize, PlanError};
 
 /// Tokens that each expert of one layer received; a token counts once per expert it visits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,8 +77,19 @@ pub struct LoadWindow {
     pub layers: Vec<LayerLoad>,
 }
 
-impl LoadWindow {
-    /// Reads `{"layers": [[tokens of expert 0, …], …]}`; other keys are ignored.
+/// Loads on disk, with the size of the model that they are of, where it was known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadFile {
+    /// The loads.
+    #[serde(flatten)]
+    pub window: LoadWindow,
+    /// Size of the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<ModelSize>,
+}
+
+impl LoadFile {
+    /// Reads `{"layers": [[tokens of expert 0, …], …]}`; unknown keys are ignored.
     ///
     /// # Errors
     ///
@@ -87,6 +98,14 @@ impl LoadWindow {
         serde_json::from_str(text).map_err(|error| PlanError::Loads(error.to_string()))
     }
 
+    /// The file's text.
+    #[expect(clippy::missing_panics_doc, reason = "plain data always serialises")]
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("loads are plain data")
+    }
+}
+
+impl LoadWindow {
     /// Adds another window, layer by layer.
     ///
     /// # Errors

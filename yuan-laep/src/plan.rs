@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{GroupBalance, LayerLoad, PlanError, PruneLimits, rearrange};
+use crate::{GroupBalance, LayerLoad, PlanError, PruneLimits, rearrange, rearrange::optimal_balance};
 
 /// What one layer keeps, in its new order, and what it loses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,7 +17,46 @@ pub struct LayerPlan {
     pub groups: Vec<Vec<usize>>,
 }
 
+/// What a plan does to one layer, in numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct LayerSummary {
+    /// Experts before.
+    pub experts: usize,
+    /// Experts that remain.
+    pub kept: usize,
+    /// Experts that go.
+    pub pruned: usize,
+    /// Share of the load that went to them.
+    pub pruned_load: f64,
+    /// Load of the busiest expert over the mean, before.
+    pub max_over_mean: f64,
+    /// Load of the busiest group over the mean if the old experts are cut into groups in their old order.
+    pub groups_before: f64,
+    /// The same for the kept experts in their new order.
+    pub groups_after: f64,
+    /// The best that any arrangement of the kept experts could have, where it is known.
+    pub optimum: Option<f64>,
+    /// No arrangement can be better than this.
+    pub lower_bound: f64,
+}
+
 impl LayerPlan {
+    /// The plan of this layer in numbers.
+    pub fn summary(&self) -> LayerSummary {
+        let after = self.balance();
+        LayerSummary {
+            experts: self.num_experts(),
+            kept: self.kept.len(),
+            pruned: self.pruned.len(),
+            pruned_load: self.pruned_load_fraction(),
+            max_over_mean: self.load.max_over_mean(),
+            groups_before: self.balance_before().max_over_mean,
+            groups_after: after.max_over_mean,
+            optimum: self.optimum(),
+            lower_bound: after.lower_bound,
+        }
+    }
+
     /// Experts before the prune.
     pub fn num_experts(&self) -> usize {
         self.load.num_experts()
@@ -38,6 +77,11 @@ impl LayerPlan {
     /// Balance of the groups under the load measured.
     pub fn balance(&self) -> GroupBalance {
         GroupBalance::of(self.load.tokens_per_expert(), &self.groups)
+    }
+
+    /// The best balance that any arrangement of the kept experts could have, where the search for it is short.
+    pub fn optimum(&self) -> Option<f64> {
+        optimal_balance(self.load.tokens_per_expert(), &self.groups)
     }
 
     /// Balance if the old experts were cut into as many groups in their old order.
@@ -72,6 +116,7 @@ impl PrunePlan {
         if loads.is_empty() {
             return Err(PlanError::NoLayers);
         }
+        limits.check_layers(loads.len())?;
         let layers =
             loads.iter().enumerate().map(|(layer, load)| plan_layer(layer, load, limits, num_groups));
         Ok(Self { limits: limits.clone(), num_groups, layers: layers.collect::<Result<_, _>>()? })
@@ -141,6 +186,13 @@ impl PrunePlan {
         self.layers.iter().map(|layer| layer.pruned.len()).sum()
     }
 
+    /// Share of the load of all layers that went to pruned experts.
+    pub fn pruned_load_fraction(&self) -> f64 {
+        let total: f64 = self.layers.iter().map(|layer| layer.load.total() as f64).sum();
+        let pruned = self.layers.iter().map(|layer| layer.pruned_load_fraction() * layer.load.total() as f64);
+        pruned.sum::<f64>() / total.max(1.0)
+    }
+
     fn check_layer(&self, layer: usize, plan: &LayerPlan) -> Result<(), PlanError> {
         let num_experts = plan.num_experts();
         let mut seen = vec![false; num_experts];
@@ -186,7 +238,7 @@ fn plan_layer(
         return Err(PlanError::BelowTopK { layer, kept: num_experts, top_k: limits.top_k });
     }
     let order = load.ascending();
-    let allowed = allowed_prefix(load, &order, limits);
+    let allowed = allowed_prefix(load, &order, limits.alpha.at(layer), limits.beta.at(layer));
     let cut = num_experts - limits.kept(num_experts, allowed);
     let mut pruned = order[..cut].to_vec();
     pruned.sort_unstable();
@@ -197,10 +249,10 @@ fn plan_layer(
 /// Length of the prefix of the ascending order that both load constraints allow to prune.
 ///
 /// Both are monotone along the order, so the pruned set is a prefix: `min(K_α, K_β)`.
-fn allowed_prefix(load: &LayerLoad, order: &[usize], limits: &PruneLimits) -> usize {
+fn allowed_prefix(load: &LayerLoad, order: &[usize], alpha: f64, beta: f64) -> usize {
     let total = load.total() as f64;
-    let individual = limits.alpha * total / load.num_experts() as f64;
-    let cumulative = limits.beta * total;
+    let individual = alpha * total / load.num_experts() as f64;
+    let cumulative = beta * total;
     let mut sum = 0_u128;
     order
         .iter()

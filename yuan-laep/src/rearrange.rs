@@ -55,3 +55,71 @@ impl GroupBalance {
         }
     }
 }
+
+/// Experts up to which [`optimal_balance`] searches, and partial arrangements that it looks at.
+const SEARCHED_EXPERTS: usize = 16;
+const SEARCHED_NODES: u32 = 200_000;
+
+/// `max_over_mean` of the best possible arrangement of the grouped experts into as many groups of equal
+/// size: what the greedy packing is measured against.
+///
+/// Found by branch and bound for up to 16 experts; for more, only where `groups` already meet a bound that
+/// no arrangement beats. `None` where the optimum is not known.
+pub fn optimal_balance(load: &[u64], groups: &[Vec<usize>]) -> Option<f64> {
+    let mut loads: Vec<u128> = groups.iter().flatten().map(|&expert| u128::from(load[expert])).collect();
+    loads.sort_unstable_by(|a, b| b.cmp(a));
+    let (total, capacity) = (loads.iter().sum::<u128>(), loads.len() / groups.len().max(1));
+    if total == 0 {
+        return Some(1.0);
+    }
+    let sum = |members: &Vec<usize>| members.iter().map(|&expert| u128::from(load[expert])).sum::<u128>();
+    // The busiest expert shares its group with others, at best with the least loaded ones.
+    let with_busiest = loads[0] + loads[loads.len() + 1 - capacity..].iter().sum::<u128>();
+    let mut search = Search {
+        floor: total.div_ceil(groups.len() as u128).max(with_busiest),
+        best: groups.iter().map(sum).max()?,
+        filled: vec![(0, 0); groups.len()],
+        nodes: 0,
+        loads,
+        capacity,
+    };
+    let is_known =
+        search.best <= search.floor || (search.loads.len() <= SEARCHED_EXPERTS && search.place(0).is_some());
+    is_known.then(|| search.best as f64 * groups.len() as f64 / total as f64)
+}
+
+struct Search {
+    /// Descending.
+    loads: Vec<u128>,
+    capacity: usize,
+    /// Load and members of every group so far.
+    filled: Vec<(u128, usize)>,
+    best: u128,
+    floor: u128,
+    nodes: u32,
+}
+
+impl Search {
+    /// Tries every group for the expert `next` and all after it; `None` when it takes too long.
+    fn place(&mut self, next: usize) -> Option<()> {
+        let Some(&load) = self.loads.get(next) else {
+            self.best = self.filled.iter().map(|group| group.0).max()?;
+            return Some(());
+        };
+        self.nodes += 1;
+        if self.nodes > SEARCHED_NODES {
+            return None;
+        }
+        for group in 0..self.filled.len() {
+            let before = self.filled[group];
+            let is_open = before.1 < self.capacity && before.0 + load < self.best;
+            // Equal groups are interchangeable: the first of them stands for all.
+            if is_open && !self.filled[..group].contains(&before) && self.best > self.floor {
+                self.filled[group] = (before.0 + load, before.1 + 1);
+                self.place(next + 1)?;
+                self.filled[group] = before;
+            }
+        }
+        Some(())
+    }
+}

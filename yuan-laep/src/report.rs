@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use crate::{PrunePlan, plan::LayerPlan};
+use crate::{
+    PrunePlan,
+    plan::{LayerPlan, LayerSummary},
+};
 
 impl fmt::Display for PrunePlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -14,7 +17,7 @@ impl fmt::Display for PrunePlan {
         )?;
         writeln!(
             f,
-            "{:>5}  {:>7}  {:>5}  {:>6}  {:>11}  {:>22}  {:>12}  {:>12}  {:>5}",
+            "{:>5}  {:>7}  {:>5}  {:>6}  {:>11}  {:>22}  {:>13}  {:>12}  {:>7}  {:>5}",
             "layer",
             "experts",
             "kept",
@@ -23,10 +26,11 @@ impl fmt::Display for PrunePlan {
             "busiest / mean expert",
             "groups before",
             "groups after",
+            "optimum",
             "bound"
         )?;
         for (index, layer) in self.layers.iter().enumerate() {
-            write_row(f, &index.to_string(), layer)?;
+            write_row(f, &index.to_string(), &layer.summary())?;
         }
         let before: usize = self.layers.iter().map(LayerPlan::num_experts).sum();
         let after = before - self.num_pruned();
@@ -42,19 +46,20 @@ impl fmt::Display for PrunePlan {
     }
 }
 
-fn write_row(f: &mut fmt::Formatter<'_>, name: &str, layer: &LayerPlan) -> fmt::Result {
-    let (before, after) = (layer.balance_before(), layer.balance());
+fn write_row(f: &mut fmt::Formatter<'_>, name: &str, layer: &LayerSummary) -> fmt::Result {
+    let optimum = layer.optimum.map_or_else(|| "-".into(), |optimum| format!("{optimum:.3}"));
     writeln!(
         f,
-        "{:>5}  {:>7}  {:>5}  {:>6}  {:>9.2} %  {:>22.2}  {:>13.3}  {:>12.3}  {:>5.3}",
+        "{:>5}  {:>7}  {:>5}  {:>6}  {:>9.2} %  {:>22.2}  {:>13.3}  {:>12.3}  {:>7}  {:>5.3}",
         name,
-        layer.num_experts(),
-        layer.kept.len(),
-        layer.pruned.len(),
-        100.0 * layer.pruned_load_fraction(),
-        layer.load.max_over_mean(),
-        before.max_over_mean,
-        after.max_over_mean,
-        after.lower_bound
+        layer.experts,
+        layer.kept,
+        layer.pruned,
+        100.0 * layer.pruned_load,
+        layer.max_over_mean,
+        layer.groups_before,
+        layer.groups_after,
+        optimum,
+        layer.lower_bound
     )
 }

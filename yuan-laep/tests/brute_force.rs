@@ -11,8 +11,8 @@ fn prunable(load: &[u64], limits: &PruneLimits) -> Vec<usize> {
     (0..load.len())
         .filter(|&i| {
             let cumulative: u64 = (0..load.len()).filter(|&j| not_after(i, j)).map(|j| load[j]).sum();
-            load[i] as f64 <= limits.alpha * total as f64 / load.len() as f64
-                && cumulative as f64 <= limits.beta * total as f64
+            load[i] as f64 <= limits.alpha.at(0) * total as f64 / load.len() as f64
+                && cumulative as f64 <= limits.beta.at(0) * total as f64
         })
         .collect()
 }
@@ -48,10 +48,10 @@ fn cases() -> impl Strategy<Value = (Vec<u64>, PruneLimits, usize)> {
         let alpha = prop_oneof![Just(f64::INFINITY), 0.0..2.0];
         let fraction = prop::option::of(0.0..=1.0);
         (load, alpha, 0.0..1.2, 1..12_usize, fraction).prop_map(
-            move |(load, alpha, beta, min_experts, fraction)| {
+            move |(load, alpha, beta, min_experts, fraction): (_, f64, f64, _, _)| {
                 let limits = PruneLimits {
-                    alpha,
-                    beta,
+                    alpha: alpha.into(),
+                    beta: beta.into(),
                     multiple_of,
                     min_experts,
                     top_k: 2,
@@ -132,8 +132,9 @@ proptest! {
 fn both_constraints_are_inclusive() {
     // T = 100, N = 4: alpha 0.4 allows up to 10 exactly, beta 0.2 allows a sum of 20 exactly.
     let load = [LayerLoad::new(vec![10, 10, 30, 50])];
-    let at = |alpha, beta| {
-        let limits = PruneLimits { alpha, beta, top_k: 1, ..PruneLimits::default() };
+    let at = |alpha: f64, beta: f64| {
+        let limits =
+            PruneLimits { alpha: alpha.into(), beta: beta.into(), top_k: 1, ..PruneLimits::default() };
         PrunePlan::new(&load, &limits, 1).unwrap().layers[0].pruned.len()
     };
     assert_eq!(at(0.4, 0.2), 2);
@@ -161,10 +162,10 @@ fn impossible_requests_name_what_is_wrong() {
     );
     assert_eq!(error(&load(&[1, 2, 3, 4]), &by_four, 3), PlanError::Groups { multiple_of: 4, groups: 3 });
     for bad in [
-        PruneLimits { alpha: f64::NAN, ..limits.clone() },
-        PruneLimits { alpha: -0.1, ..limits.clone() },
-        PruneLimits { beta: f64::NAN, ..limits.clone() },
-        PruneLimits { beta: f64::INFINITY, ..limits.clone() },
+        PruneLimits { alpha: f64::NAN.into(), ..limits.clone() },
+        PruneLimits { alpha: (-0.1).into(), ..limits.clone() },
+        PruneLimits { beta: f64::NAN.into(), ..limits.clone() },
+        PruneLimits { beta: f64::INFINITY.into(), ..limits.clone() },
         PruneLimits { max_pruned_fraction: Some(1.5), ..limits.clone() },
         PruneLimits { multiple_of: 0, ..limits.clone() },
         PruneLimits { top_k: 0, ..limits.clone() },
@@ -208,10 +209,10 @@ fn a_table_names_every_layer_and_the_total() {
 
 #[test]
 fn loads_that_are_not_loads_are_refused() {
-    use yuan_laep::LoadWindow;
+    use yuan_laep::LoadFile;
     for text in ["", "[]", "{}", r#"{"layers": [[1, -2]]}"#, r#"{"layers": [[1.5]]}"#, r#"{"layers": [1]}"#] {
-        assert!(matches!(LoadWindow::from_json(text), Err(PlanError::Loads(_))), "{text}");
+        assert!(matches!(LoadFile::from_json(text), Err(PlanError::Loads(_))), "{text}");
     }
-    let window = LoadWindow::from_json(r#"{"layers": [[1, 2]], "note": "kept out"}"#).unwrap();
+    let window = LoadFile::from_json(r#"{"layers": [[1, 2]], "note": "kept out"}"#).unwrap().window;
     assert_eq!(window.layers, [LayerLoad::new(vec![1, 2])]);
 }

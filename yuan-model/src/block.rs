@@ -3,13 +3,13 @@
 use burn::{
     module::Module,
     nn::{Dropout, DropoutConfig},
-    tensor::{Device, Int, Tensor},
+    tensor::{Device, Tensor},
 };
 
 use crate::{
     YuanConfig,
     attention::{Attention, DocumentMask},
-    moe::{MoeLayer, MoeOptions},
+    moe::{MoeLayer, MoeOptions, MoeOutput},
     norm::RmsNorm,
     rope::Rotary,
 };
@@ -40,17 +40,17 @@ impl Block {
         }
     }
 
-    /// The residual stream after this layer, `[batch, seq, hidden]`, and the layer's `tokens_per_expert`.
+    /// The residual stream after this layer, `[batch, seq, hidden]`, and what its experts did.
     pub fn forward(
         &self,
         x: Tensor<3>,
         rotary: &Rotary,
         documents: Option<&DocumentMask>,
         options: MoeOptions,
-    ) -> (Tensor<3>, Tensor<1, Int>) {
+    ) -> MoeOutput {
         let attended = self.attention.forward(self.attention_norm.forward(x.clone()), rotary, documents);
         let x = x + self.dropout.forward(attended);
         let moe = self.moe.forward(self.moe_norm.forward(x.clone()), options);
-        (x + self.dropout.forward(moe.hidden), moe.tokens_per_expert)
+        MoeOutput { hidden: x + self.dropout.forward(moe.hidden), ..moe }
     }
 }

@@ -62,6 +62,9 @@ pub struct YuanConfig {
     /// A wide embedding keeps tokens apart in the residual stream while a small model warms up,
     /// without which its routers send nearly everything to the same few experts.
     pub embedding_initializer_range: Option<f64>,
+    /// Whether every router carries a bias for choosing experts, which balancing without an auxiliary loss
+    /// moves (DeepSeek-V3); a key of ours, `router_selection_bias`. Off in the published models.
+    pub router_selection_bias: bool,
     /// Dropout on the attention probabilities, in training only.
     pub attention_dropout: f64,
     /// Dropout on the outputs of attention and experts, in training only.

@@ -42,5 +42,7 @@ pub use block::Block;
 pub use config::{RouterType, SpecialTokens, YuanConfig};
 pub use error::{ConfigError, ModelError};
 pub use model::{ForwardOptions, ModelOutput, YuanModel};
+pub use moe::BalanceLosses;
 pub use params::ParameterCount;
 pub use rope::YarnConfig;
+pub use surgery::{ExpertAxis, PrunableExperts, Selection};

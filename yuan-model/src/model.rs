@@ -9,7 +9,7 @@ use burn::{
 use crate::{
     Block, ConfigError, YuanConfig,
     attention::{DocumentMask, project},
-    moe::MoeOptions,
+    moe::{BalanceLosses, MoeOptions},
     norm::RmsNorm,
     rope::Rotary,
 };
@@ -38,6 +38,8 @@ pub struct ForwardOptions {
     pub padding: Option<Tensor<2, Bool>>,
     /// One bias per layer, `[num_experts]`, added to the router's logits when experts are chosen.
     pub selection_bias: Option<Vec<Tensor<1>>>,
+    /// Losses that pull the experts of every layer towards equal load.
+    pub balance: BalanceLosses,
 }
 
 /// Hidden states and expert loads of a forward pass.
@@ -47,6 +49,8 @@ pub struct HiddenOutput {
     pub hidden: Tensor<3>,
     /// Per layer: tokens that each expert received, padding excluded, `[num_experts]`.
     pub tokens_per_expert: Vec<Tensor<1, Int>>,
+    /// Weighted sum of the balancing losses of all layers, `[1]`, if any is on.
+    pub balance_loss: Option<Tensor<1>>,
 }
 
 /// Logits and expert loads of a forward pass.
@@ -56,6 +60,8 @@ pub struct ModelOutput {
     pub logits: Tensor<3>,
     /// Per layer: tokens that each expert received, padding excluded, `[num_experts]`.
     pub tokens_per_expert: Vec<Tensor<1, Int>>,
+    /// Weighted sum of the balancing losses of all layers, `[1]`, if any is on.
+    pub balance_loss: Option<Tensor<1>>,
 }
 
 impl YuanModel {
@@ -83,7 +89,7 @@ impl YuanModel {
         })
     }
 
-    /// What the model is; after [`keep_experts`](Self::keep_experts), what it has become.
+    /// What the model is; after [`keep_experts`](crate::PrunableExperts::keep_experts), what it has become.
     pub fn config(&self) -> &YuanConfig {
         &self.config
     }
@@ -98,8 +104,9 @@ impl YuanModel {
     ///
     /// If a token lies outside the vocabulary or the options have other shapes than the input.
     pub fn forward(&self, input_ids: Tensor<2, Int>, options: ForwardOptions) -> ModelOutput {
-        let HiddenOutput { hidden, tokens_per_expert } = self.forward_hidden(input_ids, options);
-        ModelOutput { logits: self.logits(hidden), tokens_per_expert }
+        let HiddenOutput { hidden, tokens_per_expert, balance_loss } =
+            self.forward_hidden(input_ids, options);
+        ModelOutput { logits: self.logits(hidden), tokens_per_expert, balance_loss }
     }
 
     /// Normed hidden states for every position: the forward pass less the head.
@@ -112,21 +119,49 @@ impl YuanModel {
         let rotary = Rotary::new(&self.config, options.position_ids, seq, &input_ids.device());
         let mut x = self.embedding.forward(input_ids);
         let mut tokens_per_expert = Vec::with_capacity(self.blocks.len());
+        let mut balance_loss: Option<Tensor<1>> = None;
         for (layer, block) in self.blocks.iter().enumerate() {
             let moe = MoeOptions {
                 selection_bias: options.selection_bias.as_ref().map(|bias| bias[layer].clone()),
                 padding: options.padding.clone(),
+                balance: options.balance,
             };
-            let (hidden, load) = block.forward(x, &rotary, documents.as_ref(), moe);
-            x = hidden;
-            tokens_per_expert.push(load);
+            let output = block.forward(x, &rotary, documents.as_ref(), moe);
+            x = output.hidden;
+            tokens_per_expert.push(output.tokens_per_expert);
+            balance_loss = match (balance_loss, output.balance_loss) {
+                (Some(sum), Some(more)) => Some(sum + more),
+                (sum, more) => sum.or(more),
+            };
         }
-        HiddenOutput { hidden: self.final_norm.forward(x), tokens_per_expert }
+        HiddenOutput { hidden: self.final_norm.forward(x), tokens_per_expert, balance_loss }
     }
 
     /// The head alone: `[batch, seq, hidden]` → `[batch, seq, vocab]`.
     pub fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
         let logits = project(&self.head, hidden);
         if self.config.logit_scale == 1.0 { logits } else { logits.mul_scalar(self.config.logit_scale) }
+    }
+
+    /// Adds a number to the selection bias of every expert of every layer; without biases, nothing happens.
+    ///
+    /// Balancing without an auxiliary loss (DeepSeek-V3, §2.1.2) lowers those of busy experts after each step
+    /// and raises the others'.
+    ///
+    /// # Panics
+    ///
+    /// If there are not as many numbers as experts.
+    pub fn shift_selection_bias(mut self, shifts: &[Vec<f32>]) -> Self {
+        for (block, shift) in self.blocks.iter_mut().zip(shifts) {
+            let router = &mut block.moe.router;
+            router.selection_bias = router.selection_bias.take().map(|bias| {
+                bias.map(|bias| {
+                    let shift = Tensor::<1>::from_data(shift.as_slice(), &bias.device());
+                    let shift = shift.cast(bias.dtype());
+                    (bias + shift).detach()
+                })
+            });
+        }
+        self
     }
 }

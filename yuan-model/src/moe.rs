@@ -7,10 +7,12 @@ use burn::{
 
 use crate::YuanConfig;
 
+pub mod balance;
 mod dispatch;
 mod experts;
 mod router;
 
+pub use balance::{BalanceLosses, RoutedTokens};
 pub use dispatch::Dispatch;
 pub use experts::Experts;
 pub use router::{Router, Routing};
@@ -34,6 +36,8 @@ pub struct MoeOptions {
     pub selection_bias: Option<Tensor<1>>,
     /// True where a token is padding, `[batch, seq]`: it is computed but not counted.
     pub padding: Option<Tensor<2, Bool>>,
+    /// Losses that pull towards equal load.
+    pub balance: BalanceLosses,
 }
 
 /// Result of one mixture-of-experts layer.
@@ -43,6 +47,8 @@ pub struct MoeOutput {
     pub hidden: Tensor<3>,
     /// Tokens that each expert received, padding excluded, `[num_experts]`; a token counts once per expert.
     pub tokens_per_expert: Tensor<1, Int>,
+    /// Weighted sum of the balancing losses that are on, `[1]`.
+    pub balance_loss: Option<Tensor<1>>,
 }
 
 impl MoeLayer {
@@ -61,6 +67,12 @@ impl MoeLayer {
         let [batch, seq, width] = hidden.dims();
         let tokens = hidden.reshape([batch * seq, width]);
         let routing = self.router.forward(tokens.clone(), options.selection_bias);
+        let balance_loss = options.balance.of(&RoutedTokens {
+            logits: &routing.logits,
+            experts: &routing.experts,
+            batch,
+            padding: options.padding.as_ref(),
+        });
         let dispatch = Dispatch::new(routing.experts.clone(), self.num_experts());
         let tokens_per_expert = match options.padding {
             Some(padding) => dispatch.tokens_per_expert_where(padding.reshape([batch * seq]).bool_not()),
@@ -68,6 +80,6 @@ impl MoeLayer {
         };
         let rows = self.experts.forward(dispatch.scatter(tokens), &dispatch.rows_per_expert());
         let hidden = dispatch.combine(rows, routing.weights).reshape([batch, seq, width]);
-        MoeOutput { hidden, tokens_per_expert }
+        MoeOutput { hidden, tokens_per_expert, balance_loss }
     }
 }

@@ -15,7 +15,7 @@ pub struct ParameterCount {
     pub filter: u64,
     /// The two norms of every layer and the final one.
     pub norms: u64,
-    /// Routers of all layers.
+    /// Routers of all layers, with their biases if they have any.
     pub routers: u64,
     /// Experts of all layers, 3 · H · F each.
     pub experts: u64,
@@ -70,7 +70,7 @@ impl YuanConfig {
             attention: layers * 4 * p * h,
             filter: layers * filter,
             norms: layers * 2 * h + h,
-            routers: router_rows * experts * h,
+            routers: router_rows * experts * h + if self.router_selection_bias { experts } else { 0 },
             experts: experts * expert,
             active_experts: layers * self.moe_top_k as u64 * expert,
         }

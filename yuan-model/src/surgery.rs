@@ -1,7 +1,8 @@
 //! Cutting a model: which slices of which parameters remain after a prune.
 //!
-//! The cut keeps every parameter's id, so that whatever is tied to it (gradients, optimizer
-//! moments) can be cut by the same [`Selection`]s.
+//! [`PrunableExperts`] is all that a model must tell about itself; what is done with it knows no Yuan. The
+//! cut keeps every parameter's id, so that whatever is tied to it (gradients, optimizer moments) can be cut
+//! by the same [`Selection`]s.
 
 use burn::{
     module::{Module, ModuleMapper, Param, ParamId},
@@ -9,6 +10,48 @@ use burn::{
 };
 
 use crate::{ModelError, YuanModel};
+
+/// A parameter with an axis along which the experts of one layer lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpertAxis {
+    /// The parameter.
+    pub param: ParamId,
+    /// The axis.
+    pub axis: usize,
+    /// Blocks along the axis that each hold every expert once, one after the other; usually 1.
+    pub blocks: usize,
+}
+
+/// A model whose experts can be pruned and rearranged; it need not be a Yuan model.
+pub trait PrunableExperts: Module {
+    /// Experts of every mixture-of-experts layer.
+    fn experts_per_layer(&self) -> Vec<usize>;
+
+    /// Experts that each token visits.
+    fn top_k(&self) -> usize;
+
+    /// For every layer: the parameters in which its experts lie, the router's included.
+    fn expert_axes(&self) -> Vec<Vec<ExpertAxis>>;
+
+    /// Takes note of the number of experts that every layer has after its parameters were cut.
+    fn set_experts_per_layer(&mut self, experts_per_layer: Vec<usize>);
+
+    /// Keeps the listed experts of every layer, in the listed order, and returns what was cut where.
+    ///
+    /// # Errors
+    ///
+    /// If a layer is missing, or keeps an unknown expert, one twice, or fewer than `top_k`; the model comes
+    /// back unchanged with what is wrong.
+    fn keep_experts(self, kept: &[Vec<usize>]) -> Result<(Self, Vec<Selection>), (Self, ModelError)> {
+        let selections = match selections(&self, kept) {
+            Ok(selections) => selections,
+            Err(error) => return Err((self, error)),
+        };
+        let mut model = self.map(&mut Cut { selections: &selections });
+        model.set_experts_per_layer(kept.iter().map(Vec::len).collect());
+        Ok((model, selections))
+    }
+}
 
 /// Slices of one parameter that remain, in their new order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,42 +74,46 @@ impl Selection {
     }
 }
 
-impl YuanModel {
-    /// Keeps the listed experts of every layer, in the listed order, and returns what was cut where.
-    ///
-    /// Expert weights and router are cut alike; parameter ids stay; the model's config says the new counts.
-    ///
-    /// # Errors
-    ///
-    /// If a layer is missing, or keeps an unknown expert, one twice, or fewer than `top_k`; the
-    /// model is consumed only on success.
-    pub fn keep_experts(mut self, kept: &[Vec<usize>]) -> Result<(Self, Vec<Selection>), (Self, ModelError)> {
-        let selections = match self.selections(kept) {
-            Ok(selections) => selections,
-            Err(error) => return Err((self, error)),
-        };
-        self = self.map(&mut Cut { selections: &selections });
-        self.config_mut().experts_per_layer = kept.iter().map(Vec::len).collect();
-        Ok((self, selections))
+impl PrunableExperts for YuanModel {
+    fn experts_per_layer(&self) -> Vec<usize> {
+        self.config().experts_per_layer.clone()
     }
 
-    fn selections(&self, kept: &[Vec<usize>]) -> Result<Vec<Selection>, ModelError> {
-        if kept.len() != self.blocks.len() {
-            return Err(ModelError::LayerCount { expected: self.blocks.len(), found: kept.len() });
-        }
-        let mut selections = Vec::with_capacity(3 * kept.len());
-        for (layer, (block, kept)) in self.blocks.iter().zip(kept).enumerate() {
-            let (router, experts) = (&block.moe.router, &block.moe.experts);
-            check_kept(layer, kept, router.num_experts(), router.top_k())?;
-            let columns =
-                (0..router.blocks()).flat_map(|i| kept.iter().map(move |e| i * router.num_experts() + e));
-            selections.push(Selection { param: router.weight.id, axis: 1, kept: columns.collect() });
-            for param in [experts.gate_up.id, experts.down.id] {
-                selections.push(Selection { param, axis: 0, kept: kept.clone() });
-            }
-        }
-        Ok(selections)
+    fn top_k(&self) -> usize {
+        self.config().moe_top_k
     }
+
+    fn expert_axes(&self) -> Vec<Vec<ExpertAxis>> {
+        let layer = |block: &crate::Block| {
+            let (router, experts) = (&block.moe.router, &block.moe.experts);
+            let whole = |param, axis| ExpertAxis { param, axis, blocks: 1 };
+            let bias = router.selection_bias.as_ref().map(|bias| whole(bias.id, 0));
+            let weight = ExpertAxis { param: router.weight.id, axis: 1, blocks: router.blocks() };
+            let experts = [whole(experts.gate_up.id, 0), whole(experts.down.id, 0)];
+            std::iter::once(weight).chain(bias).chain(experts).collect()
+        };
+        self.blocks.iter().map(layer).collect()
+    }
+
+    fn set_experts_per_layer(&mut self, experts_per_layer: Vec<usize>) {
+        self.config_mut().experts_per_layer = experts_per_layer;
+    }
+}
+
+fn selections<M: PrunableExperts>(model: &M, kept: &[Vec<usize>]) -> Result<Vec<Selection>, ModelError> {
+    let (layers, axes) = (model.experts_per_layer(), model.expert_axes());
+    if kept.len() != layers.len() {
+        return Err(ModelError::LayerCount { expected: layers.len(), found: kept.len() });
+    }
+    let mut selections = Vec::new();
+    for (layer, ((kept, &experts), axes)) in kept.iter().zip(&layers).zip(axes).enumerate() {
+        check_kept(layer, kept, experts, model.top_k())?;
+        for ExpertAxis { param, axis, blocks } in axes {
+            let slices = (0..blocks).flat_map(|block| kept.iter().map(move |e| block * experts + e));
+            selections.push(Selection { param, axis, kept: slices.collect() });
+        }
+    }
+    Ok(selections)
 }
 
 fn check_kept(layer: usize, kept: &[usize], num_experts: usize, top_k: usize) -> Result<(), ModelError> {

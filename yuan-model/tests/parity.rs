@@ -323,8 +323,12 @@ fn check_layers(name: &str, model: &YuanModel, io: &Fixture, device: &Device) {
         }
         near(format!("attn_out.{l}"), &block.attention.forward(u, &rotary, None));
 
-        let (after, load) = block.forward(x.clone(), &rotary, None, MoeOptions::default());
-        assert_eq!(ints(load), io.ints(&format!("tokens_per_expert.{l}")), "{name} tokens_per_expert.{l}");
+        let after = block.forward(x.clone(), &rotary, None, MoeOptions::default());
+        assert_eq!(
+            ints(after.tokens_per_expert),
+            io.ints(&format!("tokens_per_expert.{l}")),
+            "{name} tokens_per_expert.{l}"
+        );
         let attended = x.clone() + block.attention.forward(block.attention_norm.forward(x), &rotary, None);
         let z = block.moe_norm.forward(attended);
         near(format!("mlp_out.{l}"), &block.moe.forward(z.clone(), MoeOptions::default()).hidden);
@@ -335,7 +339,7 @@ fn check_layers(name: &str, model: &YuanModel, io: &Fixture, device: &Device) {
         near(format!("topk_weights.{l}"), &routing.weights.reshape([batch, seq, top_k]));
         let experts = routing.logits.dims()[1];
         near(format!("router_logits.{l}"), &routing.logits.reshape([batch, seq, experts]));
-        x = after;
+        x = after.hidden;
         near(format!("hidden_states.{}", l + 1), &x);
     }
     let normed = model.final_norm.forward(x);

@@ -10,19 +10,21 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use yuan_laep::{LayerLoad, LayerStability};
+use yuan_laep::{LayerLoad, LayerStability, LayerSummary, LoadStatistics, PrunePlan};
 use yuan_model::{ModelError, surgery::Selection};
 
 use crate::{AdamW, TrainConfig, TrainError, trainer::Session};
 
+mod balance_bias;
 mod display;
 mod metrics_file;
 mod prune_experts;
 mod schedule;
 
+pub use balance_bias::BalanceBias;
 pub use display::Display;
 pub use metrics_file::MetricsFile;
-pub use prune_experts::{LaepConfig, PruneExperts, Trigger};
+pub use prune_experts::{Guard, LaepConfig, PruneExperts, Trigger};
 pub use schedule::{CheckpointEvery, ValidateEvery};
 
 /// Hooks at the natural places of the loop; all of them do nothing unless written.
@@ -85,6 +87,15 @@ pub trait Callback<M> {
         let _ = state;
         Ok(())
     }
+
+    /// The run went back to a snapshot, in which this callback had `state`.
+    ///
+    /// # Errors
+    ///
+    /// If the value is no state of this callback.
+    fn roll_back(&mut self, state: Option<Value>) -> Result<(), TrainError> {
+        state.map_or(Ok(()), |state| self.restore(state))
+    }
 }
 
 /// Numbers of one optimizer step.
@@ -92,8 +103,11 @@ pub trait Callback<M> {
 pub struct StepMetrics {
     /// Steps completed, this one included.
     pub step: u64,
-    /// Mean loss over the micro-batches, in nats per token.
+    /// Mean cross-entropy over the micro-batches, in nats per token.
     pub loss: f64,
+    /// Mean of the weighted balancing losses, if any is on; what is minimised is the sum of both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balance_loss: Option<f64>,
     /// Learning rate of the step.
     pub learning_rate: f64,
     /// Global norm of the gradient before clipping.
@@ -142,24 +156,26 @@ pub enum Event {
         window_steps: u64,
         /// Tokens per expert of every layer.
         layers: Vec<LayerLoad>,
+        /// How unequal they are, layer by layer.
+        statistics: Vec<LoadStatistics>,
         /// How much every layer moved, once there are enough windows.
         stability: Option<Vec<LayerStability>>,
     },
-    /// The model changed between the paper's two phases of expert load.
+    /// A layer changed between the paper's two phases of expert load.
     Phase {
         /// Steps completed.
         step: u64,
-        /// Whether every layer is stable.
+        /// Whether the model is in the stable phase: every layer is.
         stable: bool,
-        /// Stable layers.
-        stable_layers: usize,
-        /// Layers.
-        layers: usize,
+        /// Whether each layer is.
+        layers: Vec<bool>,
     },
     /// Experts were pruned and rearranged.
     Prune {
         /// Steps completed.
         step: u64,
+        /// Prunes of the run, this one included.
+        round: usize,
         /// Experts of every layer before.
         experts_before: Vec<usize>,
         /// Experts of every layer after.
@@ -170,6 +186,30 @@ pub enum Event {
         parameters_after: u64,
         /// Share of the load that went to the pruned experts.
         pruned_load: f64,
+        /// What the plan did to every layer.
+        layers: Vec<LayerSummary>,
+        /// Speed-up that the efficiency model predicts, if the devices' speed was given.
+        predicted_gain: Option<f64>,
+        /// The plan that was applied.
+        plan: PrunePlan,
+    },
+    /// The guard over a prune decided: the loss came back in time, or the prune is about to be undone.
+    Guard {
+        /// Steps completed.
+        step: u64,
+        /// Validation loss that it decided on.
+        loss: f64,
+        /// The most that it allows.
+        allowed_loss: f64,
+        /// Whether the prune stays.
+        satisfied: bool,
+    },
+    /// The run went back to where it was before its latest prune, and goes on without pruning.
+    RollBack {
+        /// Steps completed when it went back.
+        step: u64,
+        /// Steps completed where it goes on.
+        to_step: u64,
     },
     /// A checkpoint is complete.
     Checkpoint {
@@ -197,6 +237,8 @@ impl Event {
             | Self::Load { step, .. }
             | Self::Phase { step, .. }
             | Self::Prune { step, .. }
+            | Self::Guard { step, .. }
+            | Self::RollBack { step, .. }
             | Self::Checkpoint { step }
             | Self::Custom { step, .. } => *step,
         }
@@ -209,6 +251,9 @@ pub(crate) struct Requests {
     pub(crate) validate: bool,
     pub(crate) checkpoint: bool,
     pub(crate) stop: bool,
+    pub(crate) snapshot: bool,
+    pub(crate) discard_snapshot: bool,
+    pub(crate) roll_back: bool,
 }
 
 /// What a callback sees of a run, and the narrow way to change it.
@@ -257,6 +302,26 @@ impl<M> Context<'_, M> {
         cut: impl FnOnce(M) -> Result<(M, Vec<Selection>), (M, ModelError)>,
     ) -> Result<(), TrainError> {
         self.session.cut(cut)
+    }
+
+    /// Replaces the model's values; its parameters must keep their ids and shapes.
+    pub fn update(&mut self, update: impl FnOnce(M) -> M) {
+        self.session.update(update);
+    }
+
+    /// Asks for the whole state of the run to be kept aside, before [`Callback::on_step_end`] changes it.
+    pub fn request_snapshot(&mut self) {
+        self.requests.snapshot = true;
+    }
+
+    /// Says that the run need not go back any more.
+    pub fn discard_snapshot(&mut self) {
+        self.requests.discard_snapshot = true;
+    }
+
+    /// Asks for the run to go back to its snapshot after this step.
+    pub fn request_roll_back(&mut self) {
+        self.requests.roll_back = true;
     }
 
     /// Asks for a validation after this step.

@@ -51,6 +51,7 @@ pub struct Checkpoint {
 }
 
 const PREFIX: &str = "checkpoint-";
+const SNAPSHOT: &str = "before-prune";
 
 impl Checkpoint {
     /// All complete checkpoints of a run, oldest first.
@@ -93,6 +94,39 @@ impl Checkpoint {
         state: &CheckpointState,
     ) -> Result<Self, TrainError> {
         let path = run_dir.join(format!("{PREFIX}{:08}", state.step));
+        Self::write(path, model, optimizer, state)
+    }
+
+    /// The state before a prune, which a guard may go back to.
+    pub(crate) fn snapshot(run_dir: &Path) -> Self {
+        Self { path: run_dir.join(SNAPSHOT), step: 0 }
+    }
+
+    pub(crate) fn save_snapshot<M: LanguageModel>(
+        run_dir: &Path,
+        model: &M,
+        optimizer: &AdamW,
+        state: &CheckpointState,
+    ) -> Result<Self, TrainError> {
+        Self::write(Self::snapshot(run_dir).path, model, optimizer, state)
+    }
+
+    pub(crate) fn discard_snapshot(run_dir: &Path) -> Result<(), TrainError> {
+        remove(&Self::snapshot(run_dir).path)
+    }
+
+    /// Removes the checkpoints of a branch that the run left.
+    pub(crate) fn remove_after(run_dir: &Path, step: u64) -> Result<(), TrainError> {
+        let checkpoints = Self::list(run_dir)?;
+        checkpoints.iter().filter(|checkpoint| checkpoint.step > step).try_for_each(|old| remove(&old.path))
+    }
+
+    fn write<M: LanguageModel>(
+        path: PathBuf,
+        model: &M,
+        optimizer: &AdamW,
+        state: &CheckpointState,
+    ) -> Result<Self, TrainError> {
         write_directory(&path, |directory| {
             let write = |name: &str, text: String| {
                 let file = directory.join(name);
@@ -120,11 +154,7 @@ impl Checkpoint {
     pub fn prune(run_dir: &Path, keep: usize) -> Result<(), TrainError> {
         let mut checkpoints = Self::list(run_dir)?;
         checkpoints.truncate(checkpoints.len().saturating_sub(keep));
-        for old in checkpoints {
-            // Renamed first, so that a kill in the middle leaves nothing that looks complete.
-            fs::rename(&old.path, old.path.with_extension(UNFINISHED))
-                .map_err(TrainError::io("remove", &old.path))?;
-        }
+        checkpoints.iter().try_for_each(|old| remove(&old.path))?;
         for entry in fs::read_dir(run_dir).map_err(TrainError::io("read", run_dir))? {
             let path = entry.map_err(TrainError::io("read", run_dir))?.path();
             let is_checkpoint =
@@ -185,6 +215,17 @@ impl Checkpoint {
         wrong.sort_unstable();
         Err(damaged(&self.path, format!("model.safetensors: {}", wrong.join("; "))))
     }
+}
+
+/// Removes a checkpoint, if it is there; renamed first, so that a kill in the middle leaves nothing that
+/// looks complete.
+fn remove(path: &Path) -> Result<(), TrainError> {
+    let going = path.with_extension(UNFINISHED);
+    drop(fs::remove_dir_all(&going));
+    if !path.exists() {
+        return Ok(());
+    }
+    fs::rename(path, &going).and_then(|()| fs::remove_dir_all(&going)).map_err(TrainError::io("remove", path))
 }
 
 fn damaged(path: &Path, reason: impl Into<String>) -> TrainError {

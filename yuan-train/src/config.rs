@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use yuan_model::BalanceLosses;
+
 use crate::{TrainError, callback::LaepConfig};
 
 /// Settings of a pre-training run.
@@ -43,6 +45,12 @@ pub struct TrainConfig {
     pub keep_checkpoints: usize,
     /// Layer-adaptive expert pruning.
     pub laep: LaepConfig,
+    /// Coefficients of the losses that pull the experts towards equal load.
+    #[serde(default)]
+    pub balance: BalanceLosses,
+    /// How far the routers' selection biases move after a step ([`BalanceBias`](crate::callback::BalanceBias)).
+    #[serde(default)]
+    pub bias_update_rate: f64,
 }
 
 impl Default for TrainConfig {
@@ -66,6 +74,8 @@ impl Default for TrainConfig {
             checkpoint_every: 60,
             keep_checkpoints: 2,
             laep: LaepConfig::default(),
+            balance: BalanceLosses::default(),
+            bias_update_rate: 0.0,
         }
     }
 }
@@ -124,6 +134,17 @@ impl TrainConfig {
                 "min_learning_rate = {} must be between 0 and learning_rate = {}",
                 self.min_learning_rate, self.learning_rate
             ));
+        }
+        let coefficients = [
+            ("the auxiliary loss's coefficient", self.balance.auxiliary),
+            ("the sequence-wise loss's coefficient", self.balance.sequence),
+            ("the router z-loss's coefficient", self.balance.router_z),
+            ("bias_update_rate", self.bias_update_rate),
+        ];
+        if let Some((name, value)) =
+            coefficients.iter().find(|(_, value)| !(*value >= 0.0 && value.is_finite()))
+        {
+            return refuse(format!("{name} = {value} must not be negative"));
         }
         self.laep.validate()
     }

@@ -6,6 +6,6 @@ mod registry;
 mod tokens;
 
 pub use batches::RowStream;
-pub use documents::{Document, Split, read_directory};
+pub use documents::{Document, Split, read_directory, thin_out};
 pub use registry::read_crate_sources;
 pub use tokens::{END_OF_DOCUMENT, TokenStreams, train_tokenizer};

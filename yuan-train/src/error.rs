@@ -61,10 +61,10 @@ pub enum TrainError {
     #[error(transparent)]
     Plan(#[from] PlanError),
     /// A picture could not be drawn.
-    #[error("cannot draw {}: {reason}", path.display())]
+    #[error("cannot draw the {name}: {reason}")]
     Picture {
-        /// The file.
-        path: PathBuf,
+        /// What it shows.
+        name: &'static str,
         /// What the drawing library said.
         reason: String,
     },

@@ -1,13 +1,14 @@
-//! What the loop trains: the two small traits a model implements, and Yuan's implementation.
+//! What the loop trains: the small traits a model implements, and Yuan's implementation.
+//!
+//! To be pruned as well, a model implements [`PrunableExperts`](yuan_model::PrunableExperts).
 
 use burn::{
     module::Module,
     tensor::{Device, Int, Tensor},
 };
 use yuan_model::{
-    ConfigError, ForwardOptions, ModelError, YuanConfig, YuanModel,
+    BalanceLosses, ConfigError, ForwardOptions, YuanConfig, YuanModel,
     loss::{masked_mean, token_losses},
-    surgery::Selection,
 };
 
 /// Rows of tokens with what to predict at each of them.
@@ -26,14 +27,16 @@ pub struct Batch {
 pub struct LossOutput {
     /// Mean next-token cross-entropy, `[1]`.
     pub loss: Tensor<1>,
+    /// What is minimised beside it: the weighted balancing losses, `[1]`, if any is on.
+    pub balance_loss: Option<Tensor<1>>,
     /// Per layer: tokens that each expert received, `[num_experts]`.
     pub tokens_per_expert: Vec<Tensor<1, Int>>,
 }
 
 /// A model that the [`Trainer`](crate::Trainer) can train and restore.
 pub trait LanguageModel: Module {
-    /// Loss of a batch.
-    fn loss(&self, batch: Batch) -> LossOutput;
+    /// Loss of a batch, and the balancing losses that are asked for.
+    fn loss(&self, batch: Batch, balance: BalanceLosses) -> LossOutput;
 
     /// Everything needed to build a model of this shape anew, as JSON.
     fn config_json(&self) -> String;
@@ -46,28 +49,19 @@ pub trait LanguageModel: Module {
     fn from_config_json(text: &str, device: &Device) -> Result<Self, ConfigError>;
 }
 
-/// A model whose experts can be pruned and rearranged; it need not be a Yuan model.
-pub trait PrunableExperts: Sized {
-    /// Experts of every mixture-of-experts layer.
-    fn experts_per_layer(&self) -> Vec<usize>;
-
-    /// Experts that each token visits.
-    fn top_k(&self) -> usize;
-
-    /// Keeps the listed experts of every layer in the listed order, and says what was cut where.
-    ///
-    /// # Errors
-    ///
-    /// Gives the model back unchanged with what is wrong.
-    fn keep_experts(self, kept: &[Vec<usize>]) -> Result<(Self, Vec<Selection>), (Self, ModelError)>;
+/// A model whose routers choose by score plus a bias that balancing without an auxiliary loss moves.
+pub trait SelectionBias: Sized {
+    /// Adds a number to the bias of every expert of every layer.
+    fn shift_selection_bias(self, shifts: &[Vec<f32>]) -> Self;
 }
 
 impl LanguageModel for YuanModel {
-    fn loss(&self, batch: Batch) -> LossOutput {
-        let options = ForwardOptions { position_ids: Some(batch.position_ids), ..ForwardOptions::default() };
+    fn loss(&self, batch: Batch, balance: BalanceLosses) -> LossOutput {
+        let options =
+            ForwardOptions { position_ids: Some(batch.position_ids), balance, ..ForwardOptions::default() };
         let output = self.forward(batch.input_ids, options);
         let loss = masked_mean(token_losses(output.logits, batch.labels), None);
-        LossOutput { loss, tokens_per_expert: output.tokens_per_expert }
+        LossOutput { loss, balance_loss: output.balance_loss, tokens_per_expert: output.tokens_per_expert }
     }
 
     fn config_json(&self) -> String {
@@ -79,16 +73,8 @@ impl LanguageModel for YuanModel {
     }
 }
 
-impl PrunableExperts for YuanModel {
-    fn experts_per_layer(&self) -> Vec<usize> {
-        self.config().experts_per_layer.clone()
-    }
-
-    fn top_k(&self) -> usize {
-        self.config().moe_top_k
-    }
-
-    fn keep_experts(self, kept: &[Vec<usize>]) -> Result<(Self, Vec<Selection>), (Self, ModelError)> {
-        YuanModel::keep_experts(self, kept)
+impl SelectionBias for YuanModel {
+    fn shift_selection_bias(self, shifts: &[Vec<f32>]) -> Self {
+        YuanModel::shift_selection_bias(self, shifts)
     }
 }

@@ -9,6 +9,7 @@ pub mod callback;
 pub mod checkpoint;
 pub mod config;
 pub mod data;
+pub mod efficiency;
 mod error;
 mod files;
 pub mod language_model;
@@ -18,7 +19,9 @@ pub mod trainer;
 
 pub use callback::{Callback, Context, LaepConfig, PruneExperts};
 pub use config::TrainConfig;
+pub use efficiency::SpeedModel;
 pub use error::TrainError;
-pub use language_model::{Batch, LanguageModel, PrunableExperts};
+pub use language_model::{Batch, LanguageModel, LossOutput, SelectionBias};
 pub use optim::AdamW;
 pub use trainer::Trainer;
+pub use yuan_model::{ExpertAxis, PrunableExperts};

@@ -4,7 +4,7 @@
 //! makes a dozen passes over memory; this one keeps them in reach and updates in one pass
 //! ([`ops::adamw_update`]).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId},
@@ -130,7 +130,12 @@ impl AdamW {
         self.updates = updates;
         self.moments.clear();
         let device = model.devices().into_iter().next().map(burn::tensor::Device::inner).unwrap_or_default();
+        let mut trained = Trained(HashSet::new());
+        model.visit(&mut trained);
         for parameter in named::parameter_names(model) {
+            if !trained.0.contains(&parameter.id) {
+                continue;
+            }
             let mut flat = |suffix: &str| {
                 let name = format!("{}.{suffix}", parameter.path);
                 let data = read(&name).ok_or_else(|| format!("`{name}` is missing"))?;
@@ -165,6 +170,17 @@ impl Moments {
 fn reshaped(data: TensorData, shape: Shape) -> TensorData {
     let (bytes, _, dtype) = data.into_parts();
     TensorData::from_bytes(bytes, shape, dtype)
+}
+
+/// Parameters that have a gradient.
+struct Trained(HashSet<ParamId>);
+
+impl ModuleVisitor for Trained {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if param.val().is_require_grad() {
+            self.0.insert(param.id);
+        }
+    }
 }
 
 struct Update<'a> {

@@ -1,9 +1,23 @@
 //! What a run has to show, all of it read back from its metrics file.
 
 mod history;
-mod pictures;
+mod html;
+pub mod pictures;
 mod table;
 
-pub use history::{History, Phase};
-pub use pictures::{draw_expert_load, draw_loss};
+use std::path::Path;
+
+pub use history::{History, Phase, Window};
+pub use html::html_report;
 pub use table::summary_table;
+
+use crate::{TrainError, files::write_whole};
+
+/// Writes a picture or a report; the file appears whole or not at all.
+///
+/// # Errors
+///
+/// If the file cannot be written.
+pub fn save(path: &Path, text: &str) -> Result<(), TrainError> {
+    write_whole(path, text.as_bytes())
+}

@@ -8,14 +8,14 @@ use std::{
 
 use burn::{
     optim::{GradientsAccumulator, GradientsParams},
-    tensor::{Device, Int, Tensor, Transaction},
+    tensor::{Device, Int, Tensor, TensorData, Transaction},
 };
 use serde_json::Value;
 use yuan_laep::LayerLoad;
-use yuan_model::{ModelError, surgery::Selection};
+use yuan_model::{BalanceLosses, ModelError, PrunableExperts, surgery::Selection};
 
 use crate::{
-    AdamW, Callback, Context, LanguageModel, PrunableExperts, TrainConfig, TrainError,
+    AdamW, Callback, Context, LanguageModel, TrainConfig, TrainError,
     callback::{Event, Requests, StepMetrics},
     checkpoint::{Checkpoint, CheckpointState},
     data::RowStream,
@@ -45,6 +45,10 @@ impl<M> Session<M> {
 
     fn take_model(&mut self) -> M {
         self.model.take().expect("the model is only away during an update")
+    }
+
+    pub(crate) fn update(&mut self, update: impl FnOnce(M) -> M) {
+        self.model = Some(update(self.take_model()));
     }
 
     pub(crate) fn cut(
@@ -120,10 +124,15 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
         let (model, optimizer, state) = checkpoint.load::<M>(&config, device)?;
         let mut trainer = Self::new(config, run_dir, device, model, streams)?;
         trainer.session.optimizer = optimizer;
-        trainer.train.seek(state.consumed_rows);
-        trainer.step = state.step;
-        trainer.saved_states = state.callbacks;
+        trainer.saved_states = trainer.take_up(state);
         Ok(trainer)
+    }
+
+    /// Puts data and step where a checkpoint left them and returns the states of the callbacks.
+    fn take_up(&mut self, state: CheckpointState) -> BTreeMap<String, Value> {
+        self.train.seek(state.consumed_rows);
+        self.step = state.step;
+        state.callbacks
     }
 
     /// Adds a callback; they are called in the order in which they were added.
@@ -162,6 +171,9 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
     pub fn run(&mut self) -> Result<(), TrainError> {
         let mut requests = Requests::default();
         self.call(&mut requests, |callback, context| callback.on_start(context))?;
+        if requests.discard_snapshot {
+            Checkpoint::discard_snapshot(&self.run_dir)?;
+        }
         let model = self.session.model();
         self.tell(&Event::Start {
             step: self.step,
@@ -179,11 +191,26 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
                 let loss = self.validate()?;
                 self.tell(&Event::Validation { step: self.step, loss })?;
             }
+            if requests.snapshot {
+                let state = self.state();
+                Checkpoint::save_snapshot(
+                    &self.run_dir,
+                    self.session.model(),
+                    self.session.optimizer(),
+                    &state,
+                )?;
+            }
             self.call(&mut requests, |callback, context| callback.on_step_end(context))?;
+            if requests.roll_back {
+                self.roll_back()?;
+                continue;
+            }
+            if requests.discard_snapshot {
+                Checkpoint::discard_snapshot(&self.run_dir)?;
+            }
             let last = last || requests.stop;
             if requests.checkpoint || last {
                 self.save_checkpoint()?;
-                self.tell(&Event::Checkpoint { step: self.step })?;
             }
             if last {
                 break;
@@ -203,26 +230,33 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
         self.device.seed(self.config.seed.wrapping_add(self.step + 1));
         let model = self.session.take_model();
         let mut accumulator = GradientsAccumulator::<M>::new();
-        let mut sums: Option<(Tensor<1>, Vec<Tensor<1, Int>>)> = None;
+        let mut sums: Option<StepSums> = None;
         for _ in 0..self.config.accumulation {
             let batch = self.train.next_batch(self.config.batch_size, &self.device);
-            let output = model.loss(batch);
-            let loss = output.loss.div_scalar(self.config.accumulation as f64);
-            let loads = output.tokens_per_expert;
+            let output = model.loss(batch, self.config.balance);
+            let share = 1.0 / self.config.accumulation as f64;
+            let loss = output.loss.mul_scalar(share);
+            let balance = output.balance_loss.map(|loss| loss.mul_scalar(share));
+            let part = StepSums {
+                loss: loss.clone().inner(),
+                balance: balance.clone().map(Tensor::inner),
+                loads: output.tokens_per_expert,
+            };
             sums = Some(match sums {
-                None => (loss.clone().inner(), loads),
-                Some((sum, counts)) => {
-                    let counts = counts.into_iter().zip(loads).map(|(sum, more)| sum + more);
-                    (sum + loss.clone().inner(), counts.collect())
-                }
+                None => part,
+                Some(sums) => sums.plus(part),
             });
-            accumulator.accumulate(&model, GradientsParams::from_grads(loss.backward(), &model));
+            let objective = balance.into_iter().fold(loss, |sum, balance| sum + balance);
+            accumulator.accumulate(&model, GradientsParams::from_grads(objective.backward(), &model));
         }
         let gradients = accumulator.grads();
-        let (loss, loads) = sums.unwrap_or_else(|| (Tensor::zeros([1], &self.device), Vec::new()));
         let norm_squared = global_norm_squared(&model, &gradients);
         let step = self.step + 1;
-        let (loss, norm, loads) = match read_step(step, loss, norm_squared, loads) {
+        let read = match sums {
+            Some(sums) => sums.read(step, norm_squared),
+            None => Err(TrainError::Setting("accumulation must be at least 1".into())),
+        };
+        let ReadStep { loss, balance_loss, norm, loads } = match read {
             Ok(numbers) => numbers,
             Err(error) => {
                 self.session.model = Some(model);
@@ -236,6 +270,7 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
         Ok(StepMetrics {
             step,
             loss,
+            balance_loss,
             learning_rate,
             gradient_norm: norm,
             tokens: self.config.tokens_per_step() as u64,
@@ -257,21 +292,44 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
         let mut sum = 0.0;
         for _ in 0..self.config.validation_batches {
             let batch = self.validation.next_batch(self.config.batch_size, &device);
-            sum += read_floats(model.loss(batch).loss)?[0];
+            sum += read_floats(model.loss(batch, BalanceLosses::default()).loss)?[0];
         }
         Ok(sum / self.config.validation_batches as f64)
     }
 
-    fn save_checkpoint(&self) -> Result<(), TrainError> {
+    fn state(&self) -> CheckpointState {
         let states = self.callbacks.iter().filter_map(|c| Some((c.name().to_owned(), c.state()?)));
-        let state = CheckpointState {
+        CheckpointState {
             step: self.step,
             consumed_rows: self.train.consumed(),
             optimizer_updates: self.session.optimizer().updates(),
             callbacks: states.collect(),
-        };
-        Checkpoint::save(&self.run_dir, self.session.model(), self.session.optimizer(), &state)?;
-        Checkpoint::prune(&self.run_dir, self.config.keep_checkpoints)
+        }
+    }
+
+    fn save_checkpoint(&mut self) -> Result<(), TrainError> {
+        Checkpoint::save(&self.run_dir, self.session.model(), self.session.optimizer(), &self.state())?;
+        Checkpoint::prune(&self.run_dir, self.config.keep_checkpoints)?;
+        self.tell(&Event::Checkpoint { step: self.step })
+    }
+
+    /// Goes back to the snapshot: model, optimizer, step (and with it the learning rate), data and callbacks.
+    ///
+    /// Killed anywhere in here, the run resumes from some checkpoint of before or after the prune, takes the
+    /// same steps and decides the same again; from the new checkpoint on it knows that the prune is undone.
+    fn roll_back(&mut self) -> Result<(), TrainError> {
+        let snapshot = Checkpoint::snapshot(&self.run_dir);
+        let (model, optimizer, state) = snapshot.load::<M>(&self.config, &self.device)?;
+        let left = self.step;
+        self.session = Session::new(model, optimizer);
+        let mut states = self.take_up(state);
+        for callback in &mut self.callbacks {
+            callback.roll_back(states.remove(callback.name()))?;
+        }
+        self.tell(&Event::RollBack { step: left, to_step: self.step })?;
+        Checkpoint::remove_after(&self.run_dir, self.step)?;
+        self.save_checkpoint()?;
+        Checkpoint::discard_snapshot(&self.run_dir)
     }
 
     /// Calls every callback, then tells all of them what any of them emitted.
@@ -300,31 +358,56 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
     }
 }
 
-/// Reads loss, gradient norm and loads of one step from the device in a single transfer.
-fn read_step(
-    step: u64,
+/// What the micro-batches of one step add up to, on their device.
+struct StepSums {
     loss: Tensor<1>,
-    norm_squared: Option<Tensor<1>>,
+    balance: Option<Tensor<1>>,
     loads: Vec<Tensor<1, Int>>,
-) -> Result<(f64, f64, Vec<LayerLoad>), TrainError> {
-    let norm_squared = norm_squared.unwrap_or_else(|| loss.zeros_like());
-    let mut transaction = Transaction::default().register(loss).register(norm_squared);
-    for load in loads {
-        transaction = transaction.register(load);
+}
+
+/// The same on the host.
+struct ReadStep {
+    loss: f64,
+    balance_loss: Option<f64>,
+    norm: f64,
+    loads: Vec<LayerLoad>,
+}
+
+impl StepSums {
+    fn plus(self, part: Self) -> Self {
+        let loads = self.loads.into_iter().zip(part.loads).map(|(sum, more)| sum + more).collect();
+        let balance = self.balance.zip(part.balance).map(|(sum, more)| sum + more);
+        Self { loss: self.loss + part.loss, balance, loads }
     }
-    let mut read =
-        transaction.try_execute().map_err(|error| TrainError::Device(error.to_string()))?.into_iter();
-    let mut float =
-        || read.next().and_then(|data| data.convert::<f32>().iter::<f32>().next()).unwrap_or(f32::NAN);
-    let (loss, norm) = (f64::from(float()), f64::from(float()).sqrt());
-    for (what, value) in [("loss", loss), ("gradient norm", norm)] {
-        if !value.is_finite() {
+
+    /// Reads losses, gradient norm and loads from the device in a single transfer.
+    fn read(self, step: u64, norm_squared: Option<Tensor<1>>) -> Result<ReadStep, TrainError> {
+        let norm_squared = norm_squared.unwrap_or_else(|| self.loss.zeros_like());
+        let has_balance = self.balance.is_some();
+        let floats = [Some(self.loss), Some(norm_squared), self.balance].into_iter().flatten();
+        let transaction = floats.fold(Transaction::default(), Transaction::register);
+        let transaction = self.loads.into_iter().fold(transaction, Transaction::register);
+        let mut read =
+            transaction.try_execute().map_err(|error| TrainError::Device(error.to_string()))?.into_iter();
+        let mut float = || {
+            let value = read.next().and_then(|data| data.convert::<f32>().iter::<f32>().next());
+            f64::from(value.unwrap_or(f32::NAN))
+        };
+        let (loss, norm) = (float(), float().sqrt());
+        let balance_loss = has_balance.then(float);
+        let checked =
+            [("loss", loss), ("balancing loss", balance_loss.unwrap_or(0.0)), ("gradient norm", norm)];
+        if let Some(&(what, value)) = checked.iter().find(|(_, value)| !value.is_finite()) {
             return Err(TrainError::NotFinite { step, what, value });
         }
+        let counts = |data: TensorData| data.convert::<i64>().iter::<i64>().map(|n| n as u64).collect();
+        Ok(ReadStep {
+            loss,
+            balance_loss,
+            norm,
+            loads: read.map(|data| LayerLoad::new(counts(data))).collect(),
+        })
     }
-    let loads =
-        read.map(|data| LayerLoad::new(data.convert::<i64>().iter::<i64>().map(|n| n as u64).collect()));
-    Ok((loss, norm, loads.collect()))
 }
 
 fn read_floats(tensor: Tensor<1>) -> Result<Vec<f64>, TrainError> {

@@ -11,7 +11,7 @@ use burn::{
     tensor::{Device, Int, Tensor, TensorData},
 };
 use yuan_model::{
-    ForwardOptions, RouterType, YuanConfig, YuanModel,
+    ForwardOptions, PrunableExperts, RouterType, YuanConfig, YuanModel,
     loss::{masked_mean, token_losses},
     surgery::Selection,
 };

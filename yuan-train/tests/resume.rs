@@ -14,7 +14,9 @@ use yuan_laep::{PruneLimits, StabilityTest};
 use yuan_model::{YuanConfig, YuanModel};
 use yuan_train::{
     Callback, Context, LaepConfig, PruneExperts, TrainConfig, TrainError, Trainer,
-    callback::{CheckpointEvery, Event, MetricsFile, StepMetrics, Trigger, ValidateEvery},
+    callback::{
+        BalanceBias, CheckpointEvery, Event, Guard, MetricsFile, StepMetrics, Trigger, ValidateEvery,
+    },
     checkpoint::Checkpoint,
     data::RowStream,
     report::History,
@@ -49,8 +51,9 @@ fn config(trigger: Trigger) -> TrainConfig {
             window_steps: 2,
             trigger,
             stability: StabilityTest { windows: 2, max_change: 0.9, min_rank_correlation: -0.9 },
-            limits: PruneLimits { beta: 0.3, multiple_of: 2, ..PruneLimits::default() },
+            limits: PruneLimits { beta: 0.3.into(), multiple_of: 2, ..PruneLimits::default() },
             groups: 2,
+            ..LaepConfig::default()
         },
         ..TrainConfig::default()
     }
@@ -96,7 +99,17 @@ fn story(run_dir: &Path) -> Vec<Event> {
 }
 
 /// Ends a run at a step as a crash would: with an error, in the middle of everything.
-struct CrashAt(u64);
+struct CrashAt {
+    step: u64,
+    /// How often the step must have been taken before: after a roll-back, steps come again.
+    visits: usize,
+}
+
+impl CrashAt {
+    fn first(step: u64) -> Self {
+        Self { step, visits: 0 }
+    }
+}
 
 impl<M> Callback<M> for CrashAt {
     fn name(&self) -> &'static str {
@@ -104,44 +117,243 @@ impl<M> Callback<M> for CrashAt {
     }
 
     fn on_step(&mut self, _: &mut Context<'_, M>, metrics: &StepMetrics) -> Result<(), TrainError> {
-        if metrics.step == self.0 {
+        if metrics.step == self.step && self.visits > 0 {
+            self.visits -= 1;
+        } else if metrics.step == self.step {
             return Err(TrainError::Callback { name: "crash", source: "as planned".into() });
         }
         Ok(())
     }
 }
 
-fn check(trigger: Trigger) {
-    let config = config(trigger);
+/// Interrupts the run at every step and expects the story of the uninterrupted one, which is returned.
+fn check(config: &TrainConfig) -> Vec<Event> {
     let whole = tempdir().unwrap();
-    open(&config, whole.path()).run().unwrap();
+    open(config, whole.path()).run().unwrap();
     let expected = story(whole.path());
     assert!(expected.iter().any(|event| matches!(event, Event::Prune { .. })), "the run prunes");
-    for crash in 1..STEPS {
+    let steps = |event: &Event| if let Event::Step(metrics) = event { Some(metrics.step) } else { None };
+    let steps: Vec<u64> = expected.iter().filter_map(steps).collect();
+    for (at, &step) in steps[..steps.len() - 1].iter().enumerate() {
+        let visits = steps[..at].iter().filter(|&&earlier| earlier == step).count();
         let run = tempdir().unwrap();
-        let error = open(&config, run.path()).with_callback(CrashAt(crash)).unwrap().run().unwrap_err();
+        let crash = CrashAt { step, visits };
+        let error = open(config, run.path()).with_callback(crash).unwrap().run().unwrap_err();
         assert_eq!(error.to_string(), "callback crash: as planned");
-        open(&config, run.path()).run().unwrap();
-        assert_eq!(story(run.path()), expected, "interrupted at step {crash}");
+        open(config, run.path()).run().unwrap();
+        let found = story(run.path());
+        for (found, expected) in found.iter().zip(&expected) {
+            assert_eq!(found, expected, "interrupted at step {step}, visit {}", visits + 1);
+        }
+        assert_eq!(found.len(), expected.len(), "interrupted at step {step}, visit {}", visits + 1);
     }
+    expected
 }
 
 #[test]
 fn a_run_goes_on_exactly_wherever_it_was_interrupted() {
     let _turn = take_turns();
-    check(Trigger::Step(7));
+    check(&config(Trigger::Steps(vec![7])));
 }
 
 #[test]
 fn the_watch_for_stable_loads_goes_on_exactly_too() {
     let _turn = take_turns();
-    check(Trigger::Stable);
+    check(&config(Trigger::Stable { rounds: 1 }));
+}
+
+fn with_guard(trigger: Trigger, guard: Guard) -> TrainConfig {
+    let mut config = config(trigger);
+    config.laep.guard = Some(guard);
+    config
+}
+
+#[test]
+fn two_rounds_under_a_guard_go_on_exactly() {
+    let _turn = take_turns();
+    let story = check(&with_guard(Trigger::Steps(vec![4, 9]), Guard { margin: 10.0, steps: 3 }));
+    let told: Vec<String> = story
+        .iter()
+        .filter_map(|event| match event {
+            Event::Prune { step, round, .. } => Some(format!("{step} prune {round}")),
+            Event::Guard { step, satisfied, .. } => Some(format!("{step} guard {satisfied}")),
+            Event::RollBack { .. } => Some("back".into()),
+            _ => None,
+        })
+        .collect();
+    // A validation every 4 steps is the first to see the loss in time, or the guard's own after 3.
+    assert_eq!(told, ["4 prune 1", "7 guard true", "9 prune 2", "12 guard true"]);
+}
+
+#[test]
+fn a_prune_that_hurts_is_undone_and_the_run_is_as_if_it_had_never_been() {
+    let _turn = take_turns();
+    // Nothing gets back to nearly the loss of before in one step when three quarters of the experts are gone.
+    let mut config = with_guard(Trigger::Steps(vec![7]), Guard { margin: 0.0, steps: 1 });
+    config.laep.limits.beta = 0.9.into();
+    let story = check(&config);
+    let back = story.iter().position(|event| matches!(event, Event::RollBack { step: 8, to_step: 7 }));
+    assert!(back.is_some(), "{story:?}");
+    // From there on it is the run that never pruned.
+    let never = tempdir().unwrap();
+    open(&self::config(Trigger::Never), never.path()).run().unwrap();
+    let losses = |events: &[Event]| -> Vec<(u64, f64)> {
+        let loss = |event: &Event| match event {
+            Event::Step(metrics) => Some((metrics.step, metrics.loss)),
+            Event::Validation { step, loss } if *step == STEPS => Some((*step, *loss)),
+            _ => None,
+        };
+        events.iter().filter_map(loss).collect()
+    };
+    let unpruned = losses(History::read(never.path()).unwrap().events());
+    assert_eq!(losses(&story[back.unwrap()..]), unpruned[7..]);
+    // And the report counts the undone stretch for nothing.
+    let history = History::new(story);
+    assert_eq!(
+        history.steps().map(|metrics| metrics.step).collect::<Vec<_>>(),
+        (1..=STEPS).collect::<Vec<_>>()
+    );
+    assert_eq!((history.prunes().count(), history.undone().count()), (0, 1));
+}
+
+#[test]
+fn the_state_before_a_prune_is_kept_until_the_guard_is_satisfied() {
+    let _turn = take_turns();
+    let config = with_guard(Trigger::Steps(vec![7]), Guard { margin: 10.0, steps: 5 });
+    let run = tempdir().unwrap();
+    let snapshot = run.path().join("before-prune");
+    // No validation comes before step 12.
+    let config = TrainConfig { validate_every: 0, ..config };
+    open(&config, run.path()).with_callback(CrashAt::first(11)).unwrap().run().unwrap_err();
+    assert!(snapshot.join("model.safetensors").exists());
+    open(&config, run.path()).run().unwrap();
+    assert!(!snapshot.exists(), "the guard was satisfied at step 12");
+}
+
+#[test]
+fn a_plan_from_elsewhere_is_applied_or_refused() {
+    let _turn = take_turns();
+    let load = |tokens: Vec<u64>| yuan_laep::LayerLoad::new(tokens);
+    let limits = PruneLimits { beta: 0.2.into(), multiple_of: 2, ..PruneLimits::default() };
+    let plan = |layers: &[yuan_laep::LayerLoad]| yuan_laep::PrunePlan::new(layers, &limits, 2).unwrap();
+    let ramp = load((1..=8).collect());
+    let run_with = |plan: yuan_laep::PrunePlan| {
+        let mut config = config(Trigger::Steps(vec![3]));
+        config.laep.plan = Some(plan);
+        let run = tempdir().unwrap();
+        let mut trainer = open(&config, run.path());
+        let outcome = trainer.run().map_err(|error| error.to_string());
+        (outcome, trainer.model().config().experts_per_layer.clone(), trainer.step())
+    };
+    let good = plan(&[ramp.clone(), ramp.clone()]);
+    assert_eq!(run_with(good.clone()), (Ok(()), vec![6, 6], STEPS));
+    // Another model's, or an edited one: one sentence before the first step, and the model is as it was.
+    let refused = |plan: yuan_laep::PrunePlan| {
+        let (outcome, experts, step) = run_with(plan);
+        assert_eq!((experts, step), (vec![8, 8], 0));
+        outcome.unwrap_err()
+    };
+    assert_eq!(refused(plan(std::slice::from_ref(&ramp))), "expected 2 layers, found 1");
+    let other = plan(&[ramp.clone(), load((1..=12).collect())]);
+    assert_eq!(refused(other), "layer 1: expected 8 experts, found 12");
+}
+
+#[test]
+fn an_edited_plan_that_makes_no_sense_is_refused_with_the_settings() {
+    let ramp = yuan_laep::LayerLoad::new((1..=8).collect());
+    let limits = PruneLimits { beta: 0.2.into(), multiple_of: 2, ..PruneLimits::default() };
+    let good = yuan_laep::PrunePlan::new(&[ramp], &limits, 2).unwrap();
+    let refusal = |edit: &dyn Fn(&mut yuan_laep::LayerPlan)| {
+        let mut plan = good.clone();
+        edit(&mut plan.layers[0]);
+        let laep = LaepConfig { plan: Some(plan), ..LaepConfig::default() };
+        PruneExperts::new(laep).map(drop).unwrap_err().to_string()
+    };
+    assert_eq!(refusal(&|layer| layer.kept[1] = layer.kept[0]), "layer 0: expert 7 is listed twice");
+    assert_eq!(refusal(&|layer| layer.pruned.truncate(1)), "layer 0: expert 1 is neither kept nor pruned");
+    assert_eq!(refusal(&|layer| layer.kept[0] = 8), "layer 0: expert 8 does not exist among 8");
+    let few = refusal(&|layer| {
+        layer.pruned.extend(layer.kept.split_off(1));
+        layer.groups = vec![layer.kept.clone()];
+    });
+    assert_eq!(few, "layer 0 keeps 1 experts, fewer than top_k = 2");
+}
+
+#[test]
+fn the_selection_bias_follows_the_loads_and_is_cut_and_saved_with_the_model() {
+    let _turn = take_turns();
+    let config = config(Trigger::Steps(vec![7]));
+    let device = Device::flex().autodiff();
+    device.seed(3);
+    let model = YuanConfig { router_selection_bias: true, initializer_range: 0.1, ..YuanConfig::tiny(VOCAB) };
+    let model = YuanModel::new(&model, &device).unwrap().materialize();
+    let run = tempdir().unwrap();
+    let loads = Loads::default();
+    let mut trainer = Trainer::new(config.clone(), run.path(), &device, model, streams())
+        .unwrap()
+        .with_callback(BalanceBias { update_rate: 0.01 })
+        .unwrap()
+        .with_callback(loads.clone())
+        .unwrap()
+        .with_callback(PruneExperts::new(config.laep.clone()).unwrap())
+        .unwrap()
+        .with_callback(MetricsFile::default())
+        .unwrap();
+    trainer.run().unwrap();
+    // By hand: a step up below the mean, a step down above it; the prune selects among the sums.
+    let mut expected = vec![vec![0.0_f32; 8]; 2];
+    let history = History::read(run.path()).unwrap();
+    let (pruned_at, plan) = history.prunes().next().unwrap();
+    for (step, layers) in loads.0.borrow().iter().enumerate() {
+        for (bias, load) in expected.iter_mut().zip(layers) {
+            let tokens = load.tokens_per_expert();
+            let mean = tokens.iter().sum::<u64>() as f64 / tokens.len() as f64;
+            for (bias, &tokens) in bias.iter_mut().zip(tokens) {
+                *bias += 0.01
+                    * (mean - tokens as f64).signum() as f32
+                    * f32::from(u8::from(mean != tokens as f64));
+            }
+        }
+        if step as u64 + 1 == pruned_at {
+            for (bias, layer) in expected.iter_mut().zip(&plan.layers) {
+                *bias = layer.kept.iter().map(|&expert| bias[expert]).collect();
+            }
+        }
+    }
+    let bias = |model: &YuanModel| -> Vec<Vec<f32>> {
+        let of = |block: &yuan_model::Block| {
+            block.moe.router.selection_bias.as_ref().unwrap().val().into_data().iter::<f32>().collect()
+        };
+        model.blocks.iter().map(of).collect()
+    };
+    let found = bias(trainer.model());
+    for (found, expected) in found.iter().flatten().zip(expected.iter().flatten()) {
+        assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+    }
+    let (loaded, ..) =
+        Checkpoint::latest(run.path()).unwrap().unwrap().load::<YuanModel>(&config, &device).unwrap();
+    assert_eq!(bias(&loaded), found);
+}
+
+/// Loads of every step.
+#[derive(Clone, Default)]
+struct Loads(Rc<RefCell<Vec<Vec<yuan_laep::LayerLoad>>>>);
+
+impl<M> Callback<M> for Loads {
+    fn name(&self) -> &'static str {
+        "loads"
+    }
+
+    fn on_step(&mut self, _: &mut Context<'_, M>, metrics: &StepMetrics) -> Result<(), TrainError> {
+        self.0.borrow_mut().push(metrics.loads.clone());
+        Ok(())
+    }
 }
 
 #[test]
 fn checkpoints_hold_nothing_of_dead_experts_and_old_ones_go() {
     let _turn = take_turns();
-    let config = config(Trigger::Step(7));
+    let config = config(Trigger::Steps(vec![7]));
     let run = tempdir().unwrap();
     let mut trainer = open(&config, run.path());
     trainer.run().unwrap();
@@ -269,7 +481,7 @@ fn the_global_norm_is_clipped_not_each_parameter() {
     let device = Device::flex().autodiff();
     let model = YuanModel::new(&YuanConfig::tiny(VOCAB), &device).unwrap().materialize();
     let [mut train, _] = streams();
-    let loss = yuan_train::LanguageModel::loss(&model, train.next_batch(2, &device)).loss;
+    let loss = yuan_train::LanguageModel::loss(&model, train.next_batch(2, &device), Default::default()).loss;
     let grads = burn::optim::GradientsParams::from_grads(loss.backward(), &model);
     let ours = yuan_train::optim::global_norm_squared(&model, &grads).unwrap().into_scalar::<f32>();
     let mut expected = 0.0;

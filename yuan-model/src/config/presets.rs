@@ -27,6 +27,7 @@ impl YuanConfig {
             max_position_embeddings: 131_072,
             initializer_range: 0.01,
             embedding_initializer_range: None,
+            router_selection_bias: false,
             tokens: SpecialTokens {
                 bos: Some(77185),
                 eos: Some(77185),
@@ -82,6 +83,7 @@ impl YuanConfig {
             max_position_embeddings: 512,
             initializer_range: 0.0625,
             embedding_initializer_range: Some(0.5),
+            router_selection_bias: false,
             attention_dropout: 0.0,
             hidden_dropout: 0.0,
             logit_scale: 1.0,

@@ -97,6 +97,7 @@ impl YuanConfig {
             ("rotary_dim", self.rotary_dim.map(Value::from)),
             ("seq_len_interpolation_factor", self.seq_len_interpolation_factor.map(Value::from)),
             ("embedding_initializer_range", self.embedding_initializer_range.map(Value::from)),
+            ("router_selection_bias", self.router_selection_bias.then_some(Value::Bool(true))),
             ("yarn_scale_factor", yarn.map(|y| json!(y.scale_factor))),
             ("scaled_max_position_embeddings", yarn.map(|y| json!(y.scaled_max_position_embeddings))),
             ("bos_token_id", tokens.bos.map(Value::from)),
@@ -179,6 +180,7 @@ impl Keys<'_> {
             max_position_embeddings,
             initializer_range: self.number("initializer_range")?.unwrap_or(0.02),
             embedding_initializer_range: self.number("embedding_initializer_range")?,
+            router_selection_bias: self.flag("router_selection_bias")?.unwrap_or(false),
             attention_dropout: self
                 .agree(
                     "attn_dropout",

@@ -84,6 +84,11 @@ impl YuanConfig {
                 RouterType::Linear => ("mlp.router.weight", experts),
             };
             add("moe.router.weight", router, &[rows, hidden], transposed);
+            if self.router_selection_bias {
+                // The name that DeepSeek-V3's checkpoints have for it; published Yuan models have none.
+                let name = "mlp.router.e_score_correction_bias";
+                add("moe.router.selection_bias", name, &[experts], TensorLayout::Same);
+            }
             for (path, name, shape) in [("gate_up", "w1", [2 * ffn, hidden]), ("down", "w2", [hidden, ffn])] {
                 sources.push(ParameterSource {
                     path: format!("blocks.{layer}.moe.experts.{path}"),
@@ -184,6 +189,7 @@ mod tests {
         for config in [
             YuanConfig::tiny(96),
             YuanConfig { use_lfa_bias: true, use_lf_gate: true, ..YuanConfig::tiny(96) },
+            YuanConfig { router_selection_bias: true, ..YuanConfig::tiny(96) },
         ] {
             let model = YuanModel::new(&config, &Device::default()).unwrap();
             let paths: Vec<String> =
@@ -199,7 +205,8 @@ mod tests {
         let attention = YuanConfig { router_type: RouterType::Attention, ..YuanConfig::tiny(96) };
         let without_filter = YuanConfig { use_lf_gate: false, ..YuanConfig::tiny(96) };
         let uneven = YuanConfig { use_lfa_bias: true, experts_per_layer: vec![8, 3, 2], ..attention.clone() };
-        for config in [YuanConfig::tiny(96), attention, without_filter, uneven] {
+        let biased = YuanConfig { router_selection_bias: true, ..uneven.clone() };
+        for config in [YuanConfig::tiny(96), attention, without_filter, uneven, biased] {
             let model = YuanModel::new(&config, &Device::default()).unwrap();
             let built: usize =
                 named::parameter_names(&model).iter().map(|name| name.shape.num_elements()).sum();

@@ -13,6 +13,10 @@ pub struct Router {
     /// Linear router: `[hidden, experts]`. Attention router: `[hidden, 3 · experts]`, the columns
     /// being a query, a key and a value for every expert.
     pub weight: Param<Tensor<2>>,
+    /// `[experts]`, added to the logits when experts are chosen, not when they are weighted, and not trained by
+    /// gradients: DeepSeek-V3's balancing without an auxiliary loss moves it
+    /// ([`shift_selection_bias`](crate::YuanModel::shift_selection_bias)).
+    pub selection_bias: Option<Param<Tensor<1>>>,
     is_attention: bool,
     top_k: usize,
 }
@@ -35,7 +39,11 @@ impl Router {
         let columns = config.experts_per_layer[layer] * if is_attention { 3 } else { 1 };
         let normal = Initializer::Normal { mean: 0.0, std: config.initializer_range };
         let weight = normal.init([config.hidden_size, columns], device);
-        Self { weight, is_attention, top_k: config.moe_top_k }
+        let selection_bias = config.router_selection_bias.then(|| {
+            let zeros = Initializer::Zeros.init([config.experts_per_layer[layer]], device);
+            zeros.set_require_grad(false)
+        });
+        Self { weight, selection_bias, is_attention, top_k: config.moe_top_k }
     }
 
     /// Experts that the router chooses from.
@@ -58,10 +66,11 @@ impl Router {
         let logits = self.logits(tokens);
         // Choosing has no gradient: leaving the graph here spares it the steps of the top-k.
         let scores = logits.clone().detach();
-        let scores = match selection_bias {
-            Some(bias) => scores + bias.cast(FloatDType::F32).unsqueeze::<2>(),
-            None => scores,
-        };
+        let own_bias = self.selection_bias.as_ref().map(|bias| bias.val().detach());
+        let scores = own_bias
+            .into_iter()
+            .chain(selection_bias)
+            .fold(scores, |scores, bias| scores + bias.cast(FloatDType::F32).unsqueeze::<2>());
         let experts = top_k(scores, self.top_k);
         let weights = softmax(logits.clone().gather(1, experts.clone()), 1);
         Routing { logits, experts, weights }

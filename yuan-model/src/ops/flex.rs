@@ -14,6 +14,7 @@ use super::{AdamWStep, YuanOps, portable};
 mod attention;
 mod elementwise;
 mod grouped;
+mod numeric;
 mod rows;
 
 type Float = FloatTensor<Flex>;

@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, Write, stderr};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use yuan_laep::LoadStatistics;
 
 use crate::{
     TrainError,
@@ -16,13 +17,17 @@ pub struct Display {
     every: u64,
     steps: u64,
     validation: Option<f64>,
+    /// Largest Gini coefficient of the latest window.
+    gini: Option<f64>,
+    /// Dead experts of every layer in the latest window.
+    dead: Vec<usize>,
 }
 
 impl Display {
     /// A live bar if standard error is a terminal, else a line every `every` steps.
     pub fn new(every: u64) -> Self {
         let bar = stderr().is_terminal().then(|| ProgressBar::new(0));
-        Self { bar, every: every.max(1), steps: 0, validation: None }
+        Self { bar, every: every.max(1), steps: 0, validation: None, gini: None, dead: Vec::new() }
     }
 
     fn say(&self, line: &str) {
@@ -33,11 +38,35 @@ impl Display {
         }
     }
 
+    fn line(&self, step: u64, what: &str) {
+        self.say(&format!("step {step:>5}/{}  {what}", self.steps));
+    }
+
+    /// Takes note of a window's loads and gives alarm when experts died.
+    fn loads(&mut self, step: u64, statistics: &[LoadStatistics]) {
+        self.gini = Some(statistics.iter().map(|layer| layer.gini).fold(0.0, f64::max));
+        let dead: Vec<usize> = statistics.iter().map(|layer| layer.dead_experts).collect();
+        for (layer, &now) in dead.iter().enumerate() {
+            if now > self.dead.get(layer).copied().unwrap_or(0) {
+                self.line(
+                    step,
+                    &format!("layer {layer}: {now} experts received no token in the last window"),
+                );
+            }
+        }
+        self.dead = dead;
+    }
+
     fn step_line(&self, metrics: &StepMetrics) -> String {
         let imbalance = metrics.max_over_mean.iter().copied().fold(0.0, f64::max);
         let validation = self.validation.map_or_else(String::new, |loss| format!("  validation {loss:.3}"));
+        let gini = self.gini.map_or_else(String::new, |gini| format!("  gini {gini:.2}"));
+        let dead = match self.dead.iter().sum::<usize>() {
+            0 => String::new(),
+            dead => format!("  {dead} dead experts"),
+        };
         format!(
-            "loss {:.3}{validation}  {:.0} tokens/s  busiest expert {imbalance:.1} x mean",
+            "loss {:.3}{validation}  {:.0} tokens/s  busiest expert {imbalance:.1} x mean{gini}{dead}",
             metrics.loss,
             metrics.tokens as f64 / metrics.seconds
         )
@@ -78,12 +107,7 @@ impl<M> Callback<M> for Display {
                     bar.set_message(self.step_line(metrics));
                     bar.set_position(metrics.step);
                 } else if metrics.step.is_multiple_of(self.every) || metrics.step == self.steps {
-                    self.say(&format!(
-                        "step {:>5}/{}  {}",
-                        metrics.step,
-                        self.steps,
-                        self.step_line(metrics)
-                    ));
+                    self.line(metrics.step, &self.step_line(metrics));
                 }
                 if metrics.step == self.steps
                     && let Some(bar) = &self.bar
@@ -94,31 +118,60 @@ impl<M> Callback<M> for Display {
             Event::Validation { step, loss } => {
                 self.validation = Some(*loss);
                 if self.bar.is_none() {
-                    self.say(&format!("step {step:>5}/{}  validation loss {loss:.4}", self.steps));
+                    self.line(*step, &format!("validation loss {loss:.4}"));
                 }
             }
-            Event::Phase { step, stable, stable_layers, layers } => {
-                let phase = if *stable { "stable phase" } else { "transition phase" };
-                self.say(&format!(
-                    "step {step:>5}/{}  {phase}: loads of {stable_layers} of {layers} layers are stable",
-                    self.steps
-                ));
+            Event::Load { step, statistics, .. } => self.loads(*step, statistics),
+            Event::Phase { step, stable, layers } => {
+                let (phase, count) = (if *stable { "stable" } else { "transition" }, layers.len());
+                let moving: Vec<String> =
+                    (0..count).filter(|&layer| !layers[layer]).map(|layer| layer.to_string()).collect();
+                let which = match moving.len() {
+                    0 => String::new(),
+                    n if n == count => ", all moving".into(),
+                    1..=12 => format!(", moving: {}", moving.join(" ")),
+                    n => format!(", {n} moving"),
+                };
+                self.line(
+                    *step,
+                    &format!("{phase} phase: {} of {count} layers stable{which}", count - moving.len()),
+                );
             }
             Event::Prune {
                 step,
+                round,
                 experts_before,
                 experts_after,
                 parameters_before,
                 parameters_after,
                 pruned_load,
+                ..
             } => {
-                self.say(&format!(
-                    "step {step:>5}/{}  pruned {experts_before:?} experts to {experts_after:?}: {:.1} M parameters to {:.1} M, {:.1} % of the load",
-                    self.steps,
+                self.dead.clear();
+                let again = if *round > 1 { format!(" (round {round})") } else { String::new() };
+                self.line(*step, &format!(
+                    "pruned {experts_before:?} experts to {experts_after:?}{again}: {:.1} M parameters to {:.1} M, {:.1} % of the load",
                     *parameters_before as f64 / 1e6,
                     *parameters_after as f64 / 1e6,
                     100.0 * pruned_load
                 ));
+            }
+            Event::Guard { step, loss, allowed_loss, satisfied } => {
+                let verdict = if *satisfied { "within" } else { "not within" };
+                let then = if *satisfied { "the prune stays" } else { "the prune is undone" };
+                self.line(
+                    *step,
+                    &format!("guard: validation loss {loss:.4} is {verdict} {allowed_loss:.4}, {then}"),
+                );
+            }
+            Event::RollBack { step, to_step } => {
+                if let Some(bar) = &self.bar {
+                    bar.set_position(*to_step);
+                }
+                self.line(
+                    *step,
+                    &format!("back to step {to_step}, before the prune; the run goes on unpruned"),
+                );
             }
             _ => {}
         }

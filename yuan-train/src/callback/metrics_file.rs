@@ -6,6 +6,8 @@ use std::{
     path::PathBuf,
 };
 
+use serde_json::Value;
+
 use crate::{
     TrainError,
     callback::{Callback, Context, Event},
@@ -16,6 +18,9 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct MetricsFile {
     open: Option<(PathBuf, File)>,
+    /// Lines that the run has written; a checkpoint keeps the count, so that a resumed run can drop what an
+    /// interrupted one wrote beyond it.
+    lines: usize,
 }
 
 impl MetricsFile {
@@ -30,13 +35,9 @@ impl<M> Callback<M> for MetricsFile {
 
     fn on_start(&mut self, context: &mut Context<'_, M>) -> Result<(), TrainError> {
         let path = context.run_dir().join(Self::NAME);
-        // An interrupted run may have written steps beyond its last checkpoint: they happen again.
-        let old =
-            if context.step() > 0 { fs::read_to_string(&path).unwrap_or_default() } else { String::new() };
-        let lines = old.lines().filter(|line| {
-            serde_json::from_str::<Event>(line).is_ok_and(|event| event.step() <= context.step())
-        });
-        let kept: String = lines.flat_map(|line| [line, "\n"]).collect();
+        let old = if self.lines > 0 { fs::read_to_string(&path).unwrap_or_default() } else { String::new() };
+        let kept: String = old.split_inclusive('\n').take(self.lines).filter(|l| l.ends_with('\n')).collect();
+        self.lines = kept.lines().count();
         write_whole(&path, kept.as_bytes())?;
         let file = OpenOptions::new().append(true).open(&path).map_err(TrainError::io("write", &path))?;
         self.open = Some((path, file));
@@ -51,6 +52,27 @@ impl<M> Callback<M> for MetricsFile {
             source: error.into(),
         })?;
         line.push('\n');
-        file.write_all(line.as_bytes()).map_err(TrainError::io("write", path))
+        file.write_all(line.as_bytes()).map_err(TrainError::io("write", path))?;
+        self.lines += 1;
+        Ok(())
+    }
+
+    fn state(&self) -> Option<Value> {
+        // The checkpoint that carries this is complete before a line tells of it: that one counts.
+        Some((self.lines + 1).into())
+    }
+
+    fn restore(&mut self, state: Value) -> Result<(), TrainError> {
+        let lines = state.as_u64().ok_or_else(|| TrainError::Callback {
+            name: "metrics_file",
+            source: "its state is no number of lines".into(),
+        })?;
+        self.lines = lines as usize;
+        Ok(())
+    }
+
+    /// What was written stays: the file tells of the prune and of its undoing.
+    fn roll_back(&mut self, _state: Option<Value>) -> Result<(), TrainError> {
+        Ok(())
     }
 }

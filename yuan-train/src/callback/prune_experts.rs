@@ -1,26 +1,41 @@
-//! LAEP in a running job: watch the loads, decide once, cut model and optimizer.
+//! LAEP in a running job: watch the loads, decide, cut model and optimizer, and undo it if it hurts.
 
-use burn::module::Module;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use yuan_laep::{LoadTracker, LoadWindow, PruneLimits, PrunePlan, StabilityTest};
+use yuan_laep::{
+    LayerPlan, LoadFile, LoadStatistics, LoadTracker, LoadWindow, ModelSize, PruneLimits, PrunePlan,
+    StabilityTest,
+};
+use yuan_model::{PrunableExperts, named};
 
 use crate::{
-    PrunableExperts, TrainError,
+    SpeedModel, TrainError,
     callback::{Callback, Context, Event, StepMetrics},
     files::write_whole,
 };
 
 /// When to prune.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Trigger {
-    /// When the loads of every layer are stable.
-    Stable,
-    /// After this step, stable or not.
-    Step(u64),
+    /// When the loads of every layer are stable; so many times at most, each on loads of its own.
+    Stable {
+        /// Prunes of the run.
+        rounds: usize,
+    },
+    /// After these steps, stable or not.
+    Steps(Vec<u64>),
     /// Never: the loads are only recorded.
     Never,
+}
+
+/// Undoes a prune that costs too much: the validation loss must return to within a margin in time.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Guard {
+    /// The loss may exceed that of right before the prune by this share of it.
+    pub margin: f64,
+    /// Steps after the prune by which it must have come so far.
+    pub steps: u64,
 }
 
 /// Settings of layer-adaptive expert pruning.
@@ -36,16 +51,28 @@ pub struct LaepConfig {
     pub limits: PruneLimits,
     /// Device groups that the kept experts are spread over.
     pub groups: usize,
+    /// A plan made elsewhere, applied instead of one on the run's own loads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<PrunePlan>,
+    /// What the prediction of the speed-up rests on; without it there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speed: Option<SpeedModel>,
+    /// What undoes a prune; without it a prune stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard: Option<Guard>,
 }
 
 impl Default for LaepConfig {
     fn default() -> Self {
         Self {
             window_steps: 20,
-            trigger: Trigger::Stable,
+            trigger: Trigger::Stable { rounds: 1 },
             stability: StabilityTest::default(),
             limits: PruneLimits::default(),
             groups: 1,
+            plan: None,
+            speed: None,
+            guard: None,
         }
     }
 }
@@ -57,10 +84,42 @@ impl LaepConfig {
     ///
     /// Names the setting that is out of range.
     pub fn validate(&self) -> Result<(), TrainError> {
+        let refuse = |message: String| Err(TrainError::Setting(message));
         self.stability.validate()?;
         self.limits.validate(self.groups)?;
         self.tracker()?;
-        Ok(())
+        match &self.trigger {
+            Trigger::Stable { rounds: 0 } => return refuse("rounds must be at least 1".into()),
+            Trigger::Steps(steps)
+                if steps.is_empty() || steps[0] == 0 || !steps.is_sorted_by(|a, b| a < b) =>
+            {
+                return refuse(format!("the steps to prune at, {steps:?}, must ascend from 1 or more"));
+            }
+            _ => {}
+        }
+        if let Some(plan) = &self.plan {
+            plan.check()?;
+            if self.rounds() > 1 {
+                return refuse(
+                    "a plan that was made elsewhere can be applied once: one round, not more".into(),
+                );
+            }
+        }
+        match self.guard {
+            Some(Guard { margin, .. }) if !(margin >= 0.0 && margin.is_finite()) => {
+                refuse(format!("the guard's margin = {margin} must not be negative"))
+            }
+            Some(Guard { steps: 0, .. }) => refuse("the guard needs at least 1 step".into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn rounds(&self) -> usize {
+        match &self.trigger {
+            Trigger::Stable { rounds } => *rounds,
+            Trigger::Steps(steps) => steps.len(),
+            Trigger::Never => 0,
+        }
     }
 
     fn tracker(&self) -> Result<LoadTracker, TrainError> {
@@ -68,27 +127,41 @@ impl LaepConfig {
     }
 }
 
-/// The callback: Algorithm 1 and 2 of the paper, once, in the middle of pre-training.
+/// The callback: Algorithms 1 and 2 of the paper in the middle of pre-training, once or in rounds.
 #[derive(Debug)]
 pub struct PruneExperts {
     config: LaepConfig,
     state: State,
     /// Decided in this step, to be done at its end; never true when a checkpoint is written.
     due: bool,
+    /// The latest validation, as step and loss.
+    validation: Option<(u64, f64)>,
 }
 
 /// What a checkpoint carries.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct State {
     tracker: LoadTracker,
-    stable: Option<bool>,
-    pruned_at: Option<u64>,
+    /// Whether each layer is stable, once there were enough windows to tell.
+    stable: Option<Vec<bool>>,
+    /// Prunes so far.
+    rounds: usize,
+    /// A prune that the guard still watches.
+    watched: Option<Watched>,
+    /// A prune was undone: no more of them.
+    given_up: bool,
+}
+
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct Watched {
+    until: u64,
+    allowed_loss: f64,
 }
 
 impl PruneExperts {
-    /// Name of the plan in the run directory.
+    /// Name of the first plan in the run directory.
     pub const PLAN: &'static str = "plan.json";
-    /// Name of the loads that the plan rests on, as the example `plan` reads them.
+    /// Name of the loads that it rests on, as the example `plan` reads them; until then, of the latest ones.
     pub const LOADS: &'static str = "loads.json";
 
     /// Prunes as `config` says.
@@ -98,87 +171,184 @@ impl PruneExperts {
     /// If a setting is out of range.
     pub fn new(config: LaepConfig) -> Result<Self, TrainError> {
         config.validate()?;
-        let state = State { tracker: config.tracker()?, stable: None, pruned_at: None };
-        Ok(Self { config, state, due: false })
+        let state =
+            State { tracker: config.tracker()?, stable: None, rounds: 0, watched: None, given_up: false };
+        Ok(Self { config, state, due: false, validation: None })
+    }
+
+    fn is_pending(&self) -> bool {
+        self.state.rounds < self.config.rounds() && !self.state.given_up && self.state.watched.is_none()
+    }
+
+    /// The loads that a plan made now would rest on.
+    fn loads(&self) -> LoadWindow {
+        let window = self.state.tracker.last(self.config.stability.windows);
+        // A fixed step may come before the first window is full.
+        if window.layers.is_empty() { self.state.tracker.current().clone() } else { window }
     }
 
     /// Judges the windows, tells what changed, and says whether all layers are stable.
     fn judge<M>(&mut self, context: &mut Context<'_, M>) -> bool {
+        let step = context.step();
         let windows = self.state.tracker.completed();
         let stability = self.config.stability.judge(windows);
         if let Some(LoadWindow { steps, layers }) = windows.last().cloned() {
-            let (step, stability) = (context.step(), stability.clone());
-            context.emit(Event::Load { step, window_steps: steps, layers, stability });
+            let statistics = layers.iter().map(LoadStatistics::of).collect();
+            let stability = stability.clone();
+            context.emit(Event::Load { step, window_steps: steps, layers, statistics, stability });
         }
         let Some(stability) = stability else { return false };
-        let stable_layers = stability.iter().filter(|layer| layer.stable).count();
-        let stable = stable_layers == stability.len();
-        if self.state.stable != Some(stable) {
-            self.state.stable = Some(stable);
-            let (step, layers) = (context.step(), stability.len());
-            context.emit(Event::Phase { step, stable, stable_layers, layers });
+        let layers: Vec<bool> = stability.iter().map(|layer| layer.stable).collect();
+        let stable = layers.iter().all(|&stable| stable);
+        if self.state.stable.as_ref() != Some(&layers) {
+            self.state.stable = Some(layers.clone());
+            context.emit(Event::Phase { step, stable, layers });
         }
         stable
     }
 
-    /// Plans on the loads of the latest windows and applies the plan.
-    fn prune<M: PrunableExperts + Module>(&mut self, context: &mut Context<'_, M>) -> Result<(), TrainError> {
-        let mut window = self.state.tracker.last(self.config.stability.windows);
-        if window.layers.is_empty() {
-            // A fixed step may come before the first window is full.
-            window = self.state.tracker.current().clone();
+    /// Files of the round that comes next: the first one's have plain names.
+    fn file_name(&self, name: &str) -> String {
+        match self.state.rounds {
+            0 => name.to_owned(),
+            round => name.replace(".json", &format!("-{}.json", round + 1)),
         }
-        let experts_before = context.model().experts_per_layer();
-        let limits = PruneLimits { top_k: context.model().top_k(), ..self.config.limits.clone() };
-        let plan = PrunePlan::new(&window.layers, &limits, self.config.groups)?;
-        plan.check_against(&experts_before, limits.top_k)?;
+    }
 
-        let loads = serde_json::to_string(&window).unwrap_or_default();
-        write_whole(&context.run_dir().join(Self::LOADS), loads.as_bytes())?;
-        write_whole(&context.run_dir().join(Self::PLAN), plan.to_json().as_bytes())?;
+    fn write_loads<M: PrunableExperts>(&self, context: &Context<'_, M>) -> Result<(), TrainError> {
+        let file = LoadFile { window: self.loads(), model: model_size(context.model()) };
+        write_whole(&context.run_dir().join(self.file_name(Self::LOADS)), file.to_json().as_bytes())
+    }
+
+    fn plan<M: PrunableExperts>(&self, context: &Context<'_, M>) -> Result<PrunePlan, TrainError> {
+        if let Some(plan) = &self.config.plan {
+            return Ok(plan.clone());
+        }
+        let limits = PruneLimits { top_k: context.model().top_k(), ..self.config.limits.clone() };
+        Ok(PrunePlan::new(&self.loads().layers, &limits, self.config.groups)?)
+    }
+
+    /// Plans on the loads of the latest windows and applies the plan.
+    fn prune<M: PrunableExperts>(&mut self, context: &mut Context<'_, M>) -> Result<(), TrainError> {
+        let (step, experts_before) = (context.step(), context.model().experts_per_layer());
+        let plan = self.plan(context)?;
+        plan.check_against(&experts_before, context.model().top_k())?;
+        self.write_loads(context)?;
+        write_whole(&context.run_dir().join(self.file_name(Self::PLAN)), plan.to_json().as_bytes())?;
         let parameters_before = context.model().num_params() as u64;
         let kept: Vec<Vec<usize>> = plan.layers.iter().map(|layer| layer.kept.clone()).collect();
         context.cut(|model| model.keep_experts(&kept))?;
 
         self.state.tracker.reset();
-        self.state.pruned_at = Some(context.step());
-        let total: f64 = plan.layers.iter().map(|layer| layer.load.total() as f64).sum();
-        let pruned = plan.layers.iter().map(|layer| layer.pruned_load_fraction() * layer.load.total() as f64);
+        self.state.stable = None;
+        self.state.rounds += 1;
+        if let (Some(guard), Some((_, loss))) = (self.config.guard, self.validation) {
+            self.state.watched =
+                Some(Watched { until: step + guard.steps, allowed_loss: loss * (1.0 + guard.margin) });
+        }
         context.emit(Event::Prune {
-            step: context.step(),
+            step,
+            round: self.state.rounds,
             experts_before,
             experts_after: context.model().experts_per_layer(),
             parameters_before,
             parameters_after: context.model().num_params() as u64,
-            pruned_load: pruned.sum::<f64>() / total,
+            pruned_load: plan.pruned_load_fraction(),
+            layers: plan.layers.iter().map(LayerPlan::summary).collect(),
+            predicted_gain: self.config.speed.map(|speed| speed.gain(&plan)),
+            plan,
         });
         Ok(())
     }
+
+    /// Ends the watch over a prune when the loss came back, and asks to undo it when time is up.
+    fn watch<M>(&mut self, context: &mut Context<'_, M>) {
+        let (Some(Watched { until, allowed_loss }), Some((step, loss))) =
+            (self.state.watched, self.validation)
+        else {
+            return;
+        };
+        if step != context.step() {
+            return;
+        }
+        let satisfied = loss <= allowed_loss;
+        if satisfied {
+            self.state.watched = None;
+            context.discard_snapshot();
+        } else if step >= until {
+            context.request_roll_back();
+        } else {
+            return;
+        }
+        context.emit(Event::Guard { step, loss, allowed_loss, satisfied });
+    }
 }
 
-impl<M: PrunableExperts + Module> Callback<M> for PruneExperts {
+/// Size of a model whose layers have experts of one size; `None` if its first layer has none.
+fn model_size<M: PrunableExperts>(model: &M) -> Option<ModelSize> {
+    let experts = *model.experts_per_layer().first()?;
+    let axes = model.expert_axes().into_iter().next()?;
+    let parameters = named::parameter_names(model);
+    let size = |name: &named::ParameterName| name.shape.num_elements() as u64;
+    let in_layer = parameters.iter().filter(|name| axes.iter().any(|axis| axis.param == name.id));
+    Some(ModelSize {
+        parameters: parameters.iter().map(size).sum(),
+        parameters_per_expert: in_layer.map(size).sum::<u64>() / experts.max(1) as u64,
+        top_k: model.top_k(),
+    })
+}
+
+impl<M: PrunableExperts> Callback<M> for PruneExperts {
     fn name(&self) -> &'static str {
         "prune_experts"
+    }
+
+    fn on_start(&mut self, context: &mut Context<'_, M>) -> Result<(), TrainError> {
+        if let Some(plan) = self.config.plan.as_ref().filter(|_| self.is_pending()) {
+            // Found out now rather than in the middle of the run.
+            plan.check_against(&context.model().experts_per_layer(), context.model().top_k())?;
+        }
+        if self.state.watched.is_none() {
+            context.discard_snapshot();
+        }
+        Ok(())
     }
 
     fn on_step(&mut self, context: &mut Context<'_, M>, metrics: &StepMetrics) -> Result<(), TrainError> {
         let complete = self.state.tracker.record(metrics.loads.clone())?;
         let stable = complete && self.judge(context);
-        let due = match self.config.trigger {
-            Trigger::Stable => stable,
-            Trigger::Step(step) => metrics.step == step,
-            Trigger::Never => false,
-        };
-        self.due = due && self.state.pruned_at.is_none();
-        if self.due {
-            // What the model is worth before the cut, for the report.
+        let pending = self.is_pending();
+        if complete && (pending || self.config.trigger == Trigger::Never) {
+            self.write_loads(context)?;
+        }
+        self.due = pending
+            && match &self.config.trigger {
+                Trigger::Stable { .. } => stable,
+                // One that the guard held up comes late.
+                Trigger::Steps(steps) => metrics.step >= steps[self.state.rounds],
+                Trigger::Never => false,
+            };
+        if self.due && self.config.guard.is_some() {
+            context.request_snapshot();
+        }
+        let deadline = self.state.watched.is_some_and(|watched| metrics.step == watched.until);
+        if self.due || deadline {
+            // What the model is worth before the cut, and whether it recovered from it.
             context.request_validation();
         }
         Ok(())
     }
 
     fn on_step_end(&mut self, context: &mut Context<'_, M>) -> Result<(), TrainError> {
+        self.watch(context);
         if std::mem::take(&mut self.due) { self.prune(context) } else { Ok(()) }
+    }
+
+    fn on_event(&mut self, event: &Event) -> Result<(), TrainError> {
+        if let Event::Validation { step, loss } = event {
+            self.validation = Some((*step, *loss));
+        }
+        Ok(())
     }
 
     fn state(&self) -> Option<Value> {
@@ -188,6 +358,12 @@ impl<M: PrunableExperts + Module> Callback<M> for PruneExperts {
     fn restore(&mut self, state: Value) -> Result<(), TrainError> {
         self.state = serde_json::from_value(state)
             .map_err(|error| TrainError::Callback { name: "prune_experts", source: error.into() })?;
+        Ok(())
+    }
+
+    fn roll_back(&mut self, state: Option<Value>) -> Result<(), TrainError> {
+        state.map_or(Ok(()), |state| Callback::<M>::restore(self, state))?;
+        self.state.given_up = true;
         Ok(())
     }
 }

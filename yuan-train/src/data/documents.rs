@@ -38,6 +38,19 @@ impl Document {
     }
 }
 
+/// Documents of about `bytes` altogether, spread evenly over the list; all of them if they are fewer.
+pub fn thin_out(documents: Vec<Document>, bytes: usize) -> Vec<Document> {
+    let total: usize = documents.iter().map(|document| document.text.len()).sum();
+    let (mut seen, mut kept) = (0, 0);
+    let is_due = |document: &Document| {
+        seen += document.text.len();
+        let due = kept as f64 + document.text.len() as f64 / 2.0 <= bytes as f64 * seen as f64 / total as f64;
+        kept += if due { document.text.len() } else { 0 };
+        due
+    };
+    if total <= bytes { documents } else { documents.into_iter().filter(is_due).collect() }
+}
+
 /// Reads every UTF-8 file below `directory`, ordered by path; binary and huge files are passed over.
 ///
 /// # Errors
@@ -83,4 +96,22 @@ pub(super) fn files_below(directory: &Path) -> Result<Vec<PathBuf>, TrainError> 
     }
     files.sort();
     Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thinning_out_keeps_the_size_and_the_spread() {
+        let documents: Vec<Document> =
+            (0..100).map(|i| Document { name: i.to_string(), text: "x".repeat(1 + i * 37 % 50) }).collect();
+        let size = |documents: &[Document]| documents.iter().map(|d| d.text.len()).sum::<usize>();
+        let thinned = thin_out(documents.clone(), size(&documents) / 5);
+        let share = size(&thinned) as f64 / size(&documents) as f64;
+        assert!((share - 0.2).abs() < 0.02, "{share}");
+        let late = thinned.iter().filter(|d| d.name.parse::<usize>().unwrap() >= 50).count() as f64;
+        assert!((late / thinned.len() as f64 - 0.5).abs() < 0.15);
+        assert_eq!(thin_out(documents.clone(), 1 << 20), documents);
+    }
 }

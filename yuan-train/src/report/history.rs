@@ -1,8 +1,8 @@
 //! A run as its metrics file tells it.
 
-use std::{fs, path::Path};
+use std::{fs, ops::Range, path::Path};
 
-use yuan_laep::LayerLoad;
+use yuan_laep::{LayerLoad, LoadStatistics, PrunePlan};
 
 use crate::{
     TrainError,
@@ -13,9 +13,11 @@ use crate::{
 #[derive(Debug, Clone, PartialEq)]
 pub struct History {
     events: Vec<Event>,
+    /// Stretches that a roll-back undid, each from its prune to the roll-back.
+    undone: Vec<Range<usize>>,
 }
 
-/// A run before its prune, or after it; a run that never pruned has only the former.
+/// A run up to a prune, between two of them, or after the last.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Phase {
     /// Steps completed at its end.
@@ -30,6 +32,17 @@ pub struct Phase {
     pub validation: Option<(u64, f64)>,
     /// Loads of its last complete window.
     pub loads: Option<Vec<LayerLoad>>,
+}
+
+/// A window of loads.
+#[derive(Debug, Clone, Copy)]
+pub struct Window<'a> {
+    /// Steps completed.
+    pub step: u64,
+    /// Tokens per expert of every layer.
+    pub layers: &'a [LayerLoad],
+    /// How unequal they are.
+    pub statistics: &'a [LoadStatistics],
 }
 
 impl History {
@@ -48,7 +61,20 @@ impl History {
                 source: std::io::Error::other(format!("line {}: {error}", number + 1)),
             })
         };
-        Ok(Self { events: text.lines().enumerate().map(event).collect::<Result<_, _>>()? })
+        Ok(Self::new(text.lines().enumerate().map(event).collect::<Result<_, _>>()?))
+    }
+
+    /// A run of these events.
+    pub fn new(events: Vec<Event>) -> Self {
+        let (mut undone, mut latest_prune) = (Vec::new(), None);
+        for (at, event) in events.iter().enumerate() {
+            match event {
+                Event::Prune { .. } => latest_prune = Some(at),
+                Event::RollBack { .. } => undone.extend(latest_prune.take().map(|prune| prune..at + 1)),
+                _ => {}
+            }
+        }
+        Self { events, undone }
     }
 
     /// All events, in order.
@@ -56,30 +82,53 @@ impl History {
         &self.events
     }
 
-    /// All optimizer steps.
+    /// Every event that no roll-back undid, with its index among all [`events`](Self::events).
+    pub fn lasting(&self) -> impl Iterator<Item = (usize, &Event)> {
+        let is_undone = |at: usize| self.undone.iter().any(|range| range.contains(&at));
+        self.events.iter().enumerate().filter(move |(at, _)| !is_undone(*at))
+    }
+
+    /// The stretches of events that a roll-back undid.
+    pub fn undone(&self) -> impl Iterator<Item = &[Event]> {
+        self.undone.iter().map(|range| &self.events[range.clone()])
+    }
+
+    /// All optimizer steps that were not undone.
     pub fn steps(&self) -> impl Iterator<Item = &StepMetrics> {
-        self.events.iter().filter_map(|event| match event {
+        self.lasting().filter_map(|(_, event)| match event {
             Event::Step(metrics) => Some(metrics),
             _ => None,
         })
     }
 
-    /// All validations, as step and loss.
+    /// All validations that were not undone, as step and loss.
     pub fn validations(&self) -> impl Iterator<Item = (u64, f64)> {
-        self.events.iter().filter_map(|event| match event {
+        self.lasting().filter_map(|(_, event)| match event {
             Event::Validation { step, loss } => Some((*step, *loss)),
             _ => None,
         })
     }
 
-    /// Step after which experts were pruned.
-    pub fn pruned_at(&self) -> Option<u64> {
-        self.events.iter().find(|event| matches!(event, Event::Prune { .. })).map(Event::step)
+    /// All windows of loads that were not undone.
+    pub fn windows(&self) -> impl Iterator<Item = Window<'_>> {
+        self.lasting().filter_map(|(_, event)| match event {
+            Event::Load { step, layers, statistics, .. } => Some(Window { step: *step, layers, statistics }),
+            _ => None,
+        })
     }
 
-    /// The run before its prune, and after it if there was one; nothing for an empty file.
+    /// All prunes that were not undone, as step and plan.
+    pub fn prunes(&self) -> impl Iterator<Item = (u64, &PrunePlan)> {
+        self.lasting().filter_map(|(_, event)| match event {
+            Event::Prune { step, plan, .. } => Some((*step, plan)),
+            _ => None,
+        })
+    }
+
+    /// The run before its first prune, after it, after the second …; nothing for an empty file.
     pub fn phases(&self) -> Vec<Phase> {
-        let Some((parameters, experts_per_layer)) = self.events.iter().find_map(|event| match event {
+        let events: Vec<&Event> = self.lasting().map(|(_, event)| event).collect();
+        let Some((parameters, experts_per_layer)) = events.iter().find_map(|event| match event {
             Event::Start { parameters, experts_per_layer, .. } => {
                 Some((*parameters, experts_per_layer.clone()))
             }
@@ -88,21 +137,21 @@ impl History {
             return Vec::new();
         };
         let (mut phases, mut start, mut current) = (Vec::new(), 0, (parameters, experts_per_layer));
-        for (at, event) in self.events.iter().enumerate() {
+        for (at, event) in events.iter().enumerate() {
             if let Event::Prune { parameters_after, experts_after, .. } = event {
                 let before = std::mem::replace(&mut current, (*parameters_after, experts_after.clone()));
-                phases.push(phase(&self.events[start..at], before));
+                phases.push(phase(&events[start..at], before));
                 start = at + 1;
             }
         }
-        phases.push(phase(&self.events[start..], current));
+        phases.push(phase(&events[start..], current));
         phases
     }
 }
 
-fn phase(events: &[Event], (parameters, experts_per_layer): (u64, Vec<usize>)) -> Phase {
+fn phase(events: &[&Event], (parameters, experts_per_layer): (u64, Vec<usize>)) -> Phase {
     let mut phase = Phase {
-        step: events.last().map_or(0, Event::step),
+        step: events.last().map_or(0, |event| event.step()),
         parameters,
         experts_per_layer,
         tokens_per_second: None,

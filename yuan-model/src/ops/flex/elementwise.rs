@@ -3,7 +3,11 @@
 use burn::backend::TensorMetadata;
 use rayon::prelude::*;
 
-use super::{AdamWStep, Float, tensor};
+use super::{
+    AdamWStep, Float,
+    numeric::{dot, sigmoid},
+    tensor,
+};
 
 /// Elements that one task takes: large enough to hide its cost, small enough for the cache.
 const CHUNK: usize = 1 << 14;
@@ -99,7 +103,7 @@ pub(super) fn rotate(x: &Float, cos: &Float, sin: &Float) -> Option<Float> {
 }
 
 pub(super) fn sum_of_squares(x: &Float) -> Option<Float> {
-    let squares = |chunk: &[f32]| chunk.iter().map(|x| x * x).sum::<f32>();
+    let squares = |chunk: &[f32]| dot(chunk, chunk);
     let sums: Vec<f32> = x.as_slice::<f32>()?.par_chunks(CHUNK).map(squares).collect();
     Some(tensor(vec![sums.iter().sum::<f32>()], [1]))
 }
@@ -136,10 +140,6 @@ pub(super) fn adamw_update(
         }
     });
     Some(())
-}
-
-fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + (-x).exp())
 }
 
 fn owns_whole_buffer(tensor: &Float) -> bool {

@@ -3,7 +3,11 @@
 use burn::backend::TensorMetadata;
 use rayon::prelude::*;
 
-use super::{Float, Int, indices, tensor};
+use super::{
+    Float, Int, indices,
+    numeric::{dot, exponentials, maximum},
+    tensor,
+};
 
 /// Rows whose sums form one partial sum of a weight's gradient.
 const BLOCK: usize = 64;
@@ -135,13 +139,8 @@ pub(super) fn cross_entropy_backward(logits: &Float, labels: &Int, grad: &Float)
     let mut output = vec![0.0; rows * classes];
     let row_pairs = output.par_chunks_mut(classes.max(1)).zip(input.par_chunks(classes.max(1)));
     row_pairs.zip(labels.par_iter().zip(grads)).for_each(|((out, logits), (&label, &grad))| {
-        let max = maximum(logits);
-        let mut sum = 0.0;
-        for (out, logit) in out.iter_mut().zip(logits) {
-            *out = (logit - max).exp();
-            sum += *out;
-        }
-        let scale = grad / sum;
+        out.copy_from_slice(logits);
+        let scale = grad / exponentials(out, maximum(logits), 1.0);
         out.iter_mut().for_each(|out| *out *= scale);
         out[label] -= grad;
     });
@@ -150,25 +149,16 @@ pub(super) fn cross_entropy_backward(logits: &Float, labels: &Int, grad: &Float)
 
 fn log_sum_exp(row: &[f32]) -> f32 {
     let max = maximum(row);
-    max + row.iter().map(|x| (x - max).exp()).sum::<f32>().ln()
-}
-
-fn maximum(row: &[f32]) -> f32 {
-    row.iter().copied().fold(f32::NEG_INFINITY, f32::max)
+    // In pieces that stay in the first cache.
+    let mut piece = [0.0; 512];
+    let sums = row.chunks(piece.len()).map(|chunk| {
+        let piece = &mut piece[..chunk.len()];
+        piece.copy_from_slice(chunk);
+        exponentials(piece, max, 1.0)
+    });
+    max + sums.sum::<f32>().ln()
 }
 
 fn inverse_root(row: &[f32], epsilon: f64) -> f32 {
     1.0 / (dot(row, row) / row.len() as f32 + epsilon as f32).sqrt()
-}
-
-/// Eight running sums, which the compiler keeps in one vector register.
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
-    let mut sums = [0.0; 8];
-    for (a, b) in a.iter().zip(b) {
-        for i in 0..8 {
-            sums[i] += a[i] * b[i];
-        }
-    }
-    sums.iter().sum::<f32>() + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f32>()
 }

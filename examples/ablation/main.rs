@@ -1,0 +1,165 @@
+//! The paper's Tables 1 and 2 in miniature: LAEP and auxiliary losses on the same data, several seeds.
+//!
+//!     cargo run --release --example ablation
+//!
+//! Runs that differ only in their prune share all steps before it: they go on from a checkpoint of the base run.
+
+mod arguments;
+mod tables;
+
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::Context;
+use arguments::Arguments;
+use burn::{module::Module, tensor::Device};
+use clap::Parser;
+use tables::{Outcome, Variant};
+use yuan::{
+    model::YuanModel,
+    train::{
+        PruneExperts, TrainConfig, Trainer,
+        callback::{BalanceBias, CheckpointEvery, MetricsFile},
+        checkpoint::Checkpoint,
+        data::{self, RowStream, TokenStreams},
+        report::{History, save},
+    },
+};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            drop(writeln!(std::io::stderr(), "Error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    arguments.train_config(&Variant::base(), 0)?.validate()?;
+    let device = yuan::device(&arguments.device)?.autodiff();
+    let documents = match &arguments.data {
+        Some(directory) => data::read_directory(directory)?,
+        None => data::read_crate_sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"))?,
+    };
+    let documents = data::thin_out(documents, arguments.megabytes * 1_000_000);
+    let tokenizer = data::train_tokenizer(&documents, arguments.vocab, false)?;
+    let streams = TokenStreams::new(&documents, &tokenizer)?;
+    let study = Study { arguments, device, vocab: tokenizer.get_vocab_size(true), streams };
+
+    let mut outcomes = Vec::new();
+    for seed in 0..arguments.seeds {
+        for lfa in [true, false] {
+            let mut base = None;
+            for variant in Variant::all(arguments.layers).into_iter().filter(|variant| variant.lfa == lfa) {
+                let directory = arguments.out.join(format!("{}-{seed}", variant.key()));
+                let outcome = study.train(&variant, seed, &directory, base.as_deref())?;
+                let parameters = outcome.parameters as f64 / 1e6;
+                note(&format!("seed {seed}  {:<34}  {parameters:>7.2} M  {:.4}", variant.name, outcome.loss));
+                outcomes.push(outcome);
+                // The first of its kind never prunes; those that do go on from it.
+                base.get_or_insert(directory);
+            }
+        }
+    }
+    let report = tables::report(&outcomes, arguments.layers);
+    save(&arguments.out.join("ablation.txt"), &report)?;
+    save(&arguments.out.join("ablation.json"), &serde_json::to_string_pretty(&outcomes)?)?;
+    save(&arguments.out.join("ablation.svg"), &tables::picture(&outcomes, arguments.layers)?)?;
+    writeln!(std::io::stdout(), "\n{report}\nEverything is in {}", arguments.out.display())?;
+    Ok(())
+}
+
+/// What all runs share.
+struct Study<'a> {
+    arguments: &'a Arguments,
+    device: Device,
+    vocab: usize,
+    streams: TokenStreams,
+}
+
+impl Study<'_> {
+    /// Trains a variant; one that prunes goes on from the last checkpoint of `base` before its prune.
+    fn train(
+        &self,
+        variant: &Variant,
+        seed: u64,
+        directory: &Path,
+        base: Option<&Path>,
+    ) -> anyhow::Result<Outcome> {
+        if directory.exists() {
+            fs::remove_dir_all(directory)
+                .with_context(|| format!("cannot replace {}", directory.display()))?;
+        }
+        fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
+        let config = self.arguments.train_config(variant, seed)?;
+        let shared = match base {
+            Some(base) if variant.prunes() => {
+                let earlier = |checkpoint: &Checkpoint| checkpoint.step < self.arguments.prune_at;
+                Checkpoint::list(base)?.into_iter().rfind(earlier)
+            }
+            _ => None,
+        };
+        let trainer = match shared {
+            Some(shared) => {
+                Trainer::resume(config.clone(), directory, &self.device, &shared, self.rows(&config)?)?
+            }
+            None => {
+                self.device.seed(seed);
+                let model = self.arguments.model_config(variant, self.vocab, self.streams.eod);
+                let model = YuanModel::new(&model, &self.device)?.materialize();
+                Trainer::new(config.clone(), directory, &self.device, model, self.rows(&config)?)?
+            }
+        };
+        let mut trainer = trainer
+            .with_callback(BalanceBias { update_rate: config.bias_update_rate })?
+            .with_callback(PruneExperts::new(config.laep.clone())?)?
+            .with_callback(CheckpointEvery(config.checkpoint_every))?
+            .with_callback(MetricsFile::default())?;
+        trainer.run()?;
+        let history = History::read(directory)?;
+        let phase = history.phases().pop().context("nothing was recorded")?;
+        let (_, loss) = phase.validation.context("the run was not validated")?;
+        let gini = history
+            .windows()
+            .last()
+            .map_or(0.0, |w| w.statistics.iter().map(|s| s.gini).sum::<f64>() / w.statistics.len() as f64);
+        // The tables need numbers, not gigabytes of weights.
+        for checkpoint in Checkpoint::list(directory)? {
+            if checkpoint.step == config.steps {
+                fs::remove_dir_all(&checkpoint.path)?;
+            }
+        }
+        Ok(Outcome {
+            variant: variant.key(),
+            seed,
+            parameters: phase.parameters,
+            experts_per_layer: phase.experts_per_layer,
+            loss,
+            gini,
+        })
+    }
+
+    fn rows(&self, config: &TrainConfig) -> anyhow::Result<[RowStream; 2]> {
+        let rows =
+            |tokens: &[u32], seed| RowStream::new(tokens.to_vec(), self.streams.eod, config.seq_len, seed);
+        Ok([rows(&self.streams.train, Some(config.seed))?, rows(&self.streams.validation, None)?])
+    }
+}
+
+fn note(line: &str) {
+    drop(writeln!(std::io::stderr(), "{line}"));
+}
+
+/// A place for the runs.
+fn default_out() -> PathBuf {
+    PathBuf::from("runs/ablation")
+}

@@ -1,0 +1,107 @@
+//! Loads over training: the paper's Figure 1.
+
+use plotters::prelude::*;
+
+use super::{INK, PRUNE, STRONG, chosen_layers, heading, svg};
+use crate::{TrainError, report::History};
+
+/// Tokens of every expert in every window, a panel per layer (four at most), on a logarithmic scale.
+///
+/// Experts keep their line over a prune; those that it takes are red.
+///
+/// # Errors
+///
+/// If the drawing library fails.
+pub fn load_history(history: &History) -> Result<String, TrainError> {
+    let curves = Curves::of(history);
+    let layers = chosen_layers(curves.layers.len(), 4);
+    let rows = layers.len().div_ceil(2).max(1);
+    svg("expert load over training", (900, 50 + 260 * rows as u32), |canvas| {
+        heading(canvas, "Tokens per expert and window over training", 900)?;
+        let panels = canvas.margin(40, 0, 0, 0).split_evenly((rows, if layers.len() > 1 { 2 } else { 1 }));
+        for (panel, &layer) in panels.iter().zip(&layers) {
+            let mut chart = ChartBuilder::on(panel)
+                .margin(8)
+                .caption(format!("layer {layer}"), ("sans-serif", 14).into_font().color(&INK))
+                .x_label_area_size(32)
+                .y_label_area_size(52)
+                .build_cartesian_2d(0.0..curves.last_step, (1.0..curves.most.max(10.0) * 1.2).log_scale())?;
+            chart
+                .configure_mesh()
+                .light_line_style(TRANSPARENT)
+                .x_desc("optimizer step")
+                .y_desc("tokens")
+                .x_label_formatter(&|step| format!("{step:.0}"))
+                .y_label_formatter(&|tokens| format!("{tokens:.0}"))
+                .y_labels(5)
+                .draw()?;
+            for &step in &curves.prunes {
+                let line = [(step, 1.0), (step, curves.most.max(10.0) * 1.2)];
+                chart.draw_series(DashedLineSeries::new(line, 6, 4, INK.mix(0.6).stroke_width(1)))?;
+            }
+            for curve in &curves.layers[layer] {
+                let style = if curve.pruned { PRUNE.mix(0.8) } else { STRONG.mix(0.7) };
+                chart.draw_series(LineSeries::new(curve.points.iter().copied(), style.stroke_width(1)))?;
+            }
+        }
+        Ok(())
+    })
+}
+
+struct Curve {
+    points: Vec<(f64, f64)>,
+    pruned: bool,
+}
+
+struct Curves {
+    /// Per layer, per original expert.
+    layers: Vec<Vec<Curve>>,
+    prunes: Vec<f64>,
+    last_step: f64,
+    most: f64,
+}
+
+impl Curves {
+    fn of(history: &History) -> Self {
+        let prunes: Vec<_> = history.prunes().collect();
+        let mut curves = Self {
+            layers: Vec::new(),
+            prunes: prunes.iter().map(|(step, _)| *step as f64).collect(),
+            last_step: 1.0,
+            most: 1.0,
+        };
+        // Original expert at every place of every layer; a prune selects among them.
+        let mut identity: Vec<Vec<usize>> = Vec::new();
+        let mut next = prunes.into_iter().peekable();
+        for window in history.windows() {
+            if curves.layers.is_empty() {
+                identity = window.layers.iter().map(|layer| (0..layer.num_experts()).collect()).collect();
+                let empty = |_| Curve { points: Vec::new(), pruned: false };
+                curves.layers = identity.iter().map(|experts| experts.iter().map(empty).collect()).collect();
+            }
+            while let Some((_, plan)) = next.next_if(|(step, _)| *step < window.step) {
+                for (layer, plan) in plan.layers.iter().enumerate() {
+                    for &expert in &plan.pruned {
+                        curves.layers[layer][identity[layer][expert]].pruned = true;
+                    }
+                    identity[layer] = plan.kept.iter().map(|&expert| identity[layer][expert]).collect();
+                }
+            }
+            curves.last_step = window.step as f64;
+            for (layer, load) in window.layers.iter().enumerate() {
+                for (&tokens, &expert) in load.tokens_per_expert().iter().zip(&identity[layer]) {
+                    // A logarithm knows no zero: a dead expert lies on the axis.
+                    let point = (window.step as f64, (tokens as f64).max(1.0));
+                    curves.layers[layer][expert].points.push(point);
+                    curves.most = curves.most.max(tokens as f64);
+                }
+            }
+        }
+        for (_, plan) in next {
+            for (layer, plan) in plan.layers.iter().enumerate().filter(|(layer, _)| *layer < identity.len()) {
+                plan.pruned.iter().for_each(|&e| curves.layers[layer][identity[layer][e]].pruned = true);
+            }
+        }
+        curves
+    }
+}
