@@ -17,6 +17,8 @@ fn story(run: &Path) -> Vec<String> {
         }
         Event::Validation { step, loss } => Some(format!("{step} validation {loss:?}")),
         Event::Prune { step, experts_after, .. } => Some(format!("{step} prune {experts_after:?}")),
+        Event::Guard { step, loss, satisfied, .. } => Some(format!("{step} guard {loss:?} {satisfied}")),
+        Event::RollBack { step, to_step } => Some(format!("{step} back to {to_step}")),
         _ => None,
     };
     history.events().iter().filter_map(line).collect()
@@ -34,8 +36,9 @@ fn writes_a_checkpoint(run: &Path) -> bool {
 /// Starts the run (or goes on with it) and kills it (SIGKILL) as soon as `now` holds.
 ///
 /// Says whether it was killed: a run that ended first was not.
-fn kill_when(data: &Path, run: &Path, now: impl Fn() -> bool) -> bool {
+fn kill_when(data: &Path, run: &Path, options: &[&str], now: impl Fn() -> bool) -> bool {
     let mut command = tiny_pretrain(data, run);
+    command.args(options);
     if run.join("run.json").exists() {
         command.arg("--resume");
     } else {
@@ -57,15 +60,16 @@ fn kill_when(data: &Path, run: &Path, now: impl Fn() -> bool) -> bool {
     }
 }
 
-#[test]
-fn a_killed_run_resumes_with_identical_losses() {
+/// Kills a run at six moments, and goes on each time; three rounds of that, some steps apart.
+fn check(options: &[&str], expected_words: &[&str]) {
     let directory = tempdir().unwrap();
     let (data, whole) = (directory.path().join("data"), directory.path().join("whole"));
     write_corpus(&data);
-    succeed(&mut tiny_pretrain(&data, &whole));
+    succeed(tiny_pretrain(&data, &whole).args(options));
     let expected = story(&whole);
-    assert!(expected.iter().any(|line| line.contains("prune")), "the run prunes: {expected:?}");
-
+    for words in expected_words {
+        assert!(expected.iter().any(|line| line.contains(words)), "{words}: {expected:?}");
+    }
     let mut kills = 0;
     for round in 0..3 {
         let run = directory.path().join(format!("killed-{round}"));
@@ -79,9 +83,30 @@ fn a_killed_run_resumes_with_identical_losses() {
             &|| metrics_lines(&run) > 26 + round && writes_a_checkpoint(&run),
             &|| metrics_lines(&run) > 30 + 2 * round,
         ];
-        kills += moments.iter().filter(|moment| kill_when(&data, &run, moment)).count();
-        kill_when(&data, &run, || false);
-        assert_eq!(story(&run), expected, "round {round}");
+        kills += moments.iter().filter(|moment| kill_when(&data, &run, options, moment)).count();
+        kill_when(&data, &run, options, || false);
+        let found = story(&run);
+        for (found, expected) in found.iter().zip(&expected) {
+            assert_eq!(found, expected, "round {round}");
+        }
+        assert_eq!(found.len(), expected.len(), "round {round}");
+        assert!(!run.join("before-prune").exists(), "nothing is left to go back to");
     }
     assert!(kills >= 9, "only {kills} of 18 kills came before the end of a run");
+}
+
+#[test]
+fn a_killed_run_resumes_with_identical_losses() {
+    check(&[], &["12 prune"]);
+}
+
+#[test]
+fn a_killed_run_of_two_rounds_under_a_guard_does_too() {
+    let options = ["--prune-at", "18", "--guard", "1.0", "--guard-steps", "3"];
+    check(&options, &["12 prune", "true", "18 prune"]);
+}
+
+#[test]
+fn a_killed_run_whose_prune_is_undone_does_too() {
+    check(&["--guard", "0.0", "--guard-steps", "1"], &["12 prune", "13 back to 12"]);
 }

@@ -75,6 +75,35 @@ fn the_same_seed_gives_the_same_run() {
     assert!(run("a") == run("b"), "weights differ after 24 steps");
 }
 
+#[test]
+fn a_plan_that_was_made_elsewhere_is_applied() {
+    let directory = tempdir().unwrap();
+    let (data, run) = (directory.path().join("data"), directory.path().join("run"));
+    write_corpus(&data);
+    // Loads of a run without a prune, a plan from them with limits per layer, and a run that applies it.
+    succeed(tiny_pretrain(&data, &run).args(["--steps", "8", "--prune-at", "99"]));
+    let plan = directory.path().join("edited.json");
+    let limits = ["--alpha", "inf,0.5", "--beta", "0.3,1", "--multiple-of", "2", "--groups", "2"];
+    let (table, _) = succeed(Command::new(example("plan")).arg(&run).args(limits).arg("--save").arg(&plan));
+    assert!(table.contains("tokens losing"), "{table}");
+    let planned = PrunePlan::from_json(&fs::read_to_string(&plan).unwrap()).unwrap();
+    let second = directory.path().join("second");
+    succeed(tiny_pretrain(&data, &second).arg("--plan").arg(&plan));
+    let applied = PrunePlan::from_json(&fs::read_to_string(second.join("plan.json")).unwrap()).unwrap();
+    assert_eq!(applied, planned);
+    let checkpoint = Checkpoint::latest(&second).unwrap().unwrap();
+    let config = YuanConfig::load(&checkpoint.path.join("config.json")).unwrap();
+    assert_eq!(config.experts_per_layer, planned.experts_per_layer());
+
+    let third = directory.path().join("third");
+    let message = fail(tiny_pretrain(&data, &third).args(["--layers", "3"]).arg("--plan").arg(&plan));
+    assert_sentence(&message, "edited.json is no plan for this model: expected 3 layers, found 2");
+    fs::write(&plan, "{}").unwrap();
+    let message = fail(tiny_pretrain(&data, &third).arg("--plan").arg(&plan));
+    assert_sentence(&message, "not a prune plan: missing field `limits`");
+    assert!(!third.exists());
+}
+
 /// One sentence: a line that names what is wrong, and nothing else.
 fn assert_sentence(message: &str, expected: &str) {
     let lines: Vec<&str> = message.lines().filter(|line| line.starts_with("Error: ")).collect();
@@ -126,6 +155,10 @@ fn wrong_settings_are_refused_before_anything_is_read() {
     assert_sentence(&base(&["--learning-rate", "NaN"]), "learning_rate = NaN must be positive");
     assert_sentence(&base(&["--beta=-1"]), "beta = -1 is not allowed");
     assert_sentence(&base(&["--multiple-of", "3"]), "multiple_of = 3 is not divisible by groups = 2");
+    assert_sentence(&base(&["--beta", "0.1,0.2"]), "--beta has 2 values for --layers 4");
+    assert_sentence(&base(&["--guard=-1"]), "the guard's margin = -1 must not be negative");
+    assert_sentence(&base(&["--prune-at", "9,3"]), "[9, 3], must ascend");
+    assert_sentence(&base(&["--z-loss=-1"]), "the router z-loss's coefficient = -1 must not be negative");
     assert_sentence(&base(&["--experts", "9"]), "--experts 9 is not divisible by --multiple-of 2");
     assert_sentence(&base(&["--hidden", "30", "--layers", "0"]), "num_hidden_layers must be at least 1");
     assert_sentence(&base(&["--vocab", "100"]), "a vocabulary of 100 is below");

@@ -21,6 +21,7 @@ use yuan::{
 
 /// Pre-train a toy Yuan3.0 mixture of experts; LAEP prunes it when the expert loads are stable.
 #[derive(Parser)]
+#[command(args_override_self = true)] // of an option given twice, the later holds
 pub struct Arguments {
     /// Directory of text files to learn; default: the crates that this program was built from
     #[arg(long, value_name = "DIR")]

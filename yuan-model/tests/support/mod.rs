@@ -14,12 +14,26 @@ use yuan_model::{
     named,
 };
 
-/// Devices that the tests run on: `YUAN_DEVICE` names one, otherwise both CPU backends.
+/// A backend by name.
+type Named = (&'static str, fn() -> Device);
+
+/// Devices that the tests run on: `YUAN_DEVICE` names them (`flex,cuda`), otherwise both CPU backends.
 pub fn devices() -> Vec<(&'static str, Device)> {
-    let all: [(&'static str, fn() -> Device); 2] = [("flex", Device::flex), ("ndarray", ndarray)];
+    let cpu: Vec<Named> = vec![("flex", Device::flex), ("ndarray", ndarray)];
+    let gpu: Vec<Named> = vec![
+        #[cfg(feature = "wgpu")]
+        ("wgpu", || Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)),
+        #[cfg(feature = "cuda")]
+        ("cuda", || Device::cuda(0)),
+    ];
     let wanted = std::env::var("YUAN_DEVICE").ok();
-    let chosen = all.into_iter().filter(|(name, _)| wanted.as_ref().is_none_or(|wanted| wanted == name));
-    let devices: Vec<_> = chosen.map(|(name, device)| (name, device())).collect();
+    let chosen: Vec<Named> = match &wanted {
+        None => cpu,
+        Some(wanted) => {
+            cpu.into_iter().chain(gpu).filter(|(name, _)| wanted.split(',').any(|w| w == *name)).collect()
+        }
+    };
+    let devices: Vec<_> = chosen.into_iter().map(|(name, device)| (name, device())).collect();
     assert!(!devices.is_empty(), "YUAN_DEVICE = {wanted:?} names no device of these tests");
     devices
 }

@@ -30,10 +30,9 @@ pub fn device_groups(plan: &PrunePlan) -> Result<String, TrainError> {
                 .configure_mesh()
                 .disable_x_mesh()
                 .light_line_style(TRANSPARENT)
-                .x_desc("device group")
+                .x_desc(format!("device groups 0 to {}", bars.0.len() - 1))
                 .y_desc("load / mean")
-                .x_labels(bars.0.len().min(16))
-                .x_label_formatter(&|group| format!("{group:.0}"))
+                .x_labels(0)
                 .draw()?;
             for (side, colour) in [PALE, STRONG].into_iter().enumerate() {
                 chart.draw_series(bars.0.iter().enumerate().map(|(group, shares)| {

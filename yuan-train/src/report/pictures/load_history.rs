@@ -25,7 +25,7 @@ pub fn load_history(history: &History) -> Result<String, TrainError> {
                 .caption(format!("layer {layer}"), ("sans-serif", 14).into_font().color(&INK))
                 .x_label_area_size(32)
                 .y_label_area_size(52)
-                .build_cartesian_2d(0.0..curves.last_step, (1.0..curves.most.max(10.0) * 1.2).log_scale())?;
+                .build_cartesian_2d(0.0..curves.last_step, (curves.floor()..curves.ceiling()).log_scale())?;
             chart
                 .configure_mesh()
                 .light_line_style(TRANSPARENT)
@@ -36,7 +36,7 @@ pub fn load_history(history: &History) -> Result<String, TrainError> {
                 .y_labels(5)
                 .draw()?;
             for &step in &curves.prunes {
-                let line = [(step, 1.0), (step, curves.most.max(10.0) * 1.2)];
+                let line = [(step, curves.floor()), (step, curves.ceiling())];
                 chart.draw_series(DashedLineSeries::new(line, 6, 4, INK.mix(0.6).stroke_width(1)))?;
             }
             for curve in &curves.layers[layer] {
@@ -58,16 +58,27 @@ struct Curves {
     layers: Vec<Vec<Curve>>,
     prunes: Vec<f64>,
     last_step: f64,
+    least: f64,
     most: f64,
 }
 
 impl Curves {
+    /// The power of ten below all points.
+    fn floor(&self) -> f64 {
+        if self.least.is_finite() { 10_f64.powf(self.least.log10().floor()) } else { 1.0 }
+    }
+
+    fn ceiling(&self) -> f64 {
+        self.most.max(10.0) * 1.2
+    }
+
     fn of(history: &History) -> Self {
         let prunes: Vec<_> = history.prunes().collect();
         let mut curves = Self {
             layers: Vec::new(),
             prunes: prunes.iter().map(|(step, _)| *step as f64).collect(),
             last_step: 1.0,
+            least: f64::INFINITY,
             most: 1.0,
         };
         // Original expert at every place of every layer; a prune selects among them.
@@ -93,7 +104,8 @@ impl Curves {
                     // A logarithm knows no zero: a dead expert lies on the axis.
                     let point = (window.step as f64, (tokens as f64).max(1.0));
                     curves.layers[layer][expert].points.push(point);
-                    curves.most = curves.most.max(tokens as f64);
+                    curves.least = curves.least.min(point.1);
+                    curves.most = curves.most.max(point.1);
                 }
             }
         }
