@@ -32,6 +32,19 @@ pub struct Phase {
     pub validation: Option<(u64, f64)>,
     /// Loads of its last complete window.
     pub loads: Option<Vec<LayerLoad>>,
+    /// Where all this was read.
+    pub lines: PhaseLines,
+}
+
+/// Indices of the events that a phase was read from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PhaseLines {
+    /// The start of the run, or the prune that the phase begins with: they say what the model is.
+    pub model: usize,
+    /// The last validation.
+    pub validation: Option<usize>,
+    /// The last window of loads.
+    pub load: Option<usize>,
 }
 
 /// A window of loads.
@@ -127,47 +140,54 @@ impl History {
 
     /// The run before its first prune, after it, after the second …; nothing for an empty file.
     pub fn phases(&self) -> Vec<Phase> {
-        let events: Vec<&Event> = self.lasting().map(|(_, event)| event).collect();
-        let Some((parameters, experts_per_layer)) = events.iter().find_map(|event| match event {
-            Event::Start { parameters, experts_per_layer, .. } => {
-                Some((*parameters, experts_per_layer.clone()))
-            }
-            _ => None,
-        }) else {
-            return Vec::new();
-        };
-        let (mut phases, mut start, mut current) = (Vec::new(), 0, (parameters, experts_per_layer));
-        for (at, event) in events.iter().enumerate() {
-            if let Event::Prune { parameters_after, experts_after, .. } = event {
-                let before = std::mem::replace(&mut current, (*parameters_after, experts_after.clone()));
-                phases.push(phase(&events[start..at], before));
-                start = at + 1;
+        let mut phases: Vec<(Phase, Vec<f64>)> = Vec::new();
+        for (line, event) in self.lasting() {
+            let begins = match event {
+                // A resumed run starts again, but it is the same run.
+                Event::Start { parameters, experts_per_layer, .. } if phases.is_empty() => {
+                    Some((*parameters, experts_per_layer))
+                }
+                Event::Prune { parameters_after, experts_after, .. } => {
+                    Some((*parameters_after, experts_after))
+                }
+                _ => None,
+            };
+            if let Some((parameters, experts_per_layer)) = begins {
+                let lines = PhaseLines { model: line, validation: None, load: None };
+                let phase = Phase {
+                    step: event.step(),
+                    parameters,
+                    experts_per_layer: experts_per_layer.clone(),
+                    tokens_per_second: None,
+                    validation: None,
+                    loads: None,
+                    lines,
+                };
+                phases.push((phase, Vec::new()));
+            } else if let Some((phase, speeds)) = phases.last_mut() {
+                phase.add(line, event, speeds);
             }
         }
-        phases.push(phase(&events[start..], current));
-        phases
+        let finished = phases.into_iter().map(|(phase, mut speeds)| {
+            speeds.sort_by(f64::total_cmp);
+            Phase { tokens_per_second: speeds.get(speeds.len() / 2).copied(), ..phase }
+        });
+        finished.collect()
     }
 }
 
-fn phase(events: &[&Event], (parameters, experts_per_layer): (u64, Vec<usize>)) -> Phase {
-    let mut phase = Phase {
-        step: events.last().map_or(0, |event| event.step()),
-        parameters,
-        experts_per_layer,
-        tokens_per_second: None,
-        validation: None,
-        loads: None,
-    };
-    let mut speeds = Vec::new();
-    for event in events {
+impl Phase {
+    fn add(&mut self, line: usize, event: &Event, speeds: &mut Vec<f64>) {
+        self.step = event.step();
         match event {
             Event::Step(metrics) => speeds.push(metrics.tokens as f64 / metrics.seconds),
-            Event::Validation { step, loss } => phase.validation = Some((*step, *loss)),
-            Event::Load { layers, .. } => phase.loads = Some(layers.clone()),
+            Event::Validation { step, loss } => {
+                (self.validation, self.lines.validation) = (Some((*step, *loss)), Some(line));
+            }
+            Event::Load { layers, .. } => {
+                (self.loads, self.lines.load) = (Some(layers.clone()), Some(line));
+            }
             _ => {}
         }
     }
-    speeds.sort_by(f64::total_cmp);
-    phase.tokens_per_second = speeds.get(speeds.len() / 2).copied();
-    phase
 }

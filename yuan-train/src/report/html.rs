@@ -61,7 +61,45 @@ impl Show {
     }
 }
 
+/// A line of the metrics file.
+struct Line {
+    index: usize,
+    event: Value,
+}
+
+impl Line {
+    /// The number at a JSON pointer; a dash where there is none.
+    fn number(&self, pointer: &str, show: Show) -> String {
+        let Some(value) = self.event.pointer(pointer).and_then(Value::as_f64) else { return "-".into() };
+        let (line, text) = (self.index + 1, show.text(value));
+        format!("<data value=\"{value}\" data-line=\"{line}\" data-pointer=\"{pointer}\">{text}</data>")
+    }
+
+    fn len(&self, pointer: &str) -> usize {
+        self.event.pointer(pointer).and_then(Value::as_array).map_or(0, Vec::len)
+    }
+
+    /// A row per layer with the numbers below `list`.
+    fn rows(&self, list: &str, columns: &[(&str, &str, Show)]) -> Vec<Vec<String>> {
+        let row = |layer: usize| {
+            let cells =
+                columns.iter().map(|(_, key, show)| self.number(&format!("{list}/{layer}/{key}"), *show));
+            std::iter::once(layer.to_string()).chain(cells).collect()
+        };
+        (0..self.len(list)).map(row).collect()
+    }
+}
+
+/// Titles of a table with a row per layer.
+fn titles(columns: &[(&str, &str, Show)]) -> Vec<String> {
+    std::iter::once("layer").chain(columns.iter().map(|(title, ..)| *title)).map(str::to_owned).collect()
+}
+
 impl Page<'_> {
+    fn line(&self, index: usize) -> Line {
+        Line { index, event: serde_json::to_value(&self.history.events()[index]).unwrap_or_default() }
+    }
+
     fn push(&mut self, text: &str) {
         self.html.push_str(text);
         self.html.push('\n');
@@ -92,21 +130,6 @@ impl Page<'_> {
         ));
     }
 
-    /// The number at a JSON pointer of an event; a dash where there is none.
-    fn number(&self, line: usize, pointer: &str, show: Show) -> String {
-        let event = serde_json::to_value(&self.history.events()[line]).unwrap_or_default();
-        let value = if pointer.is_empty() { None } else { event.pointer(pointer).and_then(Value::as_f64) };
-        value.map_or_else(
-            || "-".into(),
-            |value| {
-                let (line, text) = (line + 1, show.text(value));
-                format!(
-                    "<data value=\"{value}\" data-line=\"{line}\" data-pointer=\"{pointer}\">{text}</data>"
-                )
-            },
-        )
-    }
-
     fn derived(value: f64, how: &str, show: Show) -> String {
         format!("<data value=\"{value}\" data-derived=\"{}\">{}</data>", escape(how), show.text(value))
     }
@@ -114,64 +137,49 @@ impl Page<'_> {
     /// Parameters, experts, speed and loss, a column per phase.
     fn summary(&mut self) {
         self.heading("Summary");
-        let events: Vec<(usize, Event)> =
-            self.history.lasting().map(|(line, event)| (line, event.clone())).collect();
-        let is_start = |event: &Event| matches!(event, Event::Start { .. });
-        let is_prune = |event: &Event| matches!(event, Event::Prune { .. });
-        let Some(start) = events.iter().position(|(_, event)| is_start(event)) else {
+        let phases = self.history.phases();
+        if phases.is_empty() {
             self.paragraph("Nothing was recorded.");
             return;
-        };
-        // The line that says what the model is in each phase, and the last line of its kind in that phase.
-        let mut begins = vec![(start, "/parameters", "/experts_per_layer")];
-        for (at, (_, event)) in events.iter().enumerate().filter(|(_, (_, event))| is_prune(event)) {
-            let _ = event;
-            begins.push((at, "/parameters_after", "/experts_after"));
         }
-        let ends = begins.iter().skip(1).map(|(at, ..)| *at).chain([events.len()]);
-        let phases: Vec<_> = begins.iter().zip(ends).map(|(&(from, p, e), to)| (from, to, p, e)).collect();
-        let last = |from: usize, to: usize, wanted: fn(&Event) -> bool| {
-            events[from..to].iter().rev().find(|(_, event)| wanted(event)).map(|(line, _)| *line)
-        };
         let mut head = vec![String::new()];
         head.extend(table::phase_titles(self.history).iter().map(|title| escape(title)));
-        let speeds: Vec<Option<f64>> =
-            self.history.phases().iter().map(|phase| phase.tokens_per_second).collect();
-        let mut rows = vec![
-            vec!["parameters".to_owned()],
-            vec!["experts".to_owned()],
-            vec!["tokens per second".to_owned()],
-            vec!["validation loss".to_owned()],
-            vec!["busiest expert / mean, worst layer".to_owned()],
+        let names = [
+            "parameters",
+            "experts",
+            "tokens per second",
+            "validation loss",
+            "busiest expert / mean, worst layer",
         ];
-        for (phase, &(from, to, parameters, experts)) in phases.iter().enumerate() {
-            let (begin, event) = &events[from];
-            let layers = serde_json::to_value(event)
-                .ok()
-                .and_then(|event| event.pointer(experts).and_then(Value::as_array).map(Vec::len))
-                .unwrap_or(0);
-            rows[0].push(self.number(*begin, parameters, Show::Millions));
-            let counts: Vec<String> =
-                (0..layers).map(|i| self.number(*begin, &format!("{experts}/{i}"), Show::Fixed(0))).collect();
-            rows[1].push(if layers <= 12 { counts.join(" ") } else { format!("{layers} layers, see below") });
-            rows[2].push(speeds.get(phase).copied().flatten().map_or_else(
-                || "-".into(),
-                |speed| Self::derived(speed, &format!("median speed of phase {phase}"), Show::Fixed(0)),
-            ));
-            let validation = last(from, to, |event| matches!(event, Event::Validation { .. }));
-            rows[3].push(
-                validation.map_or_else(|| "-".into(), |line| self.number(line, "/loss", Show::Fixed(4))),
-            );
-            let load = last(from, to, |event| matches!(event, Event::Load { .. }));
-            rows[4].push(load.map_or_else(|| "-".into(), |line| self.worst(line, "max_over_mean")));
+        let mut rows = names.map(|name| vec![name.to_owned()]);
+        for (i, phase) in phases.iter().enumerate() {
+            // A prune says what the model became, the start what it was.
+            let model = self.line(phase.lines.model);
+            let after = match i {
+                0 => ("/parameters", "/experts_per_layer"),
+                _ => ("/parameters_after", "/experts_after"),
+            };
+            let speed = phase
+                .tokens_per_second
+                .map(|speed| Self::derived(speed, &format!("median speed of phase {i}"), Show::Fixed(0)));
+            let validation = phase.lines.validation.map(|at| self.line(at).number("/loss", Show::Fixed(4)));
+            let cells = [
+                model.number(after.0, Show::Millions),
+                Self::experts(&model, after.1),
+                speed.unwrap_or_else(|| "-".into()),
+                validation.unwrap_or_else(|| "-".into()),
+                phase.lines.load.map_or_else(|| "-".into(), |at| Self::worst_imbalance(&self.line(at))),
+            ];
+            rows.iter_mut().zip(cells).for_each(|(row, cell)| row.push(cell));
         }
         self.table(&head, &rows);
-        if let [Some(before), .., Some(after)] = speeds[..] {
+        if let [before, .., after] = &phases[..]
+            && let (Some(before), Some(after)) = (before.tokens_per_second, after.tokens_per_second)
+        {
             let measured = Self::derived(after / before - 1.0, "gain in median speed", Show::Percent(1));
-            let predicted: Vec<String> = events
+            let predicted: Vec<String> = phases[1..]
                 .iter()
-                .filter(|(_, event)| is_prune(event))
-                .map(|(line, _)| self.number(*line, "/predicted_gain", Show::Fixed(3)))
+                .map(|phase| self.line(phase.lines.model).number("/predicted_gain", Show::Fixed(3)))
                 .collect();
             self.paragraph(&format!(
                 "Measured gain in tokens per second: {measured}. Step time before over after, as the \
@@ -181,15 +189,24 @@ impl Page<'_> {
         }
     }
 
-    /// The largest value of a statistic over the layers of a window.
-    fn worst(&self, line: usize, statistic: &str) -> String {
-        let Event::Load { statistics, .. } = &self.history.events()[line] else { return "-".into() };
-        let worst = (0..statistics.len())
-            .max_by(|&a, &b| statistics[a].max_over_mean.total_cmp(&statistics[b].max_over_mean));
-        worst.map_or_else(
-            || "-".into(),
-            |layer| self.number(line, &format!("/statistics/{layer}/{statistic}"), Show::Fixed(2)),
-        )
+    /// The experts of every layer, where they are few enough to be read.
+    fn experts(model: &Line, list: &str) -> String {
+        let layers = model.len(list);
+        if layers > 12 {
+            return "see below".into();
+        }
+        (0..layers)
+            .map(|i| model.number(&format!("{list}/{i}"), Show::Fixed(0)))
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+
+    fn worst_imbalance(load: &Line) -> String {
+        let pointer = |layer: usize| format!("/statistics/{layer}/max_over_mean");
+        let value =
+            |layer: &usize| load.event.pointer(&pointer(*layer)).and_then(Value::as_f64).unwrap_or(0.0);
+        let worst = (0..load.len("/statistics")).max_by(|a, b| value(a).total_cmp(&value(b)));
+        worst.map_or_else(|| "-".into(), |layer| load.number(&pointer(layer), Show::Fixed(2)))
     }
 
     fn validations(&mut self) {
@@ -202,32 +219,34 @@ impl Page<'_> {
         let rows: Vec<Vec<String>> = lines
             .into_iter()
             .map(|line| {
-                vec![self.number(line, "/step", Show::Fixed(0)), self.number(line, "/loss", Show::Fixed(4))]
+                let line = self.line(line);
+                vec![line.number("/step", Show::Fixed(0)), line.number("/loss", Show::Fixed(4))]
             })
             .collect();
         self.table(&["step".into(), "validation loss".into()], &rows);
     }
 
+    /// What LAEP did, in the order in which it happened.
     fn prunes(&mut self) -> Result<(), TrainError> {
-        let events: Vec<(usize, Event)> = self.history.events().iter().cloned().enumerate().collect();
-        for (line, event) in events {
-            match event {
-                Event::Prune { round, plan, layers, .. } => self.prune(line, round, &plan, layers.len())?,
+        for index in 0..self.history.events().len() {
+            match &self.history.events()[index] {
+                Event::Prune { round, plan, .. } => self.prune(&self.line(index), *round, plan)?,
                 Event::Guard { satisfied, .. } => {
-                    let step = self.number(line, "/step", Show::Fixed(0));
-                    let loss = self.number(line, "/loss", Show::Fixed(4));
-                    let allowed = self.number(line, "/allowed_loss", Show::Fixed(4));
-                    let verdict = if satisfied {
+                    let line = self.line(index);
+                    let verdict = if *satisfied {
                         "is within it: the prune stays"
                     } else {
                         "is not: the prune is undone"
                     };
                     self.paragraph(&format!(
-                        "Guard, step {step}: at most {allowed} is allowed; the validation loss {loss} {verdict}."
+                        "Guard, step {}: at most {} is allowed; the validation loss {} {verdict}.",
+                        line.number("/step", Show::Fixed(0)),
+                        line.number("/allowed_loss", Show::Fixed(4)),
+                        line.number("/loss", Show::Fixed(4))
                     ));
                 }
                 Event::RollBack { .. } => {
-                    let to = self.number(line, "/to_step", Show::Fixed(0));
+                    let to = self.line(index).number("/to_step", Show::Fixed(0));
                     self.paragraph(&format!("The run went back to step {to} and on without pruning."));
                 }
                 _ => {}
@@ -236,20 +255,14 @@ impl Page<'_> {
         Ok(())
     }
 
-    fn prune(
-        &mut self,
-        line: usize,
-        round: usize,
-        plan: &PrunePlan,
-        layers: usize,
-    ) -> Result<(), TrainError> {
+    fn prune(&mut self, line: &Line, round: usize, plan: &PrunePlan) -> Result<(), TrainError> {
         self.heading(&format!("Prune {round}"));
-        let step = self.number(line, "/step", Show::Fixed(0));
-        let load = self.number(line, "/pruned_load", Show::Percent(2));
-        let before = self.number(line, "/parameters_before", Show::Millions);
-        let after = self.number(line, "/parameters_after", Show::Millions);
         self.paragraph(&format!(
-            "After step {step}: {before} parameters to {after}. The pruned experts carried {load} of the load."
+            "After step {}: {} parameters to {}. The pruned experts carried {} of the load.",
+            line.number("/step", Show::Fixed(0)),
+            line.number("/parameters_before", Show::Millions),
+            line.number("/parameters_after", Show::Millions),
+            line.number("/pruned_load", Show::Percent(2))
         ));
         let columns = [
             ("experts", "experts", Show::Fixed(0)),
@@ -262,17 +275,7 @@ impl Page<'_> {
             ("optimum", "optimum", Show::Fixed(3)),
             ("bound", "lower_bound", Show::Fixed(3)),
         ];
-        let mut head = vec!["layer".to_owned()];
-        head.extend(columns.iter().map(|(title, ..)| (*title).to_owned()));
-        let rows: Vec<Vec<String>> = (0..layers)
-            .map(|layer| {
-                let cells = columns
-                    .iter()
-                    .map(|(_, key, show)| self.number(line, &format!("/layers/{layer}/{key}"), *show));
-                std::iter::once(layer.to_string()).chain(cells).collect()
-            })
-            .collect();
-        self.table(&head, &rows);
+        self.table(&titles(&columns), &line.rows("/layers", &columns));
         self.paragraph(
             "<span class=\"dim\">Groups: load of the busiest device group over the mean, the experts in their old \
              order and in the new one; the optimum is searched for up to 16 experts, the bound holds for any \
@@ -291,8 +294,7 @@ impl Page<'_> {
             "Each line is one expert; dead ones lie on the axis.",
         );
         let last = self.history.lasting().filter(|(_, event)| matches!(event, Event::Load { .. })).last();
-        let Some((line, Event::Load { statistics, .. })) = last else { return Ok(()) };
-        let layers = statistics.len();
+        let Some(line) = last.map(|(index, _)| self.line(index)) else { return Ok(()) };
         let columns = [
             ("min", "min", Show::Fixed(0)),
             ("max", "max", Show::Fixed(0)),
@@ -304,19 +306,9 @@ impl Page<'_> {
             ("top tenth", "top_tenth_share", Show::Percent(1)),
             ("dead", "dead_experts", Show::Fixed(0)),
         ];
-        let mut head = vec!["layer".to_owned()];
-        head.extend(columns.iter().map(|(title, ..)| (*title).to_owned()));
-        let rows: Vec<Vec<String>> = (0..layers)
-            .map(|layer| {
-                let cells = columns
-                    .iter()
-                    .map(|(_, key, show)| self.number(line, &format!("/statistics/{layer}/{key}"), *show));
-                std::iter::once(layer.to_string()).chain(cells).collect()
-            })
-            .collect();
-        let step = self.number(line, "/step", Show::Fixed(0));
+        let step = line.number("/step", Show::Fixed(0));
         self.paragraph(&format!("Tokens per expert in the last window, to step {step}:"));
-        self.table(&head, &rows);
+        self.table(&titles(&columns), &line.rows("/statistics", &columns));
         Ok(())
     }
 }
