@@ -102,7 +102,13 @@ fn calculate(arguments: &Arguments) -> anyhow::Result<()> {
             min_experts: kept,
             ..PruneLimits::default()
         };
-        plans.push(PrunePlan::new(std::slice::from_ref(load), &limits, arguments.groups)?.layers.remove(0));
+        let plan = PrunePlan::new(std::slice::from_ref(load), &limits, arguments.groups)?.layers.remove(0);
+        anyhow::ensure!(
+            plan.kept.len() == kept,
+            "--groups {} does not divide the released count of {kept} experts",
+            arguments.groups
+        );
+        plans.push(plan);
     }
     let rearranged_only: Vec<_> = layers
         .iter()

@@ -46,7 +46,7 @@ struct Arguments {
     #[arg(long, value_name = "PLAN.json", conflicts_with = "sweep")]
     save: Option<PathBuf>,
     /// Try every alpha of --alphas with every beta of --betas instead
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["alpha", "beta"])]
     sweep: bool,
     /// Values of alpha to try
     #[arg(long, value_delimiter = ',', default_value = "0.2,0.4,0.6,inf", requires = "sweep")]

@@ -2,18 +2,13 @@
 //!
 //!     cargo run --release --example prune_any
 
-use burn::{
-    module::{Initializer::Normal, Module, Param},
-    optim::GradientsParams,
-    tensor::{Device, Distribution, Int, Tensor, activation::softmax},
-};
-use yuan::{
-    laep::{LayerLoad, LoadTracker, PruneLimits, PrunePlan},
-    train::{AdamW, ExpertAxis, PrunableExperts, TrainConfig},
-};
+use burn::module::{Initializer::Normal, Module, Param};
+use burn::optim::GradientsParams;
+use burn::tensor::{Device, Distribution, Int, Tensor, activation::softmax};
+use yuan::laep::{LayerLoad, LoadTracker, PruneLimits, PrunePlan};
+use yuan::train::{AdamW, ExpertAxis, PrunableExperts, TrainConfig};
 
 const WIDTH: usize = 8;
-
 /// Linear experts, of which the router chooses one for every input.
 #[derive(Module, Debug)]
 struct Mixture {
@@ -23,10 +18,11 @@ struct Mixture {
 
 impl Mixture {
     fn new(experts: usize, device: &Device) -> Self {
-        let normal = Normal { mean: 0.0, std: 0.5 };
-        let (router, experts) =
-            (normal.init([WIDTH, experts], device), normal.init([experts, WIDTH, WIDTH], device));
-        Self { router, experts }
+        let init = Normal { mean: 0.0, std: 0.5 };
+        Self {
+            router: init.init([WIDTH, experts], device),
+            experts: init.init([experts, WIDTH, WIDTH], device),
+        }
     }
 
     /// Output for `[n, width]`, and how many inputs each expert received.
@@ -61,19 +57,18 @@ impl PrunableExperts for Mixture {
 fn batch(centres: &Tensor<2>, maps: &Tensor<3>, device: &Device) -> (Tensor<2>, Tensor<2>) {
     let uniform = Tensor::<1>::random([256], Distribution::Uniform(0.0, 1.0), device);
     let kind = uniform.powf_scalar(3.0).mul_scalar(4.0).int();
-    let x = centres.clone().select(0, kind.clone())
-        + Tensor::random([256, WIDTH], Distribution::Normal(0.0, 0.3), device);
+    let noise = Tensor::random([256, WIDTH], Distribution::Normal(0.0, 0.3), device);
+    let x = centres.clone().select(0, kind.clone()) + noise;
     let y = x.clone().unsqueeze_dim::<3>(1).matmul(maps.clone().select(0, kind)).squeeze_dim(1);
     (x, y)
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let plain = Device::flex();
+    let (plain, device) = (Device::flex(), Device::flex().autodiff());
     plain.seed(1);
     let normal = Distribution::Normal(0.0, 1.0);
-    let (centres, maps) =
-        (Tensor::random([4, WIDTH], normal, &plain), Tensor::random([4, WIDTH, WIDTH], normal, &plain));
-    let device = plain.clone().autodiff();
+    let centres = Tensor::random([4, WIDTH], normal, &plain);
+    let maps = Tensor::random([4, WIDTH, WIDTH], normal, &plain);
     let mut model = Mixture::new(16, &device);
     let mut optimizer = AdamW::new(&TrainConfig { weight_decay: 0.0, ..TrainConfig::default() });
     let mut tracker = LoadTracker::new(50, 1)?;
@@ -84,21 +79,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let tokens: Vec<u64> = load.into_data().convert::<i64>().iter::<i64>().map(|n| n as u64).collect();
         tracker.record(vec![LayerLoad::new(tokens)])?;
         if step % 100 == 0 {
-            println!(
-                "step {step}: loss {:.4}, {:?} experts",
-                loss.clone().into_scalar::<f32>(),
-                model.experts_per_layer()
-            );
+            let value = loss.clone().into_scalar::<f32>();
+            println!("step {step}: loss {value:.4}, {:?} experts", model.experts_per_layer());
         }
         let gradients = GradientsParams::from_grads(loss.backward(), &model);
         model = optimizer.step(model, gradients, 1e-2, 1.0);
         if step == 300 {
-            let limits =
-                PruneLimits { beta: 0.05.into(), top_k: 1, multiple_of: 2, ..PruneLimits::default() };
+            let limits = PruneLimits { beta: 0.05.into(), top_k: 1, multiple_of: 2, ..Default::default() };
             let plan = PrunePlan::new(&tracker.last(1).layers, &limits, 2)?;
             println!("{plan}");
-            let (pruned, cuts) =
-                model.keep_experts(&[plan.layers[0].kept.clone()]).map_err(|(_, error)| error)?;
+            let kept = [plan.layers[0].kept.clone()];
+            let (pruned, cuts) = model.keep_experts(&kept).map_err(|(_, error)| error)?;
             optimizer.cut(&cuts); // the moments of the kept experts stay
             (model, tracker) = (pruned, LoadTracker::new(50, 1)?);
         }

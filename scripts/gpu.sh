@@ -9,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 pack=target/gpu
-tests=(parity ops balance model)
+tests=(parity ops)
 examples=(pretrain ablation)
 
 pack() {
@@ -27,11 +27,11 @@ for line in sys.stdin:
     for name in "${examples[@]}"; do cp "target/release/examples/$name" "$pack/"; done
     strip "$pack"/*
     # The programs share most of their code: in one archive it is there once.
-    tar -C "$pack" -cf - . | xz -T0 -6 --lzma2=dict=256MiB >"$pack.txz"
+    tar -C "$pack" -cf - . | xz --lzma2=preset=1,dict=256MiB >"$pack.txz"
     rm -rf "$pack" && mkdir "$pack" && mv "$pack.txz" "$pack/programs.txz"
-    # Text to learn: a third of the sources that this was built from, some 100 MB.
+    # Text to learn: a tenth of the sources that this was built from, some 30 MB.
     find "${CARGO_HOME:-$HOME/.cargo}/registry/src" \( -name '*.rs' -o -name '*.md' \) -size -200k |
-        sort | awk 'NR % 3 == 0' | tar -cJf "$pack/text.txz" --transform 's|.*/registry/src/[^/]*/||' -T -
+        sort | awk 'NR % 10 == 0' | tar -cJf "$pack/text.txz" --transform 's|.*/registry/src/[^/]*/||' -T -
     du -sh "$pack"
 }
 
@@ -62,7 +62,7 @@ test)
     done
     exit $failed
     ;;
-"") sed -n '2,9p' "$0" >&2 && exit 2 ;;
+"") sed -n '2,8p' "$0" >&2 && exit 2 ;;
 *)
     prepare
     program=$1 && shift

@@ -76,6 +76,20 @@ fn the_same_seed_gives_the_same_run() {
 }
 
 #[test]
+fn a_prune_before_the_first_window_is_complete_is_drawn_too() {
+    let directory = tempdir().unwrap();
+    let (data, run) = (directory.path().join("data"), directory.path().join("run"));
+    write_corpus(&data);
+    for window in ["16", "99"] {
+        succeed(tiny_pretrain(&data, &run).args(["--window", window]));
+        assert!(run.join("report.html").exists() && run.join("load_history.svg").exists());
+        fs::remove_dir_all(&run).unwrap();
+    }
+    let (out, _) = succeed(tiny_pretrain(&data, &run).args(["--steps", "8"]));
+    assert!(out.contains("Nothing was pruned: the run ended before the step to prune at"), "{out}");
+}
+
+#[test]
 fn a_plan_that_was_made_elsewhere_is_applied() {
     let directory = tempdir().unwrap();
     let (data, run) = (directory.path().join("data"), directory.path().join("run"));
@@ -155,11 +169,14 @@ fn wrong_settings_are_refused_before_anything_is_read() {
     assert_sentence(&base(&["--learning-rate", "NaN"]), "learning_rate = NaN must be positive");
     assert_sentence(&base(&["--beta=-1"]), "beta = -1 is not allowed");
     assert_sentence(&base(&["--multiple-of", "3"]), "multiple_of = 3 is not divisible by groups = 2");
-    assert_sentence(&base(&["--beta", "0.1,0.2"]), "--beta has 2 values for --layers 4");
+    assert_sentence(&base(&["--beta", "0.1,0.2"]), "beta has 2 values for 4 layers");
     assert_sentence(&base(&["--guard=-1"]), "the guard's margin = -1 must not be negative");
     assert_sentence(&base(&["--prune-at", "9,3"]), "[9, 3], must ascend");
     assert_sentence(&base(&["--z-loss=-1"]), "the router z-loss's coefficient = -1 must not be negative");
-    assert_sentence(&base(&["--experts", "9"]), "--experts 9 is not divisible by --multiple-of 2");
+    assert_sentence(
+        &base(&["--experts", "9"]),
+        "layer 0 has 9 experts, which multiple_of = 2 does not divide",
+    );
     assert_sentence(&base(&["--hidden", "30", "--layers", "0"]), "num_hidden_layers must be at least 1");
     assert_sentence(&base(&["--vocab", "100"]), "a vocabulary of 100 is below");
 }

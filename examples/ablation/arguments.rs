@@ -79,8 +79,8 @@ impl Arguments {
             seed,
             validate_every: 0,
             validation_batches: 16,
-            // One right before the prune, for the variants that branch off there.
-            checkpoint_every: self.prune_at.saturating_sub(1),
+            // One right before the prune, for the variants that branch off from a base there.
+            checkpoint_every: if variant.name == "base" { self.prune_at.saturating_sub(1) } else { 0 },
             keep_checkpoints: usize::MAX,
             laep: LaepConfig {
                 window_steps: (self.prune_at / 4).max(1),

@@ -44,7 +44,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    arguments.train_config(&Variant::base(), 0)?.validate()?;
+    arguments.train_config(&Variant::base(), 0)?;
     let device = yuan::device(&arguments.device)?.autodiff();
     let documents = match &arguments.data {
         Some(directory) => data::read_directory(directory)?,
@@ -61,13 +61,18 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
             let mut base = None;
             for variant in Variant::all(arguments.layers).into_iter().filter(|variant| variant.lfa == lfa) {
                 let directory = arguments.out.join(format!("{}-{seed}", variant.key()));
-                let outcome = study.train(&variant, seed, &directory, base.as_deref())?;
+                let outcome = study.outcome(&variant, seed, &directory, base.as_deref())?;
                 let parameters = outcome.parameters as f64 / 1e6;
-                note(&format!("seed {seed}  {:<34}  {parameters:>7.2} M  {:.4}", variant.name, outcome.loss));
+                note(&format!(
+                    "seed {seed}  {:<34}  {parameters:>7.2} M  {:.4}",
+                    variant.key(),
+                    outcome.loss
+                ));
                 outcomes.push(outcome);
                 // The first of its kind never prunes; those that do go on from it.
                 base.get_or_insert(directory);
             }
+            base.iter().try_for_each(|base| remove_checkpoints(base, |_| true))?;
         }
     }
     let report = tables::report(&outcomes, arguments.layers);
@@ -87,7 +92,27 @@ struct Study<'a> {
 }
 
 impl Study<'_> {
-    /// Trains a variant; one that prunes goes on from the last checkpoint of `base` before its prune.
+    /// What a variant came to: read, if an earlier call has trained it, else trained now.
+    fn outcome(
+        &self,
+        variant: &Variant,
+        seed: u64,
+        directory: &Path,
+        base: Option<&Path>,
+    ) -> anyhow::Result<Outcome> {
+        let file = directory.join("outcome.json");
+        // A base whose checkpoint is gone is trained again: variants may still want to go on from it.
+        if let Ok(text) = fs::read_to_string(&file)
+            && (variant.prunes() || base.is_some())
+        {
+            return serde_json::from_str(&text).with_context(|| format!("cannot use {}", file.display()));
+        }
+        let outcome = self.train(variant, seed, directory, base)?;
+        save(&file, &serde_json::to_string(&outcome)?)?;
+        Ok(outcome)
+    }
+
+    /// Trains a variant; one that prunes goes on from the checkpoint of `base` before its prune.
     fn train(
         &self,
         variant: &Variant,
@@ -132,12 +157,9 @@ impl Study<'_> {
             .windows()
             .last()
             .map_or(0.0, |w| w.statistics.iter().map(|s| s.gini).sum::<f64>() / w.statistics.len() as f64);
-        // The tables need numbers, not gigabytes of weights.
-        for checkpoint in Checkpoint::list(directory)? {
-            if checkpoint.step == config.steps {
-                fs::remove_dir_all(&checkpoint.path)?;
-            }
-        }
+        // The tables need numbers, not gigabytes of weights; only a base is gone on from.
+        let is_base = base.is_none();
+        remove_checkpoints(directory, |step| !is_base || step != self.arguments.prune_at - 1)?;
         Ok(Outcome {
             variant: variant.key(),
             seed,
@@ -153,6 +175,14 @@ impl Study<'_> {
             |tokens: &[u32], seed| RowStream::new(tokens.to_vec(), self.streams.eod, config.seq_len, seed);
         Ok([rows(&self.streams.train, Some(config.seed))?, rows(&self.streams.validation, None)?])
     }
+}
+
+fn remove_checkpoints(directory: &Path, which: impl Fn(u64) -> bool) -> anyhow::Result<()> {
+    for checkpoint in Checkpoint::list(directory)?.into_iter().filter(|checkpoint| which(checkpoint.step)) {
+        let path = &checkpoint.path;
+        fs::remove_dir_all(path).with_context(|| format!("cannot remove {}", path.display()))?;
+    }
+    Ok(())
 }
 
 fn note(line: &str) {

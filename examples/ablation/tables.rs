@@ -1,6 +1,6 @@
 //! The variants, the paper's numbers, and the tables that put ours beside them.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use yuan::laep::PerLayer;
 
 /// One row of a table.
@@ -17,7 +17,7 @@ pub struct Variant {
 }
 
 /// What a run came to.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Outcome {
     pub variant: String,
     pub seed: u64,
@@ -97,9 +97,10 @@ struct Row {
     parameters: f64,
     loss: f64,
     gini: f64,
-    /// Mean over the seeds of (loss − the base's loss of that seed), and its standard error.
+    /// Mean over the seeds of (loss − the base's loss of that seed).
     difference: f64,
-    error: f64,
+    /// Half the width of its 95 % confidence interval; none for a single seed.
+    error: Option<f64>,
 }
 
 fn row(outcomes: &[Outcome], variant: &Variant) -> Option<Row> {
@@ -120,8 +121,14 @@ fn row(outcomes: &[Outcome], variant: &Variant) -> Option<Row> {
         loss: mean(&mut runs.iter().map(|run| run.loss)),
         gini: mean(&mut runs.iter().map(|run| run.gini)),
         difference,
-        error: (variance / n).sqrt(),
+        error: student_t(differences.len()).map(|t| t * (variance / n).sqrt()),
     })
+}
+
+/// Student's t at 95 % for the mean of so many values.
+fn student_t(values: usize) -> Option<f64> {
+    const T: [f64; 9] = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262];
+    values.checked_sub(2).map(|i| T.get(i).copied().unwrap_or(1.96))
 }
 
 /// Both tables with a verdict on the direction of every difference to the base.
@@ -145,7 +152,8 @@ pub fn report(outcomes: &[Outcome], layers: usize) -> String {
             let paper = variant.paper.map_or(String::from("-"), |loss| format!("{loss:.3}"));
             let against =
                 variant.paper.map_or(String::from("-"), |loss| format!("{:+.3}", loss - paper_base));
-            let ours = format!("{:+.4} +- {:.4}", row.difference, row.error);
+            let error = row.error.map_or_else(|| "?".into(), |error| format!("{error:.4}"));
+            let ours = format!("{:+.4} +- {error}", row.difference);
             text += &format!(
                 "{:<34}  {:>8.3} M  {:>8.4}  {ours:>18}  {:>5.2}  {paper:>7}  {against:>12}  {}\n",
                 variant.name,
@@ -158,17 +166,18 @@ pub fn report(outcomes: &[Outcome], layers: usize) -> String {
         text.push('\n');
     }
     text.push_str(
-        "Loss: mean validation cross-entropy over the seeds, nats per token; +-: standard error of the paired\n\
-         difference. The direction agrees or not where ours is beyond two standard errors, else it is noise.\n",
+        "Loss: mean validation cross-entropy over the seeds, nats per token; +-: 95 % confidence interval of the\n\
+         paired difference (Student's t). The direction agrees or not where ours lies outside of it, else it is noise.\n",
     );
     text
 }
 
 fn verdict(row: &Row, paper: Option<f64>) -> &'static str {
     match paper {
-        _ if row.difference == 0.0 && row.error == 0.0 => "",
+        _ if row.difference == 0.0 => "",
         None => "not in the paper",
-        Some(_) if row.difference.abs() <= 2.0 * row.error => "within noise",
+        Some(_) if row.error.is_none() => "one seed tells nothing",
+        Some(_) if row.difference.abs() <= row.error.unwrap_or(0.0) => "within noise",
         Some(paper) if paper.abs() < 5e-4 => "the paper has none",
         Some(paper) if paper.signum() == row.difference.signum() => "agrees",
         Some(_) => "does not agree",
@@ -185,7 +194,7 @@ pub fn picture(outcomes: &[Outcome], layers: usize) -> anyhow::Result<String> {
         Some(Difference {
             name: if variant.lfa { variant.name.into() } else { format!("{}, no LFA", variant.name) },
             ours: row.difference,
-            error: row.error,
+            error: row.error.unwrap_or(0.0),
             paper: variant.paper.map(|loss| loss - base),
         })
     };

@@ -195,14 +195,9 @@ impl Arguments {
         };
         config.validate()?;
         // Found out now rather than in the middle of the run.
-        if !self.no_laep && !self.experts.is_multiple_of(self.multiple_of) {
-            bail!("--experts {} is not divisible by --multiple-of {}", self.experts, self.multiple_of);
-        }
         let model = self.model_config(self.vocab, 0)?;
-        for (name, values) in [("--alpha", self.alpha.values()), ("--beta", self.beta.values())] {
-            if values.len() > 1 && values.len() != self.layers {
-                bail!("{name} has {} values for --layers {}", values.len(), self.layers);
-            }
+        if !self.no_laep {
+            config.laep.limits.check_model(&model.experts_per_layer)?;
         }
         if let Some(plan) = &config.laep.plan {
             let path = self.plan.as_deref().unwrap_or(Path::new("")).display();
@@ -224,7 +219,7 @@ impl Arguments {
             // Value, both moments and gradient are read, value and moments written.
             optimizer_bytes: 28.0,
         };
-        SpeedModel { cluster, shape: model_shape(model, self.seq, 4.0), group_per_device: false }
+        SpeedModel { cluster, shape: model_shape(model, self.seq, 4.0) }
     }
 
     /// The model, once the vocabulary is known.

@@ -19,7 +19,7 @@ use yuan::{
     model::{YuanConfig, YuanModel},
     train::{
         PruneExperts, TrainConfig, Trainer,
-        callback::{BalanceBias, CheckpointEvery, Display, MetricsFile, ValidateEvery},
+        callback::{BalanceBias, CheckpointEvery, Display, MetricsFile, Trigger, ValidateEvery},
         checkpoint::Checkpoint,
         data::{self, RowStream, TokenStreams},
         report::{self, History, html_report, pictures, summary_table},
@@ -53,7 +53,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     let mut trainer = open(&run_dir, &device)?;
     trainer.run()?;
-    close(&run_dir)
+    close(&run_dir, trainer.config())
 }
 
 /// Files of a run that are written once, before the first step.
@@ -136,7 +136,7 @@ fn row_streams(streams: &TokenStreams, config: &TrainConfig) -> anyhow::Result<[
 }
 
 /// Draws the pictures, writes the report and prints the table.
-fn close(run_dir: &Path) -> anyhow::Result<()> {
+fn close(run_dir: &Path, config: &TrainConfig) -> anyhow::Result<()> {
     let history = History::read(run_dir)?;
     let name = run_dir.file_name().unwrap_or(run_dir.as_os_str()).to_string_lossy();
     let mut files = vec![
@@ -156,9 +156,11 @@ fn close(run_dir: &Path) -> anyhow::Result<()> {
     let mut out = std::io::stdout();
     writeln!(out, "\n{}", summary_table(&history))?;
     if plan.is_none() {
-        let why = match history.undone().next() {
-            Some(_) => "the guard undid the prune",
-            None => "LAEP was off, or the loads never became stable",
+        let why = match &config.laep.trigger {
+            _ if history.undone().next().is_some() => "the guard undid the prune",
+            Trigger::Never => "LAEP was off",
+            Trigger::Steps(_) => "the run ended before the step to prune at",
+            Trigger::Stable { .. } => "the loads of all layers were never stable",
         };
         writeln!(out, "Nothing was pruned: {why}.")?;
     }

@@ -5,11 +5,13 @@
 //!
 //! - dense work: attention, norms and head, the same on every device (data parallel);
 //! - experts: per expert the larger of its arithmetic and the traffic of its weights;
-//! - exchange: rows to their experts and back, forward and backward, over the link;
+//! - exchange: rows to their experts and back over the link, in every pass but one (a backward pass does the
+//!   arithmetic of two);
 //! - per optimizer step: the moments' traffic and the reduction of gradients over the copies of the model.
 //!
-//! Assumed: the same devices everywhere, tokens spread evenly over them before routing, nothing
-//! overlaps, no latency, and tokens of pruned experts go to the kept ones in proportion to their loads.
+//! Assumed: the same devices everywhere, each holding its share of all layers (no pipeline), tokens spread
+//! evenly over them before routing, nothing overlaps, no latency, memory without end, and tokens of pruned
+//! experts go to the kept ones in proportion to their loads.
 
 use serde::{Deserialize, Serialize};
 
@@ -22,7 +24,7 @@ pub struct DeviceSpeed {
     pub flops: f64,
     /// Bytes a second from its memory.
     pub memory_bandwidth: f64,
-    /// Bytes a second over its link to the others; infinite for a device alone.
+    /// Bytes a second over its link to the others; the largest number for a device alone (JSON has no infinity).
     pub link_bandwidth: f64,
 }
 
@@ -54,7 +56,7 @@ pub struct Cluster {
     pub tokens_per_device: f64,
     /// Micro-batches of an optimizer step.
     pub micro_batches: f64,
-    /// Copies of every parameter over which gradients are reduced.
+    /// Copies of every expert over which gradients are reduced; the dense parameters have as many on every group.
     pub data_parallel: f64,
     /// Passes over the products: 3 for forward and backward, 4 with recomputation.
     pub passes: f64,
@@ -140,7 +142,7 @@ fn without_pruned(plan: &LayerPlan) -> LayerLoad {
 }
 
 impl Cluster {
-    /// Time of one optimizer step with the experts of every layer placed so; layers without load count as balanced.
+    /// Time of one optimizer step with the experts of every layer placed so; without load, experts cost their weights.
     pub fn step(&self, shape: &ModelShape, layers: &[PlacedLayer]) -> StepTime {
         let speed = &self.device;
         let groups = layers.iter().map(|layer| layer.groups.len()).max().unwrap_or(1).max(1) as f64;
@@ -157,8 +159,9 @@ impl Cluster {
                     arithmetic.max(weights)
                 });
                 let received: f64 = members.iter().map(|&expert| rows * fractions[expert]).sum();
-                // Each row travels in and out, forward and backward; those of the own device do not.
-                let bytes = 4.0 * received * shape.row_bytes * (groups - 1.0) / groups;
+                // A row travels in and out, unless its expert is on its own device.
+                let trips = 2.0 * (self.passes - 1.0);
+                let bytes = trips * received * shape.row_bytes * (groups - 1.0) / groups;
                 (compute.sum::<f64>(), bytes / speed.link_bandwidth)
             };
             let slowest =
@@ -172,8 +175,11 @@ impl Cluster {
         let dense = layers.len() as f64 * shape.dense_flops_per_layer + shape.head_flops;
         let visited = layers.len() as f64 * shape.top_k as f64 * shape.expert_flops;
         let parameters = shape.dense_parameters + held;
+        // A ring sends every gradient twice, less a share.
+        let ring = |parameters: f64, copies: f64| 2.0 * parameters * (copies - 1.0) / copies;
         let copies = self.data_parallel.max(1.0);
-        let reduced = 2.0 * parameters * self.weight_bytes * (copies - 1.0) / copies;
+        let reduced =
+            self.weight_bytes * (ring(held, copies) + ring(shape.dense_parameters, copies * groups));
         StepTime {
             dense: self.passes * dense * tokens / speed.flops,
             experts: experts * self.micro_batches,

@@ -73,6 +73,32 @@ impl PruneLimits {
         Ok(())
     }
 
+    /// Checks the limits against the experts of a model, so that a plan cannot fail on anything but its loads.
+    ///
+    /// # Errors
+    ///
+    /// Names the limit or the layer that does not fit.
+    pub fn check_model(&self, experts_per_layer: &[usize]) -> Result<(), PlanError> {
+        self.check_layers(experts_per_layer.len())?;
+        experts_per_layer
+            .iter()
+            .enumerate()
+            .try_for_each(|(layer, &experts)| self.check_layer(layer, experts))
+    }
+
+    pub(crate) fn check_layer(&self, layer: usize, num_experts: usize) -> Result<(), PlanError> {
+        if num_experts == 0 {
+            return Err(PlanError::NoExperts { layer });
+        }
+        if !num_experts.is_multiple_of(self.multiple_of) {
+            return Err(PlanError::NotAMultiple { layer, num_experts, multiple_of: self.multiple_of });
+        }
+        if num_experts < self.top_k {
+            return Err(PlanError::BelowTopK { layer, kept: num_experts, top_k: self.top_k });
+        }
+        Ok(())
+    }
+
     /// Checks that limits per layer are as many as the layers.
     pub(crate) fn check_layers(&self, layers: usize) -> Result<(), PlanError> {
         for (name, limit) in [("alpha", &self.alpha), ("beta", &self.beta)] {

@@ -69,11 +69,6 @@ impl LayerPlan {
         pruned as f64 / self.load.total().max(1) as f64
     }
 
-    /// Whether experts stay as they are: none pruned, none moved.
-    pub fn is_identity(&self) -> bool {
-        self.pruned.is_empty() && self.kept.iter().copied().eq(0..self.num_experts())
-    }
-
     /// Balance of the groups under the load measured.
     pub fn balance(&self) -> GroupBalance {
         GroupBalance::of(self.load.tokens_per_expert(), &self.groups)
@@ -225,17 +220,9 @@ fn plan_layer(
     num_groups: usize,
 ) -> Result<LayerPlan, PlanError> {
     let num_experts = load.num_experts();
-    if num_experts == 0 {
-        return Err(PlanError::NoExperts { layer });
-    }
+    limits.check_layer(layer, num_experts)?;
     if load.total() == 0 {
         return Err(PlanError::NoLoad { layer });
-    }
-    if !num_experts.is_multiple_of(limits.multiple_of) {
-        return Err(PlanError::NotAMultiple { layer, num_experts, multiple_of: limits.multiple_of });
-    }
-    if num_experts < limits.top_k {
-        return Err(PlanError::BelowTopK { layer, kept: num_experts, top_k: limits.top_k });
     }
     let order = load.ascending();
     let allowed = allowed_prefix(load, &order, limits.alpha.at(layer), limits.beta.at(layer));

@@ -63,12 +63,15 @@ const SEARCHED_NODES: u32 = 200_000;
 /// `max_over_mean` of the best possible arrangement of the grouped experts into as many groups of equal
 /// size: what the greedy packing is measured against.
 ///
-/// Found by branch and bound for up to 16 experts; for more, only where `groups` already meet a bound that
+/// Found by branch and bound for up to 16 experts, where that ends soon; for more, only where `groups` already meet a bound that
 /// no arrangement beats. `None` where the optimum is not known.
 pub fn optimal_balance(load: &[u64], groups: &[Vec<usize>]) -> Option<f64> {
     let mut loads: Vec<u128> = groups.iter().flatten().map(|&expert| u128::from(load[expert])).collect();
     loads.sort_unstable_by(|a, b| b.cmp(a));
     let (total, capacity) = (loads.iter().sum::<u128>(), loads.len() / groups.len().max(1));
+    if capacity == 0 {
+        return None;
+    }
     if total == 0 {
         return Some(1.0);
     }

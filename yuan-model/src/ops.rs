@@ -206,7 +206,7 @@ mod ndarray {
 
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod cube {
-    impl super::YuanOps for burn::backend::CubeBackend {}
+    impl super::YuanOps for burn_cubecl::CubeBackend {}
 }
 
 /// One matrix product per group of rows, each with its own weight: the experts' product.

@@ -9,7 +9,7 @@ use burn::{
     tensor::{Int, Tensor, TensorData},
 };
 
-use crate::{ModelError, YuanModel};
+use crate::{ModelError, YuanModel, named};
 
 /// A parameter with an axis along which the experts of one layer lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,10 +105,21 @@ fn selections<M: PrunableExperts>(model: &M, kept: &[Vec<usize>]) -> Result<Vec<
     if kept.len() != layers.len() {
         return Err(ModelError::LayerCount { expected: layers.len(), found: kept.len() });
     }
+    if axes.len() != layers.len() {
+        return Err(ModelError::LayerCount { expected: layers.len(), found: axes.len() });
+    }
+    let parameters = named::parameter_names(model);
     let mut selections = Vec::new();
     for (layer, ((kept, &experts), axes)) in kept.iter().zip(&layers).zip(axes).enumerate() {
         check_kept(layer, kept, experts, model.top_k())?;
         for ExpertAxis { param, axis, blocks } in axes {
+            // A model that describes itself wrongly would be cut into pieces that do not fit.
+            let shape = parameters.iter().find(|name| name.id == param).map(|name| &name.shape[..]);
+            if shape.and_then(|shape| shape.get(axis)) != Some(&(blocks * experts)) {
+                let reason =
+                    format!("no parameter has {blocks} x {experts} slices along axis {axis}: {shape:?}");
+                return Err(ModelError::Experts { layer, reason });
+            }
             let slices = (0..blocks).flat_map(|block| kept.iter().map(move |e| block * experts + e));
             selections.push(Selection { param, axis, kept: slices.collect() });
         }

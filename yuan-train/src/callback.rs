@@ -13,7 +13,7 @@ use serde_json::Value;
 use yuan_laep::{LayerLoad, LayerStability, LayerSummary, LoadStatistics, PrunePlan};
 use yuan_model::{ModelError, surgery::Selection};
 
-use crate::{AdamW, TrainConfig, TrainError, trainer::Session};
+use crate::{AdamW, TrainConfig, TrainError, checkpoint::Checkpoint, trainer::Session};
 
 mod balance_bias;
 mod display;
@@ -61,6 +61,11 @@ pub trait Callback<M> {
     fn on_step_end(&mut self, context: &mut Context<'_, M>) -> Result<(), TrainError> {
         let _ = context;
         Ok(())
+    }
+
+    /// Loss or gradient of the step stopped being a number, which ends the run unless it can go back.
+    fn on_not_finite(&mut self, context: &mut Context<'_, M>) {
+        let _ = context;
     }
 
     /// Something happened, this callback's own events included.
@@ -197,8 +202,8 @@ pub enum Event {
     Guard {
         /// Steps completed.
         step: u64,
-        /// Validation loss that it decided on.
-        loss: f64,
+        /// Validation loss that it decided on; none if a loss was not even a number.
+        loss: Option<f64>,
         /// The most that it allows.
         allowed_loss: f64,
         /// Whether the prune stays.
@@ -310,17 +315,22 @@ impl<M> Context<'_, M> {
     }
 
     /// Asks for the whole state of the run to be kept aside, before [`Callback::on_step_end`] changes it.
-    pub fn request_snapshot(&mut self) {
+    pub(crate) fn request_snapshot(&mut self) {
         self.requests.snapshot = true;
     }
 
+    /// Whether there is a state to go back to.
+    pub(crate) fn has_snapshot(&self) -> bool {
+        Checkpoint::has_snapshot(self.run_dir)
+    }
+
     /// Says that the run need not go back any more.
-    pub fn discard_snapshot(&mut self) {
+    pub(crate) fn discard_snapshot(&mut self) {
         self.requests.discard_snapshot = true;
     }
 
     /// Asks for the run to go back to its snapshot after this step.
-    pub fn request_roll_back(&mut self) {
+    pub(crate) fn request_roll_back(&mut self) {
         self.requests.roll_back = true;
     }
 

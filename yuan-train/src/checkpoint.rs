@@ -25,7 +25,7 @@ use yuan_model::named;
 
 use crate::{
     AdamW, LanguageModel, TrainConfig, TrainError,
-    files::{UNFINISHED, write_directory},
+    files::{UNFINISHED, remove_directory, write_directory},
 };
 
 /// What a checkpoint carries beside tensors.
@@ -111,14 +111,21 @@ impl Checkpoint {
         Self::write(Self::snapshot(run_dir).path, model, optimizer, state)
     }
 
+    pub(crate) fn has_snapshot(run_dir: &Path) -> bool {
+        Self::snapshot(run_dir).path.is_dir()
+    }
+
     pub(crate) fn discard_snapshot(run_dir: &Path) -> Result<(), TrainError> {
-        remove(&Self::snapshot(run_dir).path)
+        remove_directory(&Self::snapshot(run_dir).path)
     }
 
     /// Removes the checkpoints of a branch that the run left.
     pub(crate) fn remove_after(run_dir: &Path, step: u64) -> Result<(), TrainError> {
         let checkpoints = Self::list(run_dir)?;
-        checkpoints.iter().filter(|checkpoint| checkpoint.step > step).try_for_each(|old| remove(&old.path))
+        checkpoints
+            .iter()
+            .filter(|checkpoint| checkpoint.step > step)
+            .try_for_each(|old| remove_directory(&old.path))
     }
 
     fn write<M: LanguageModel>(
@@ -154,7 +161,7 @@ impl Checkpoint {
     pub fn prune(run_dir: &Path, keep: usize) -> Result<(), TrainError> {
         let mut checkpoints = Self::list(run_dir)?;
         checkpoints.truncate(checkpoints.len().saturating_sub(keep));
-        checkpoints.iter().try_for_each(|old| remove(&old.path))?;
+        checkpoints.iter().try_for_each(|old| remove_directory(&old.path))?;
         for entry in fs::read_dir(run_dir).map_err(TrainError::io("read", run_dir))? {
             let path = entry.map_err(TrainError::io("read", run_dir))?.path();
             let is_checkpoint =
@@ -215,17 +222,6 @@ impl Checkpoint {
         wrong.sort_unstable();
         Err(damaged(&self.path, format!("model.safetensors: {}", wrong.join("; "))))
     }
-}
-
-/// Removes a checkpoint, if it is there; renamed first, so that a kill in the middle leaves nothing that
-/// looks complete.
-fn remove(path: &Path) -> Result<(), TrainError> {
-    let going = path.with_extension(UNFINISHED);
-    drop(fs::remove_dir_all(&going));
-    if !path.exists() {
-        return Ok(());
-    }
-    fs::rename(path, &going).and_then(|()| fs::remove_dir_all(&going)).map_err(TrainError::io("remove", path))
 }
 
 fn damaged(path: &Path, reason: impl Into<String>) -> TrainError {

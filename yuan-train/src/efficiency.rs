@@ -17,18 +17,14 @@ pub struct SpeedModel {
     pub cluster: Cluster,
     /// The model.
     pub shape: ModelShape,
-    /// Whether a device group of the plan is a device of its own; otherwise one device has all of them.
-    pub group_per_device: bool,
 }
 
 impl SpeedModel {
-    /// Step time before the plan over that after it.
+    /// Step time before the plan over that after it, if one device holds all groups.
     pub fn gain(&self, plan: &PrunePlan) -> f64 {
         let step = |placed: fn(&yuan_laep::LayerPlan) -> PlacedLayer| {
-            let layers = plan.layers.iter().map(placed).map(|layer| match self.group_per_device {
-                true => layer,
-                false => PlacedLayer { groups: vec![layer.groups.concat()], ..layer },
-            });
+            let layers = plan.layers.iter().map(placed);
+            let layers = layers.map(|layer| PlacedLayer { groups: vec![layer.groups.concat()], ..layer });
             self.cluster.step(&self.shape, &layers.collect::<Vec<_>>()).seconds()
         };
         step(PlacedLayer::before) / step(PlacedLayer::rearranged)
@@ -54,26 +50,46 @@ pub fn model_shape(config: &YuanConfig, seq_len: usize, row_bytes_per_value: f64
     }
 }
 
-/// Measures what a device sustains in f32, in a fraction of a second on a CPU: products of `[1024, 512]` by
-/// `[512, 512]`, and the sum of two long vectors. It has no link.
+/// Measures what a device sustains in f32, in a second or less: square products and sums of two vectors, each
+/// as large as it must be for the device to take some milliseconds. It has no link.
 pub fn measure_device(device: &Device) -> DeviceSpeed {
     let random = |shape: [usize; 2]| Tensor::<2>::random(shape, Distribution::Uniform(-1.0, 1.0), device);
-    let (a, b) = (random([1024, 512]), random([512, 512]));
-    let product = 2.0 * 1024.0 * 512.0 * 512.0;
-    let flops = best_rate(product, || drop(a.clone().matmul(b.clone()).slice([0..1, 0..1]).into_data()));
-    let (x, y) = (random([2048, 4096]), random([2048, 4096]));
-    // Two are read, one is written.
-    let bytes = 3.0 * 4.0 * 2048.0 * 4096.0;
-    let memory_bandwidth = best_rate(bytes, || drop((x.clone() + y.clone()).slice([0..1, 0..1]).into_data()));
+    let flops = largest_rate([512, 1024, 2048, 4096, 8192], |n| {
+        let (a, b) = (random([n, n]), random([n, n]));
+        (2.0 * (n as f64).powi(3), move || finish(a.clone().matmul(b.clone())))
+    });
+    let memory_bandwidth = largest_rate([1 << 10, 1 << 12, 1 << 14], |n| {
+        let (x, y) = (random([n, 4096]), random([n, 4096]));
+        // Two are read, one is written.
+        (3.0 * 4.0 * n as f64 * 4096.0, move || finish(x.clone() + y.clone()))
+    });
     DeviceSpeed { flops, memory_bandwidth, link_bandwidth: f64::MAX }
 }
 
-/// Work a second of the fastest of some tries, the first of which warms up.
-fn best_rate(work: f64, mut task: impl FnMut()) -> f64 {
-    let seconds = |_| {
-        let start = Instant::now();
-        task();
-        start.elapsed().as_secs_f64()
-    };
-    work / (0..6).map(seconds).skip(1).fold(f64::INFINITY, f64::min)
+/// Waits for a result by reading one number of it.
+fn finish(result: Tensor<2>) {
+    drop(result.slice([0..1, 0..1]).into_data());
+}
+
+/// Work a second of tasks of growing size, up to one that takes long enough to be timed well.
+fn largest_rate<F: FnMut()>(
+    sizes: impl IntoIterator<Item = usize>,
+    mut task: impl FnMut(usize) -> (f64, F),
+) -> f64 {
+    let mut rate = 0.0;
+    for size in sizes {
+        let (work, mut run) = task(size);
+        let seconds = |_| {
+            let start = Instant::now();
+            run();
+            start.elapsed().as_secs_f64()
+        };
+        // The first warms up.
+        let fastest = (0..4).map(seconds).skip(1).fold(f64::INFINITY, f64::min);
+        rate = work / fastest;
+        if fastest > 5e-3 {
+            break;
+        }
+    }
+    rate
 }

@@ -27,20 +27,41 @@ pub(crate) fn write_directory(
     fill: impl FnOnce(&Path) -> Result<(), TrainError>,
 ) -> Result<(), TrainError> {
     let unfinished = unfinished(path);
-    let remove = |directory: &Path| if directory.exists() { fs::remove_dir_all(directory) } else { Ok(()) };
     let write = || {
-        remove(&unfinished).map_err(TrainError::io("remove", &unfinished))?;
+        if unfinished.exists() {
+            fs::remove_dir_all(&unfinished).map_err(TrainError::io("remove", &unfinished))?;
+        }
         fs::create_dir_all(&unfinished).map_err(TrainError::io("create", &unfinished))?;
         fill(&unfinished)?;
         for entry in fs::read_dir(&unfinished).map_err(TrainError::io("read", &unfinished))? {
             let file = entry.map_err(TrainError::io("read", &unfinished))?.path();
             File::open(&file).and_then(|file| file.sync_all()).map_err(TrainError::io("write", &file))?;
         }
-        remove(path).map_err(TrainError::io("replace", path))?;
+        remove_directory(path)?;
         fs::rename(&unfinished, path).map_err(TrainError::io("write", path))
     };
     write().inspect_err(|_| drop(fs::remove_dir_all(&unfinished)))?;
     sync_parent(path)
+}
+
+/// Removes a directory if it is there; renamed first, so that a kill in the middle leaves nothing that looks
+/// complete.
+pub(crate) fn remove_directory(path: &Path) -> Result<(), TrainError> {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(".removed.");
+    name.push(UNFINISHED);
+    let going = path.with_file_name(name);
+    let remove = || {
+        if going.exists() {
+            fs::remove_dir_all(&going)?;
+        }
+        if path.exists() {
+            fs::rename(path, &going)?;
+            fs::remove_dir_all(&going)?;
+        }
+        Ok(())
+    };
+    remove().map_err(TrainError::io("remove", path))
 }
 
 /// Extension of what is not complete.

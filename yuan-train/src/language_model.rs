@@ -51,6 +51,9 @@ pub trait LanguageModel: Module {
 
 /// A model whose routers choose by score plus a bias that balancing without an auxiliary loss moves.
 pub trait SelectionBias: Sized {
+    /// Whether the model has such biases.
+    fn has_selection_bias(&self) -> bool;
+
     /// Adds a number to the bias of every expert of every layer.
     fn shift_selection_bias(self, shifts: &[Vec<f32>]) -> Self;
 }
@@ -74,6 +77,10 @@ impl LanguageModel for YuanModel {
 }
 
 impl SelectionBias for YuanModel {
+    fn has_selection_bias(&self) -> bool {
+        self.config().router_selection_bias
+    }
+
     fn shift_selection_bias(self, shifts: &[Vec<f32>]) -> Self {
         YuanModel::shift_selection_bias(self, shifts)
     }

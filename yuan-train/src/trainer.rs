@@ -148,6 +148,11 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
         Ok(self)
     }
 
+    /// Settings of the run.
+    pub fn config(&self) -> &TrainConfig {
+        &self.config
+    }
+
     /// The model as it is now.
     pub fn model(&self) -> &M {
         self.session.model()
@@ -182,41 +187,55 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
             experts_per_layer: model.experts_per_layer(),
         })?;
         while self.step < self.config.steps {
-            let metrics = self.train_step()?;
-            let mut requests = Requests::default();
-            self.tell(&Event::Step(metrics.clone()))?;
-            self.call(&mut requests, |callback, context| callback.on_step(context, &metrics))?;
-            let last = requests.stop || self.step == self.config.steps;
-            if requests.validate || last {
-                let loss = self.validate()?;
-                self.tell(&Event::Validation { step: self.step, loss })?;
-            }
-            if requests.snapshot {
-                let state = self.state();
-                Checkpoint::save_snapshot(
-                    &self.run_dir,
-                    self.session.model(),
-                    self.session.optimizer(),
-                    &state,
-                )?;
-            }
-            self.call(&mut requests, |callback, context| callback.on_step_end(context))?;
-            if requests.roll_back {
-                self.roll_back()?;
-                continue;
-            }
-            if requests.discard_snapshot {
-                Checkpoint::discard_snapshot(&self.run_dir)?;
-            }
-            let last = last || requests.stop;
-            if requests.checkpoint || last {
-                self.save_checkpoint()?;
-            }
-            if last {
-                break;
+            match self.turn() {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error @ TrainError::NotFinite { .. }) => self.recover(error)?,
+                Err(error) => return Err(error),
             }
         }
         Ok(())
+    }
+
+    /// One step with everything around it; whether the run goes on.
+    fn turn(&mut self) -> Result<bool, TrainError> {
+        let metrics = self.train_step()?;
+        let mut requests = Requests::default();
+        self.tell(&Event::Step(metrics.clone()))?;
+        self.call(&mut requests, |callback, context| callback.on_step(context, &metrics))?;
+        let is_last = self.step == self.config.steps;
+        if requests.validate || requests.stop || is_last {
+            let loss = self.validate()?;
+            self.tell(&Event::Validation { step: self.step, loss })?;
+        }
+        if requests.snapshot {
+            let (model, optimizer) = (self.session.model(), self.session.optimizer());
+            Checkpoint::save_snapshot(&self.run_dir, model, optimizer, &self.state())?;
+        }
+        self.call(&mut requests, |callback, context| callback.on_step_end(context))?;
+        if requests.roll_back {
+            self.roll_back()?;
+            return Ok(true);
+        }
+        let last = is_last || requests.stop;
+        if requests.checkpoint || last {
+            self.save_checkpoint()?;
+            Checkpoint::prune(&self.run_dir, self.config.keep_checkpoints)?;
+        }
+        if requests.discard_snapshot {
+            Checkpoint::discard_snapshot(&self.run_dir)?;
+        }
+        Ok(!last)
+    }
+
+    /// Goes back to the snapshot if a callback wants to after a loss that is no number; else the error stands.
+    fn recover(&mut self, error: TrainError) -> Result<(), TrainError> {
+        let mut requests = Requests::default();
+        self.call(&mut requests, |callback, context| {
+            callback.on_not_finite(context);
+            Ok(())
+        })?;
+        if requests.roll_back { self.roll_back() } else { Err(error) }
     }
 
     /// One optimizer step.
@@ -284,7 +303,7 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
     ///
     /// # Errors
     ///
-    /// If the device fails.
+    /// If the loss is not finite, or the device fails.
     pub fn validate(&mut self) -> Result<f64, TrainError> {
         let model = self.session.model().valid();
         let device = self.device.clone().inner();
@@ -294,7 +313,9 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
             let batch = self.validation.next_batch(self.config.batch_size, &device);
             sum += read_floats(model.loss(batch, BalanceLosses::default()).loss)?[0];
         }
-        Ok(sum / self.config.validation_batches as f64)
+        let value = sum / self.config.validation_batches as f64;
+        let not_finite = TrainError::NotFinite { step: self.step, what: "validation loss", value };
+        if value.is_finite() { Ok(value) } else { Err(not_finite) }
     }
 
     fn state(&self) -> CheckpointState {
@@ -309,15 +330,16 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
 
     fn save_checkpoint(&mut self) -> Result<(), TrainError> {
         Checkpoint::save(&self.run_dir, self.session.model(), self.session.optimizer(), &self.state())?;
-        Checkpoint::prune(&self.run_dir, self.config.keep_checkpoints)?;
         self.tell(&Event::Checkpoint { step: self.step })
     }
 
     /// Goes back to the snapshot: model, optimizer, step (and with it the learning rate), data and callbacks.
     ///
-    /// Killed anywhere in here, the run resumes from some checkpoint of before or after the prune, takes the
-    /// same steps and decides the same again; from the new checkpoint on it knows that the prune is undone.
+    /// The checkpoints of the branch that is left go only when one of the branch that is taken is complete:
+    /// killed before that, the run resumes on the old branch, takes the same steps and decides the same again.
     fn roll_back(&mut self) -> Result<(), TrainError> {
+        // Its moments need not be in memory beside those of the snapshot.
+        self.session.optimizer = AdamW::new(&self.config);
         let snapshot = Checkpoint::snapshot(&self.run_dir);
         let (model, optimizer, state) = snapshot.load::<M>(&self.config, &self.device)?;
         let left = self.step;
@@ -327,8 +349,9 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
             callback.roll_back(states.remove(callback.name()))?;
         }
         self.tell(&Event::RollBack { step: left, to_step: self.step })?;
-        Checkpoint::remove_after(&self.run_dir, self.step)?;
         self.save_checkpoint()?;
+        Checkpoint::remove_after(&self.run_dir, self.step)?;
+        Checkpoint::prune(&self.run_dir, self.config.keep_checkpoints)?;
         Checkpoint::discard_snapshot(&self.run_dir)
     }
 

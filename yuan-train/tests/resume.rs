@@ -216,6 +216,64 @@ fn a_prune_that_hurts_is_undone_and_the_run_is_as_if_it_had_never_been() {
     assert_eq!((history.prunes().count(), history.undone().count()), (0, 1));
 }
 
+/// Makes the head's weights no numbers after a step, once.
+struct PoisonAfter(Option<u64>);
+
+impl Callback<YuanModel> for PoisonAfter {
+    fn name(&self) -> &'static str {
+        "poison"
+    }
+
+    fn on_step(&mut self, context: &mut Context<'_, YuanModel>, _: &StepMetrics) -> Result<(), TrainError> {
+        if self.0 == Some(context.step()) {
+            self.0 = None;
+            context.update(|mut model| {
+                let broken =
+                    |w: burn::tensor::Tensor<2>| w.inner().mul_scalar(f32::NAN).autodiff().require_grad();
+                model.head.weight = model.head.weight.map(broken);
+                model
+            });
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_loss_that_is_no_number_under_the_guard_undoes_the_prune() {
+    let _turn = take_turns();
+    let config = with_guard(Trigger::Steps(vec![7]), Guard { margin: 10.0, steps: 4 });
+    let config = TrainConfig { validate_every: 0, ..config };
+    let run = tempdir().unwrap();
+    let mut trainer = open(&config, run.path()).with_callback(PoisonAfter(Some(9))).unwrap();
+    trainer.run().unwrap();
+    assert_eq!(trainer.model().config().experts_per_layer, [8, 8]);
+    let history = History::read(run.path()).unwrap();
+    assert!(
+        history
+            .events()
+            .iter()
+            .any(|event| matches!(event, Event::Guard { loss: None, satisfied: false, .. }))
+    );
+    assert_eq!(history.steps().last().unwrap().step, STEPS);
+    // Without a guard it ends the run.
+    let config = TrainConfig { laep: LaepConfig { guard: None, ..config.laep.clone() }, ..config };
+    let run = tempdir().unwrap();
+    let error = open(&config, run.path()).with_callback(PoisonAfter(Some(9))).unwrap().run().unwrap_err();
+    assert!(error.to_string().starts_with("step 10: the loss is NaN"), "{error}");
+}
+
+#[test]
+fn a_guard_whose_run_ends_decides_at_its_end() {
+    let _turn = take_turns();
+    let mut config = with_guard(Trigger::Steps(vec![STEPS - 1]), Guard { margin: 0.0, steps: 40 });
+    config.laep.limits.beta = 0.9.into();
+    let run = tempdir().unwrap();
+    let mut trainer = open(&config, run.path());
+    trainer.run().unwrap();
+    assert_eq!(trainer.model().config().experts_per_layer, [8, 8], "undone at the last step");
+    assert!(!run.path().join("before-prune").exists());
+}
+
 #[test]
 fn the_state_before_a_prune_is_kept_until_the_guard_is_satisfied() {
     let _turn = take_turns();

@@ -32,11 +32,6 @@ pub struct RoutedTokens<'a> {
 }
 
 impl BalanceLosses {
-    /// Whether any of them is on.
-    pub fn is_on(&self) -> bool {
-        *self != Self::default()
-    }
-
     /// The weighted sum of those that are on, `[1]`; nothing when none is.
     pub fn of(&self, tokens: &RoutedTokens<'_>) -> Option<Tensor<1>> {
         type Loss = fn(&RoutedTokens<'_>) -> Tensor<1>;

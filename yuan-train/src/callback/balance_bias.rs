@@ -6,7 +6,7 @@ use crate::{
     language_model::SelectionBias,
 };
 
-/// After every step, lowers the selection bias of experts above the mean load and raises the others'.
+/// After every step (and before a snapshot of it), lowers the selection bias of experts above the mean load and raises the others'.
 ///
 /// The model must have been built with `router_selection_bias`. The bias is part of the model: checkpoints
 /// carry it, and a prune cuts it with the router. DeepSeek-V3 adds it to sigmoids and moves it by 0.001; here
@@ -20,6 +20,14 @@ pub struct BalanceBias {
 impl<M: SelectionBias> Callback<M> for BalanceBias {
     fn name(&self) -> &'static str {
         "balance_bias"
+    }
+
+    fn on_start(&mut self, context: &mut Context<'_, M>) -> Result<(), TrainError> {
+        if self.update_rate != 0.0 && !context.model().has_selection_bias() {
+            let message = "bias_update_rate needs a model with router_selection_bias";
+            return Err(TrainError::Setting(message.into()));
+        }
+        Ok(())
     }
 
     fn on_step(&mut self, context: &mut Context<'_, M>, metrics: &StepMetrics) -> Result<(), TrainError> {

@@ -157,12 +157,15 @@ impl<M> Callback<M> for Display {
                 ));
             }
             Event::Guard { step, loss, allowed_loss, satisfied } => {
-                let verdict = if *satisfied { "within" } else { "not within" };
                 let then = if *satisfied { "the prune stays" } else { "the prune is undone" };
-                self.line(
-                    *step,
-                    &format!("guard: validation loss {loss:.4} is {verdict} {allowed_loss:.4}, {then}"),
-                );
+                let found = match loss {
+                    Some(loss) if *satisfied => {
+                        format!("validation loss {loss:.4} is within {allowed_loss:.4}")
+                    }
+                    Some(loss) => format!("validation loss {loss:.4} is not within {allowed_loss:.4}"),
+                    None => "the loss is not a number".into(),
+                };
+                self.line(*step, &format!("guard: {found}, {then}"));
             }
             Event::RollBack { step, to_step } => {
                 if let Some(bar) = &self.bar {
@@ -170,7 +173,7 @@ impl<M> Callback<M> for Display {
                 }
                 self.line(
                     *step,
-                    &format!("back to step {to_step}, before the prune; the run goes on unpruned"),
+                    &format!("back to step {to_step}, before the prune; there will be no other"),
                 );
             }
             _ => {}

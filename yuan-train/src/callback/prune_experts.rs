@@ -261,7 +261,7 @@ impl PruneExperts {
         Ok(())
     }
 
-    /// Ends the watch over a prune when the loss came back, and asks to undo it when time is up.
+    /// Ends the watch over a prune when the loss came back, and asks to undo it when time, or the run, is up.
     fn watch<M>(&mut self, context: &mut Context<'_, M>) {
         let (Some(Watched { until, allowed_loss }), Some((step, loss))) =
             (self.state.watched, self.validation)
@@ -274,13 +274,15 @@ impl PruneExperts {
         let satisfied = loss <= allowed_loss;
         if satisfied {
             self.state.watched = None;
+            // From this checkpoint on the run knows, and needs no way back.
+            context.request_checkpoint();
             context.discard_snapshot();
-        } else if step >= until {
+        } else if step >= until.min(context.config().steps) {
             context.request_roll_back();
         } else {
             return;
         }
-        context.emit(Event::Guard { step, loss, allowed_loss, satisfied });
+        context.emit(Event::Guard { step, loss: Some(loss), allowed_loss, satisfied });
     }
 }
 
@@ -304,12 +306,21 @@ impl<M: PrunableExperts> Callback<M> for PruneExperts {
     }
 
     fn on_start(&mut self, context: &mut Context<'_, M>) -> Result<(), TrainError> {
-        if let Some(plan) = self.config.plan.as_ref().filter(|_| self.is_pending()) {
+        if self.is_pending() {
             // Found out now rather than in the middle of the run.
-            plan.check_against(&context.model().experts_per_layer(), context.model().top_k())?;
+            let (experts, top_k) = (context.model().experts_per_layer(), context.model().top_k());
+            match &self.config.plan {
+                Some(plan) => plan.check_against(&experts, top_k)?,
+                None => self.config.limits.check_model(&experts)?,
+            }
         }
-        if self.state.watched.is_none() {
-            context.discard_snapshot();
+        match self.state.watched {
+            None => context.discard_snapshot(),
+            Some(_) if !context.has_snapshot() => {
+                let reason = "the guard watches a prune, but before-prune, the state to go back to, is gone";
+                return Err(TrainError::Setting(format!("{}: {reason}", context.run_dir().display())));
+            }
+            Some(_) => {}
         }
         Ok(())
     }
@@ -342,6 +353,14 @@ impl<M: PrunableExperts> Callback<M> for PruneExperts {
     fn on_step_end(&mut self, context: &mut Context<'_, M>) -> Result<(), TrainError> {
         self.watch(context);
         if std::mem::take(&mut self.due) { self.prune(context) } else { Ok(()) }
+    }
+
+    fn on_not_finite(&mut self, context: &mut Context<'_, M>) {
+        if let Some(Watched { allowed_loss, .. }) = self.state.watched {
+            let step = context.step();
+            context.emit(Event::Guard { step, loss: None, allowed_loss, satisfied: false });
+            context.request_roll_back();
+        }
     }
 
     fn on_event(&mut self, event: &Event) -> Result<(), TrainError> {

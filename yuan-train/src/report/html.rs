@@ -176,14 +176,14 @@ impl Page<'_> {
         if let [before, .., after] = &phases[..]
             && let (Some(before), Some(after)) = (before.tokens_per_second, after.tokens_per_second)
         {
-            let measured = Self::derived(after / before - 1.0, "gain in median speed", Show::Percent(1));
+            let measured = Self::derived(after / before, "gain in median speed", Show::Fixed(3));
             let predicted: Vec<String> = phases[1..]
                 .iter()
                 .map(|phase| self.line(phase.lines.model).number("/predicted_gain", Show::Fixed(3)))
                 .collect();
             self.paragraph(&format!(
-                "Measured gain in tokens per second: {measured}. Step time before over after, as the \
-                 efficiency model predicts it: {}.",
+                "Tokens per second after over before, as measured: {measured}; as the efficiency model predicts \
+                 it for each prune: {}.",
                 predicted.join(", ")
             ));
         }
@@ -192,13 +192,13 @@ impl Page<'_> {
     /// The experts of every layer, where they are few enough to be read.
     fn experts(model: &Line, list: &str) -> String {
         let layers = model.len(list);
+        let number = |i: usize| model.number(&format!("{list}/{i}"), Show::Fixed(0));
         if layers > 12 {
-            return "see below".into();
+            let count = |i: &usize| model.event.pointer(&format!("{list}/{i}")).and_then(Value::as_u64);
+            let (fewest, most) = ((0..layers).min_by_key(count), (0..layers).max_by_key(count));
+            return format!("{} to {}", number(fewest.unwrap_or(0)), number(most.unwrap_or(0)));
         }
-        (0..layers)
-            .map(|i| model.number(&format!("{list}/{i}"), Show::Fixed(0)))
-            .collect::<Vec<_>>()
-            .join(" ")
+        (0..layers).map(number).collect::<Vec<_>>().join(" ")
     }
 
     fn worst_imbalance(load: &Line) -> String {

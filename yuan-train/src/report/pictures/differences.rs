@@ -15,13 +15,13 @@ pub struct Difference {
     pub name: String,
     /// Our difference.
     pub ours: f64,
-    /// Its standard error.
+    /// Half the width of its confidence interval.
     pub error: f64,
     /// The published difference.
     pub paper: Option<f64>,
 }
 
-/// A bar with its standard error for every variant, and a ring where the paper lies.
+/// A bar with its confidence interval for every variant, and a ring where the paper lies.
 ///
 /// # Errors
 ///
@@ -55,7 +55,7 @@ pub fn differences(title: &str, rows: &[Difference]) -> Result<String, TrainErro
                 canvas.draw(&Circle::new((x(paper), y), 5, PRUNE.stroke_width(2)))?;
             }
         }
-        let note = "bars: ours with standard error; rings: the paper; left is better";
+        let note = "bars: ours with confidence interval; rings: the paper; left is better";
         text(canvas, note, (575, bottom + 34), 12, (HPos::Center, VPos::Center))
     })
 }

@@ -30,7 +30,7 @@ pub fn expert_load(history: &History) -> Result<String, TrainError> {
         text(canvas, caption, (450, 26), 20, (HPos::Center, VPos::Center))?;
         let pruned =
             |layer: usize, expert: usize| plan.is_some_and(|p| p.layers[layer].pruned.contains(&expert));
-        let title = if after.is_some() {
+        let title = if plan.is_some() {
             "before the prune, in the windows it rests on (crossed out: pruned)"
         } else {
             "last window of the run"

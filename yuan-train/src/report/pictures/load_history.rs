@@ -1,9 +1,13 @@
 //! Loads over training: the paper's Figure 1.
 
 use plotters::prelude::*;
+use yuan_laep::{LayerLoad, LayerPlan, PrunePlan};
 
 use super::{INK, PRUNE, STRONG, chosen_layers, heading, svg};
-use crate::{TrainError, report::History};
+use crate::{
+    TrainError,
+    report::{History, Window},
+};
 
 /// Tokens of every expert in every window, a panel per layer (four at most), on a logarithmic scale.
 ///
@@ -56,6 +60,8 @@ struct Curve {
 struct Curves {
     /// Per layer, per original expert.
     layers: Vec<Vec<Curve>>,
+    /// Original expert at every place of every layer; a prune selects among them.
+    identity: Vec<Vec<usize>>,
     prunes: Vec<f64>,
     last_step: f64,
     least: f64,
@@ -74,46 +80,52 @@ impl Curves {
 
     fn of(history: &History) -> Self {
         let prunes: Vec<_> = history.prunes().collect();
+        let first_window = history.windows().next().map(|window| window.layers);
+        let counts = |layers: &[LayerLoad]| layers.iter().map(LayerLoad::num_experts).collect::<Vec<_>>();
+        // The first plan knows the experts of before, even if no window was complete by then.
+        let experts = match prunes.first() {
+            Some((_, plan)) => plan.layers.iter().map(LayerPlan::num_experts).collect(),
+            None => first_window.map(counts).unwrap_or_default(),
+        };
+        let empty = |_| Curve { points: Vec::new(), pruned: false };
         let mut curves = Self {
-            layers: Vec::new(),
+            layers: experts.iter().map(|&experts| (0..experts).map(empty).collect()).collect(),
+            identity: experts.iter().map(|&experts| (0..experts).collect()).collect(),
             prunes: prunes.iter().map(|(step, _)| *step as f64).collect(),
             last_step: 1.0,
             least: f64::INFINITY,
             most: 1.0,
         };
-        // Original expert at every place of every layer; a prune selects among them.
-        let mut identity: Vec<Vec<usize>> = Vec::new();
         let mut next = prunes.into_iter().peekable();
         for window in history.windows() {
-            if curves.layers.is_empty() {
-                identity = window.layers.iter().map(|layer| (0..layer.num_experts()).collect()).collect();
-                let empty = |_| Curve { points: Vec::new(), pruned: false };
-                curves.layers = identity.iter().map(|experts| experts.iter().map(empty).collect()).collect();
-            }
             while let Some((_, plan)) = next.next_if(|(step, _)| *step < window.step) {
-                for (layer, plan) in plan.layers.iter().enumerate() {
-                    for &expert in &plan.pruned {
-                        curves.layers[layer][identity[layer][expert]].pruned = true;
-                    }
-                    identity[layer] = plan.kept.iter().map(|&expert| identity[layer][expert]).collect();
-                }
+                curves.apply(plan);
             }
-            curves.last_step = window.step as f64;
-            for (layer, load) in window.layers.iter().enumerate() {
-                for (&tokens, &expert) in load.tokens_per_expert().iter().zip(&identity[layer]) {
-                    // A logarithm knows no zero: a dead expert lies on the axis.
-                    let point = (window.step as f64, (tokens as f64).max(1.0));
-                    curves.layers[layer][expert].points.push(point);
-                    curves.least = curves.least.min(point.1);
-                    curves.most = curves.most.max(point.1);
-                }
-            }
+            curves.add(window);
         }
-        for (_, plan) in next {
-            for (layer, plan) in plan.layers.iter().enumerate().filter(|(layer, _)| *layer < identity.len()) {
-                plan.pruned.iter().for_each(|&e| curves.layers[layer][identity[layer][e]].pruned = true);
-            }
-        }
+        next.for_each(|(_, plan)| curves.apply(plan));
         curves
+    }
+
+    fn apply(&mut self, plan: &PrunePlan) {
+        for (layer, plan) in plan.layers.iter().enumerate() {
+            for &expert in &plan.pruned {
+                self.layers[layer][self.identity[layer][expert]].pruned = true;
+            }
+            self.identity[layer] = plan.kept.iter().map(|&expert| self.identity[layer][expert]).collect();
+        }
+    }
+
+    fn add(&mut self, window: Window<'_>) {
+        self.last_step = window.step as f64;
+        for (layer, load) in window.layers.iter().enumerate() {
+            for (&tokens, &expert) in load.tokens_per_expert().iter().zip(&self.identity[layer]) {
+                // A logarithm knows no zero: a dead expert lies on the axis.
+                let point = (window.step as f64, (tokens as f64).max(1.0));
+                self.layers[layer][expert].points.push(point);
+                self.least = self.least.min(point.1);
+                self.most = self.most.max(point.1);
+            }
+        }
     }
 }
