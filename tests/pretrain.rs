@@ -124,6 +124,7 @@ fn assert_sentence(message: &str, expected: &str) {
     assert_eq!(lines.len(), 1, "{message}");
     assert!(lines[0].contains(expected), "{message}");
     assert!(!message.contains("panicked"), "{message}");
+    assert!(message.matches("os error").count() <= 1, "a cause is said once: {message}");
 }
 
 #[test]

@@ -30,10 +30,10 @@ pub struct Arguments {
     #[arg(long, default_value_t = 3)]
     pub seeds: u64,
     /// Optimizer steps
-    #[arg(long, default_value_t = 200)]
+    #[arg(long, default_value_t = 150)]
     pub steps: u64,
     /// Step after which LAEP prunes
-    #[arg(long, default_value_t = 80)]
+    #[arg(long, default_value_t = 60)]
     pub prune_at: u64,
     /// Rows of a batch
     #[arg(long, default_value_t = 8)]
@@ -45,7 +45,7 @@ pub struct Arguments {
     #[arg(long, default_value_t = 1024)]
     pub vocab: usize,
     /// Layers of the model
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 3)]
     pub layers: usize,
     /// Width of the model
     #[arg(long, default_value_t = 64)]

@@ -263,8 +263,8 @@ fn write_tensors(path: &Path, tensors: Vec<(String, Outgoing)>) -> Result<(), Tr
     safetensors::serialize_to_file(tensors, None, path).map_err(|error| TrainError::Io {
         action: "write",
         path: path.to_path_buf(),
-        source: match error {
-            safetensors::SafeTensorError::IoError(source) => source,
+        cause: match error {
+            safetensors::SafeTensorError::IoError(cause) => cause,
             other => std::io::Error::other(other.to_string()),
         },
     })

@@ -1,4 +1,6 @@
 //! What can go wrong in a run, each in one sentence.
+//!
+//! A sentence holds its cause, which is therefore no `source`: a report of the chain would say it twice.
 
 use std::path::{Path, PathBuf};
 
@@ -10,14 +12,14 @@ use yuan_model::{ConfigError, ModelError};
 #[non_exhaustive]
 pub enum TrainError {
     /// A file or directory could not be read or written.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {cause}", path.display())]
     Io {
         /// What was tried: read, write, …
         action: &'static str,
         /// The file or directory.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// A setting of the run is out of range or contradicts another.
     #[error("{0}")]
@@ -69,12 +71,12 @@ pub enum TrainError {
         reason: String,
     },
     /// A callback of a user's own failed.
-    #[error("callback {name}: {source}")]
+    #[error("callback {name}: {cause}")]
     Callback {
         /// Name of the callback.
         name: &'static str,
         /// Its error.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        cause: Box<dyn std::error::Error + Send + Sync>,
     },
 }
 
@@ -82,6 +84,6 @@ impl TrainError {
     /// For `map_err` on a file operation.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_path_buf();
-        move |source| Self::Io { action, path, source }
+        move |cause| Self::Io { action, path, cause }
     }
 }

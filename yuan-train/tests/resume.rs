@@ -120,7 +120,7 @@ impl<M> Callback<M> for CrashAt {
         if metrics.step == self.step && self.visits > 0 {
             self.visits -= 1;
         } else if metrics.step == self.step {
-            return Err(TrainError::Callback { name: "crash", source: "as planned".into() });
+            return Err(TrainError::Callback { name: "crash", cause: "as planned".into() });
         }
         Ok(())
     }

@@ -35,8 +35,7 @@ impl YuanConfig {
     ///
     /// A file that cannot be read, and everything [`from_json`](Self::from_json) refuses.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text =
-            fs::read_to_string(path).map_err(|source| ConfigError::Io { path: path.into(), source })?;
+        let text = fs::read_to_string(path).map_err(|cause| ConfigError::Io { path: path.into(), cause })?;
         Self::from_json(&text)
     }
 

@@ -49,7 +49,7 @@ impl<M> Callback<M> for MetricsFile {
         let mut line = serde_json::to_string(event).map_err(|error| TrainError::Io {
             action: "write",
             path: path.clone(),
-            source: error.into(),
+            cause: error.into(),
         })?;
         line.push('\n');
         file.write_all(line.as_bytes()).map_err(TrainError::io("write", path))?;
@@ -65,7 +65,7 @@ impl<M> Callback<M> for MetricsFile {
     fn restore(&mut self, state: Value) -> Result<(), TrainError> {
         let lines = state.as_u64().ok_or_else(|| TrainError::Callback {
             name: "metrics_file",
-            source: "its state is no number of lines".into(),
+            cause: "its state is no number of lines".into(),
         })?;
         self.lines = lines as usize;
         Ok(())

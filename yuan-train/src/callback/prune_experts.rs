@@ -376,7 +376,7 @@ impl<M: PrunableExperts> Callback<M> for PruneExperts {
 
     fn restore(&mut self, state: Value) -> Result<(), TrainError> {
         self.state = serde_json::from_value(state)
-            .map_err(|error| TrainError::Callback { name: "prune_experts", source: error.into() })?;
+            .map_err(|error| TrainError::Callback { name: "prune_experts", cause: error.into() })?;
         Ok(())
     }
 

@@ -71,7 +71,7 @@ impl History {
             serde_json::from_str(line).map_err(|error| TrainError::Io {
                 action: "understand",
                 path: path.clone(),
-                source: std::io::Error::other(format!("line {}: {error}", number + 1)),
+                cause: std::io::Error::other(format!("line {}: {error}", number + 1)),
             })
         };
         Ok(Self::new(text.lines().enumerate().map(event).collect::<Result<_, _>>()?))
