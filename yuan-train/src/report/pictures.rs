@@ -51,6 +51,21 @@ fn heading(canvas: &Canvas<'_>, what: &str, width: i32) -> Drawn {
     text(canvas, what, (width / 2, 22), 20, (HPos::Center, VPos::Center))
 }
 
+/// A picture with a panel for each of some layers, two in a row.
+fn panels(
+    name: &'static str,
+    title: &str,
+    layers: &[usize],
+    mut paint: impl FnMut(&Canvas<'_>, usize) -> Drawn,
+) -> Result<String, TrainError> {
+    let rows = layers.len().div_ceil(2).max(1);
+    svg(name, (900, 50 + 260 * rows as u32), |canvas| {
+        heading(canvas, title, 900)?;
+        let panels = canvas.margin(40, 0, 0, 0).split_evenly((rows, if layers.len() > 1 { 2 } else { 1 }));
+        panels.iter().zip(layers).try_for_each(|(panel, &layer)| paint(panel, layer))
+    })
+}
+
 fn svg(
     name: &'static str,
     size: (u32, u32),

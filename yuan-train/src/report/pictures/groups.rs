@@ -3,7 +3,7 @@
 use plotters::prelude::*;
 use yuan_laep::{LayerPlan, PrunePlan, efficiency::PlacedLayer};
 
-use super::{INK, PALE, STRONG, chosen_layers, heading, svg};
+use super::{INK, PALE, STRONG, chosen_layers, panels};
 use crate::TrainError;
 
 /// Load of every device group over the mean, before the plan and after it, a panel per layer (four at most).
@@ -12,37 +12,33 @@ use crate::TrainError;
 ///
 /// If the drawing library fails.
 pub fn device_groups(plan: &PrunePlan) -> Result<String, TrainError> {
+    let title = "Load of the device groups over their mean: before (pale) and after (strong)";
     let layers = chosen_layers(plan.layers.len(), 4);
-    let rows = layers.len().div_ceil(2).max(1);
-    svg("device groups", (900, 70 + 240 * rows as u32), |canvas| {
-        heading(canvas, "Load of the device groups over their mean: before (pale) and after (strong)", 900)?;
-        let panels = canvas.margin(40, 0, 0, 0).split_evenly((rows, if layers.len() > 1 { 2 } else { 1 }));
-        for (panel, &layer) in panels.iter().zip(&layers) {
-            let bars = Bars::of(&plan.layers[layer]);
-            let title = format!("layer {layer}: busiest {:.2}, then {:.2}", bars.most(0), bars.most(1));
-            let mut chart = ChartBuilder::on(panel)
-                .margin(8)
-                .caption(title, ("sans-serif", 14).into_font().color(&INK))
-                .x_label_area_size(32)
-                .y_label_area_size(44)
-                .build_cartesian_2d(0.0..bars.0.len() as f64, 0.0..bars.most(0).max(bars.most(1)) * 1.1)?;
-            chart
-                .configure_mesh()
-                .disable_x_mesh()
-                .light_line_style(TRANSPARENT)
-                .x_desc(format!("device groups 0 to {}", bars.0.len() - 1))
-                .y_desc("load / mean")
-                .x_labels(0)
-                .draw()?;
-            for (side, colour) in [PALE, STRONG].into_iter().enumerate() {
-                chart.draw_series(bars.0.iter().enumerate().map(|(group, shares)| {
-                    let left = group as f64 + 0.1 + 0.4 * side as f64;
-                    Rectangle::new([(left, 0.0), (left + 0.4, shares[side])], colour.filled())
-                }))?;
-            }
-            let mean = [(0.0, 1.0), (bars.0.len() as f64, 1.0)];
-            chart.draw_series(DashedLineSeries::new(mean, 6, 4, INK.mix(0.6).stroke_width(1)))?;
+    panels("device groups", title, &layers, |panel, layer| {
+        let bars = Bars::of(&plan.layers[layer]);
+        let title = format!("layer {layer}: busiest {:.2}, then {:.2}", bars.most(0), bars.most(1));
+        let mut chart = ChartBuilder::on(panel)
+            .margin(8)
+            .caption(title, ("sans-serif", 14).into_font().color(&INK))
+            .x_label_area_size(32)
+            .y_label_area_size(44)
+            .build_cartesian_2d(0.0..bars.0.len() as f64, 0.0..bars.most(0).max(bars.most(1)) * 1.1)?;
+        chart
+            .configure_mesh()
+            .disable_x_mesh()
+            .light_line_style(TRANSPARENT)
+            .x_desc(format!("device groups 0 to {}", bars.0.len() - 1))
+            .y_desc("load / mean")
+            .x_labels(0)
+            .draw()?;
+        for (side, colour) in [PALE, STRONG].into_iter().enumerate() {
+            chart.draw_series(bars.0.iter().enumerate().map(|(group, shares)| {
+                let left = group as f64 + 0.1 + 0.4 * side as f64;
+                Rectangle::new([(left, 0.0), (left + 0.4, shares[side])], colour.filled())
+            }))?;
         }
+        let mean = [(0.0, 1.0), (bars.0.len() as f64, 1.0)];
+        chart.draw_series(DashedLineSeries::new(mean, 6, 4, INK.mix(0.6).stroke_width(1)))?;
         Ok(())
     })
 }

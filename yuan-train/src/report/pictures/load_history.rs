@@ -3,7 +3,7 @@
 use plotters::prelude::*;
 use yuan_laep::{LayerLoad, LayerPlan, PrunePlan};
 
-use super::{INK, PRUNE, STRONG, chosen_layers, heading, svg};
+use super::{INK, PRUNE, STRONG, chosen_layers, panels};
 use crate::{
     TrainError,
     report::{History, Window},
@@ -18,35 +18,31 @@ use crate::{
 /// If the drawing library fails.
 pub fn load_history(history: &History) -> Result<String, TrainError> {
     let curves = Curves::of(history);
+    let title = "Tokens per expert and window over training";
     let layers = chosen_layers(curves.layers.len(), 4);
-    let rows = layers.len().div_ceil(2).max(1);
-    svg("expert load over training", (900, 50 + 260 * rows as u32), |canvas| {
-        heading(canvas, "Tokens per expert and window over training", 900)?;
-        let panels = canvas.margin(40, 0, 0, 0).split_evenly((rows, if layers.len() > 1 { 2 } else { 1 }));
-        for (panel, &layer) in panels.iter().zip(&layers) {
-            let mut chart = ChartBuilder::on(panel)
-                .margin(8)
-                .caption(format!("layer {layer}"), ("sans-serif", 14).into_font().color(&INK))
-                .x_label_area_size(32)
-                .y_label_area_size(52)
-                .build_cartesian_2d(0.0..curves.last_step, (curves.floor()..curves.ceiling()).log_scale())?;
-            chart
-                .configure_mesh()
-                .light_line_style(TRANSPARENT)
-                .x_desc("optimizer step")
-                .y_desc("tokens")
-                .x_label_formatter(&|step| format!("{step:.0}"))
-                .y_label_formatter(&|tokens| format!("{tokens:.0}"))
-                .y_labels(5)
-                .draw()?;
-            for &step in &curves.prunes {
-                let line = [(step, curves.floor()), (step, curves.ceiling())];
-                chart.draw_series(DashedLineSeries::new(line, 6, 4, INK.mix(0.6).stroke_width(1)))?;
-            }
-            for curve in &curves.layers[layer] {
-                let style = if curve.pruned { PRUNE.mix(0.8) } else { STRONG.mix(0.7) };
-                chart.draw_series(LineSeries::new(curve.points.iter().copied(), style.stroke_width(1)))?;
-            }
+    panels("expert load over training", title, &layers, |panel, layer| {
+        let mut chart = ChartBuilder::on(panel)
+            .margin(8)
+            .caption(format!("layer {layer}"), ("sans-serif", 14).into_font().color(&INK))
+            .x_label_area_size(32)
+            .y_label_area_size(52)
+            .build_cartesian_2d(0.0..curves.last_step, (curves.floor()..curves.ceiling()).log_scale())?;
+        chart
+            .configure_mesh()
+            .light_line_style(TRANSPARENT)
+            .x_desc("optimizer step")
+            .y_desc("tokens")
+            .x_label_formatter(&|step| format!("{step:.0}"))
+            .y_label_formatter(&|tokens| format!("{tokens:.0}"))
+            .y_labels(5)
+            .draw()?;
+        for &step in &curves.prunes {
+            let line = [(step, curves.floor()), (step, curves.ceiling())];
+            chart.draw_series(DashedLineSeries::new(line, 6, 4, INK.mix(0.6).stroke_width(1)))?;
+        }
+        for curve in &curves.layers[layer] {
+            let style = if curve.pruned { PRUNE.mix(0.8) } else { STRONG.mix(0.7) };
+            chart.draw_series(LineSeries::new(curve.points.iter().copied(), style.stroke_width(1)))?;
         }
         Ok(())
     })

@@ -3,7 +3,7 @@
 use plotters::prelude::*;
 use yuan_laep::{LayerPlan, PrunePlan};
 
-use super::{INK, PALE, PRUNE, STRONG, chosen_layers, heading, svg};
+use super::{INK, PALE, PRUNE, STRONG, chosen_layers, panels};
 use crate::TrainError;
 
 /// Share of every expert, ascending (bars), and cumulative share (line), a panel per layer (four at most).
@@ -14,15 +14,10 @@ use crate::TrainError;
 ///
 /// If the drawing library fails.
 pub fn load_profile(plan: &PrunePlan) -> Result<String, TrainError> {
+    let title = "Experts by load, ascending, and their cumulative share";
     let layers = chosen_layers(plan.layers.len(), 4);
-    let rows = layers.len().div_ceil(2).max(1);
-    svg("experts by load", (900, 50 + 260 * rows as u32), |canvas| {
-        heading(canvas, "Experts by load, ascending, and their cumulative share", 900)?;
-        let panels = canvas.margin(40, 0, 0, 0).split_evenly((rows, if layers.len() > 1 { 2 } else { 1 }));
-        for (panel, &layer) in panels.iter().zip(&layers) {
-            profile(panel, layer, &plan.layers[layer], plan.limits.beta.at(layer))?;
-        }
-        Ok(())
+    panels("experts by load", title, &layers, |panel, layer| {
+        profile(panel, layer, &plan.layers[layer], plan.limits.beta.at(layer))
     })
 }
 
