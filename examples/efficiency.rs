@@ -12,7 +12,7 @@ use anyhow::Context;
 use clap::Parser;
 use yuan::{
     laep::{
-        LayerLoad, PruneLimits, PrunePlan,
+        LayerLoad, LayerPlan, PruneLimits, PrunePlan,
         efficiency::{Cluster, DeviceSpeed, PlacedLayer},
     },
     model::YuanConfig,
@@ -90,39 +90,26 @@ fn loads(experts: usize, layers: usize, spread: f64) -> Vec<LayerLoad> {
     (0..layers).map(layer).collect()
 }
 
+/// A plan that keeps so many experts, whatever load that leaves out: beta would allow all to go.
+fn plan_keeping(load: &LayerLoad, kept: usize, groups: usize) -> anyhow::Result<LayerPlan> {
+    let limits =
+        PruneLimits { beta: 1.0.into(), multiple_of: groups, min_experts: kept, ..PruneLimits::default() };
+    let plan = PrunePlan::new(std::slice::from_ref(load), &limits, groups)?.layers.remove(0);
+    anyhow::ensure!(
+        plan.kept.len() == kept,
+        "--groups {groups} does not divide the released count of {kept} experts"
+    );
+    Ok(plan)
+}
+
 fn calculate(arguments: &Arguments) -> anyhow::Result<()> {
     let (before, after) = (YuanConfig::ultra_unpruned(), YuanConfig::ultra());
     let layers = loads(64, before.num_hidden_layers(), arguments.spread);
-    let mut plans = Vec::with_capacity(layers.len());
-    for (load, &kept) in layers.iter().zip(&after.experts_per_layer) {
-        // The released count, whatever load that leaves out: beta would allow all to go.
-        let limits = PruneLimits {
-            beta: 1.0.into(),
-            multiple_of: arguments.groups,
-            min_experts: kept,
-            ..PruneLimits::default()
-        };
-        let plan = PrunePlan::new(std::slice::from_ref(load), &limits, arguments.groups)?.layers.remove(0);
-        anyhow::ensure!(
-            plan.kept.len() == kept,
-            "--groups {} does not divide the released count of {kept} experts",
-            arguments.groups
-        );
-        plans.push(plan);
-    }
-    let rearranged_only: Vec<_> = layers
-        .iter()
-        .map(|load| {
-            let limits = PruneLimits { beta: 0.0.into(), ..PruneLimits::default() };
-            Ok(PrunePlan::new(
-                std::slice::from_ref(load),
-                &PruneLimits { multiple_of: arguments.groups, min_experts: 64, ..limits },
-                arguments.groups,
-            )?
-            .layers
-            .remove(0))
-        })
-        .collect::<anyhow::Result<_>>()?;
+    let keeping = |kept: &[usize]| -> anyhow::Result<Vec<LayerPlan>> {
+        layers.iter().zip(kept).map(|(load, &kept)| plan_keeping(load, kept, arguments.groups)).collect()
+    };
+    let plans = keeping(&after.experts_per_layer)?;
+    let rearranged_only = keeping(&before.experts_per_layer)?;
     let cluster = Cluster {
         device: DeviceSpeed {
             flops: arguments.tflops * 1e12,
@@ -136,9 +123,8 @@ fn calculate(arguments: &Arguments) -> anyhow::Result<()> {
         weight_bytes: 2.0,
         optimizer_bytes: 28.0,
     };
-    let place = |plans: &[yuan::laep::LayerPlan], how: fn(&yuan::laep::LayerPlan) -> PlacedLayer| {
-        plans.iter().map(how).collect::<Vec<_>>()
-    };
+    let place =
+        |plans: &[LayerPlan], how: fn(&LayerPlan) -> PlacedLayer| plans.iter().map(how).collect::<Vec<_>>();
     let rearranged = place(&plans, PlacedLayer::rearranged);
     let cases = [
         ("base", place(&plans, PlacedLayer::before), Some(62.14)),

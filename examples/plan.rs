@@ -12,7 +12,7 @@ use anyhow::Context;
 use clap::Parser;
 use serde_json::json;
 use yuan::train::report::{pictures, save};
-use yuan_laep::{LoadFile, PerLayer, PruneLimits, PrunePlan, WhatIf};
+use yuan_laep::{LoadFile, ModelSize, PerLayer, PruneLimits, PrunePlan, WhatIf};
 
 /// Plan a layer-adaptive expert prune from token loads, without loading a model.
 #[derive(Parser)]
@@ -96,15 +96,14 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         if let Some(path) = &arguments.save {
             save(path, &plan.to_json())?;
         }
-        if arguments.json { plan_json(&plan) } else { dry_run(&plan, &loads)? }
+        if arguments.json { plan_json(&plan) } else { dry_run(&plan, loads.model) }
     };
     writeln!(std::io::stdout(), "{}", output.trim_end()).context("cannot write to standard output")
 }
 
 /// The plan as a table, and what it would save and cost.
-fn dry_run(plan: &PrunePlan, loads: &LoadFile) -> anyhow::Result<String> {
-    let effect = WhatIf::new(&loads.window.layers, &plan.limits, plan.num_groups, loads.model)?;
-    Ok(format!("{plan}\n\n{}", WhatIf::table(&[effect])))
+fn dry_run(plan: &PrunePlan, size: Option<ModelSize>) -> String {
+    format!("{plan}\n\n{}", WhatIf::table(&[WhatIf::of(plan, size)]))
 }
 
 fn plan_json(plan: &PrunePlan) -> String {

@@ -91,7 +91,8 @@ fn prepare(arguments: &Arguments, run_dir: &Path, device: &Device) -> anyhow::Re
     write(TOKENIZER, tokenizer)?;
     let model = arguments.model_config(vocab_size, streams.eod)?;
     write(MODEL, model.to_json())?;
-    config.laep.speed = Some(arguments.speed_model(&model, device));
+    // Measuring takes a moment, which only a prediction is worth.
+    config.laep.speed = (!arguments.no_laep).then(|| arguments.speed_model(&model, device));
     // Last, since a directory with this file is a run that can be resumed.
     write(CONFIG, serde_json::to_string_pretty(&config)?)
 }

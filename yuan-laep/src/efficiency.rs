@@ -15,7 +15,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{LayerLoad, LayerPlan};
+use crate::{LayerLoad, LayerPlan, rearrange::cut_in_order};
 
 /// What one device sustains, rather than what its data sheet says.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -107,14 +107,14 @@ impl StepTime {
 impl PlacedLayer {
     /// The experts before a plan: old order, cut into as many groups as the plan has.
     pub fn before(plan: &LayerPlan) -> Self {
-        Self { load: plan.load.clone(), groups: chunks((0..plan.num_experts()).collect(), plan.groups.len()) }
+        Self { load: plan.load.clone(), groups: plan.groups_before() }
     }
 
     /// The plan's pruning without its rearranging: the kept experts in their old order.
     pub fn pruned(plan: &LayerPlan) -> Self {
         let mut kept = plan.kept.clone();
         kept.sort_unstable();
-        Self { load: without_pruned(plan), groups: chunks(kept, plan.groups.len()) }
+        Self { load: without_pruned(plan), groups: cut_in_order(&kept, plan.groups.len()) }
     }
 
     /// The whole plan.
@@ -128,11 +128,6 @@ impl PlacedLayer {
         self.groups.iter().flatten().for_each(|&expert| tokens[expert] = 1);
         Self { load: LayerLoad::new(tokens), groups: self.groups.clone() }
     }
-}
-
-fn chunks(experts: Vec<usize>, groups: usize) -> Vec<Vec<usize>> {
-    let size = experts.len().div_ceil(groups.max(1)).max(1);
-    experts.chunks(size).map(<[usize]>::to_vec).collect()
 }
 
 fn without_pruned(plan: &LayerPlan) -> LayerLoad {

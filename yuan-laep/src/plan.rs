@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{GroupBalance, LayerLoad, PlanError, PruneLimits, rearrange, rearrange::optimal_balance};
+use crate::{
+    GroupBalance, LayerLoad, PlanError, PruneLimits, rearrange,
+    rearrange::{cut_in_order, optimal_balance},
+};
 
 /// What one layer keeps, in its new order, and what it loses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,12 +82,15 @@ impl LayerPlan {
         optimal_balance(self.load.tokens_per_expert(), &self.groups)
     }
 
-    /// Balance if the old experts were cut into as many groups in their old order.
-    pub fn balance_before(&self) -> GroupBalance {
+    /// The old experts cut into as many groups in their old order.
+    pub fn groups_before(&self) -> Vec<Vec<usize>> {
         let experts: Vec<usize> = (0..self.num_experts()).collect();
-        let size = self.num_experts().div_ceil(self.groups.len().max(1)).max(1);
-        let groups: Vec<Vec<usize>> = experts.chunks(size).map(<[usize]>::to_vec).collect();
-        GroupBalance::of(self.load.tokens_per_expert(), &groups)
+        cut_in_order(&experts, self.groups.len())
+    }
+
+    /// Balance of the [groups before](Self::groups_before).
+    pub fn balance_before(&self) -> GroupBalance {
+        GroupBalance::of(self.load.tokens_per_expert(), &self.groups_before())
     }
 }
 

@@ -29,6 +29,12 @@ pub fn rearrange(load: &[u64], kept: &[usize], groups: usize) -> Vec<Vec<usize>>
     filled.into_iter().map(|(_, members)| members).collect()
 }
 
+/// Cuts experts into groups without rearranging them, as they sit before a plan.
+pub(crate) fn cut_in_order(experts: &[usize], groups: usize) -> Vec<Vec<usize>> {
+    let size = experts.len().div_ceil(groups.max(1)).max(1);
+    experts.chunks(size).map(<[usize]>::to_vec).collect()
+}
+
 /// How evenly groups are loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct GroupBalance {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{LayerLoad, PerLayer, PlanError, PruneLimits, PrunePlan};
+use crate::{LayerLoad, LayerPlan, PerLayer, PlanError, PruneLimits, PrunePlan};
 
 /// The size of the model whose loads were recorded, as far as a prune changes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,29 +43,20 @@ pub struct WhatIf {
 }
 
 impl WhatIf {
-    /// Plans under `limits` and sums up the plan; `top_k` is that of the limits.
-    ///
-    /// # Errors
-    ///
-    /// What [`PrunePlan::new`] refuses.
-    pub fn new(
-        loads: &[LayerLoad],
-        limits: &PruneLimits,
-        groups: usize,
-        size: Option<ModelSize>,
-    ) -> Result<Self, PlanError> {
-        let plan = PrunePlan::new(loads, limits, groups)?;
-        let total: f64 = loads.iter().map(|load| load.total() as f64).sum();
-        let weighted = |value: &dyn Fn(&crate::LayerPlan) -> f64| -> f64 {
+    /// Sums up a plan.
+    pub fn of(plan: &PrunePlan, size: Option<ModelSize>) -> Self {
+        let total: f64 = plan.layers.iter().map(|layer| layer.load.total() as f64).sum();
+        let weighted = |value: &dyn Fn(&LayerPlan) -> f64| -> f64 {
             plan.layers.iter().map(|layer| value(layer) * layer.load.total() as f64).sum::<f64>() / total
         };
         let kept = plan.experts_per_layer();
-        let pruned_load = weighted(&crate::LayerPlan::pruned_load_fraction);
-        let most = weighted(&|layer| (layer.pruned_load_fraction() * limits.top_k as f64).min(1.0));
-        Ok(Self {
-            alpha: limits.alpha.clone(),
-            beta: limits.beta.clone(),
-            experts: loads.iter().map(LayerLoad::num_experts).sum(),
+        let pruned_load = plan.pruned_load_fraction();
+        let top_k = plan.limits.top_k as f64;
+        let most = weighted(&|layer| (layer.pruned_load_fraction() * top_k).min(1.0));
+        Self {
+            alpha: plan.limits.alpha.clone(),
+            beta: plan.limits.beta.clone(),
+            experts: plan.layers.iter().map(LayerPlan::num_experts).sum(),
             pruned: plan.num_pruned(),
             kept_per_layer: (
                 kept.iter().copied().min().unwrap_or(0),
@@ -76,14 +67,14 @@ impl WhatIf {
             parameters: size.map(|size| plan.num_pruned() as u64 * size.parameters_per_expert),
             slowdown_before: weighted(&|layer| layer.balance_before().max_over_mean),
             slowdown_after: weighted(&|layer| layer.balance().max_over_mean),
-        })
+        }
     }
 
     /// Every α with every β, the other limits being those of `base`.
     ///
     /// # Errors
     ///
-    /// The first combination that is refused.
+    /// What [`PrunePlan::new`] refuses of the first combination that it does.
     pub fn sweep(
         loads: &[LayerLoad],
         base: &PruneLimits,
@@ -96,7 +87,7 @@ impl WhatIf {
         pairs
             .map(|(alpha, beta)| {
                 let limits = PruneLimits { alpha: alpha.into(), beta: beta.into(), ..base.clone() };
-                Self::new(loads, &limits, groups, size)
+                Ok(Self::of(&PrunePlan::new(loads, &limits, groups)?, size))
             })
             .collect()
     }

@@ -160,3 +160,9 @@ fn indices(tensor: &Int) -> Option<Vec<usize>> {
     }
     tensor.as_slice::<i32>().map(|values| values.iter().map(|&i| i as usize).collect())
 }
+
+/// Copies a product, whatever its layout, to where it belongs.
+fn copy_into(out: &mut [f32], product: &Float) {
+    let product = product.to_contiguous();
+    out.copy_from_slice(&product.storage::<f32>()[..out.len()]);
+}

@@ -233,7 +233,6 @@ impl PruneExperts {
         let (step, experts_before) = (context.step(), context.model().experts_per_layer());
         let plan = self.plan(context)?;
         plan.check_against(&experts_before, context.model().top_k())?;
-        self.write_loads(context)?;
         write_whole(&context.run_dir().join(self.file_name(Self::PLAN)), plan.to_json().as_bytes())?;
         let parameters_before = context.model().num_params() as u64;
         let kept: Vec<Vec<usize>> = plan.layers.iter().map(|layer| layer.kept.clone()).collect();
@@ -329,9 +328,6 @@ impl<M: PrunableExperts> Callback<M> for PruneExperts {
         let complete = self.state.tracker.record(metrics.loads.clone())?;
         let stable = complete && self.judge(context);
         let pending = self.is_pending();
-        if complete && (pending || self.config.trigger == Trigger::Never) {
-            self.write_loads(context)?;
-        }
         self.due = pending
             && match &self.config.trigger {
                 Trigger::Stable { .. } => stable,
@@ -339,6 +335,9 @@ impl<M: PrunableExperts> Callback<M> for PruneExperts {
                 Trigger::Steps(steps) => metrics.step >= steps[self.state.rounds],
                 Trigger::Never => false,
             };
+        if self.due || (complete && (pending || self.config.trigger == Trigger::Never)) {
+            self.write_loads(context)?;
+        }
         if self.due && self.config.guard.is_some() {
             context.request_snapshot();
         }

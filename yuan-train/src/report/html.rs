@@ -210,19 +210,12 @@ impl Page<'_> {
     }
 
     fn validations(&mut self) {
-        let lines: Vec<usize> = self
-            .history
-            .lasting()
-            .filter(|(_, event)| matches!(event, Event::Validation { .. }))
-            .map(|(line, _)| line)
-            .collect();
-        let rows: Vec<Vec<String>> = lines
-            .into_iter()
-            .map(|line| {
-                let line = self.line(line);
-                vec![line.number("/step", Show::Fixed(0)), line.number("/loss", Show::Fixed(4))]
-            })
-            .collect();
+        let lines = self.history.lasting().filter(|(_, event)| matches!(event, Event::Validation { .. }));
+        let row = |(index, _)| {
+            let line = self.line(index);
+            vec![line.number("/step", Show::Fixed(0)), line.number("/loss", Show::Fixed(4))]
+        };
+        let rows: Vec<Vec<String>> = lines.map(row).collect();
         self.table(&["step".into(), "validation loss".into()], &rows);
     }
 

@@ -36,7 +36,7 @@ pub(super) fn phase_titles(history: &History) -> Vec<String> {
 
 type Cell = fn(&Phase) -> String;
 
-pub(super) fn summary_rows() -> [(&'static str, Cell); 6] {
+fn summary_rows() -> [(&'static str, Cell); 6] {
     [
         ("parameters", |phase| format!("{:.2} M", phase.parameters as f64 / 1e6)),
         ("experts per layer", |phase| join(phase.experts_per_layer.iter().map(usize::to_string))),

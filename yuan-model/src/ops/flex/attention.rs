@@ -10,7 +10,7 @@ use burn::tensor::{Shape, Slice};
 use rayon::prelude::*;
 
 use super::{
-    Float,
+    Float, copy_into,
     numeric::{dot, exponentials, maximum},
     tensor,
 };
@@ -58,7 +58,7 @@ pub(super) fn forward(query: &Float, key: &Float, value: &Float) -> Float {
         for block in blocks(seq) {
             let p = probabilities(&query, &key, block.clone());
             let product = Flex::float_matmul(p, rows(&value, 0..block.end));
-            write(&mut out[block.start * d..block.end * d], &product);
+            copy_into(&mut out[block.start * d..block.end * d], &product);
         }
     });
     tensor(output, [batch, heads, seq, d])
@@ -85,7 +85,7 @@ pub(super) fn backward(query: &Float, key: &Float, value: &Float, grad: &Float) 
                 d_p.iter_mut().zip(p).for_each(|(d_p, p)| *d_p = p * (*d_p - along) * scale);
             }
             add(d_value, &Flex::float_matmul(Flex::float_transpose(p), grad));
-            write(
+            copy_into(
                 &mut d_query[block.start * d..end * d],
                 &Flex::float_matmul(d_scores.clone(), rows(&key, 0..end)),
             );
@@ -94,11 +94,6 @@ pub(super) fn backward(query: &Float, key: &Float, value: &Float, grad: &Float) 
     });
     let shape = [batch, heads, seq, d];
     (tensor(d_query, shape), tensor(d_key, shape), tensor(d_value, shape))
-}
-
-fn write(out: &mut [f32], product: &Float) {
-    let product = product.to_contiguous();
-    out.copy_from_slice(&product.storage::<f32>()[..out.len()]);
 }
 
 /// Adds a product to the first rows of `out`.

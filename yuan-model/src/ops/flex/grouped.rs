@@ -4,7 +4,7 @@ use burn::backend::{Flex, TensorMetadata, ops::FloatTensorOps};
 use burn::tensor::{Shape, Slice};
 use rayon::prelude::*;
 
-use super::{Float, tensor};
+use super::{Float, copy_into, tensor};
 
 /// Splits `values` into the parts of the groups, `width` values a row.
 fn parts<'a>(values: &'a mut [f32], rows: &[usize], width: usize) -> Vec<&'a mut [f32]> {
@@ -24,11 +24,6 @@ fn starts(rows_per_group: &[usize]) -> Vec<usize> {
         next - rows
     };
     rows_per_group.iter().map(start).collect()
-}
-
-fn copy_into(out: &mut [f32], product: &Float) {
-    let product = product.to_contiguous();
-    out.copy_from_slice(&product.storage::<f32>()[..out.len()]);
 }
 
 pub(super) fn product(rows: &Float, weight: &Float, rows_per_group: &[usize]) -> Float {
