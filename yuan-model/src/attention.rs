@@ -9,7 +9,13 @@ use burn::{
     },
 };
 
-use crate::{YuanConfig, filter::LocalizedFilter, ops, rope::Rotary};
+use crate::{
+    YuanConfig,
+    cache::{LayerCache, Span},
+    filter::LocalizedFilter,
+    ops,
+    rope::Rotary,
+};
 
 /// Self-attention of one layer: values from the normed input, queries and keys from its filtered form.
 #[derive(Module, Debug)]
@@ -62,13 +68,38 @@ impl Attention {
         project(&self.output, context)
     }
 
+    /// The same for the tokens after those in the cache, which they join; see
+    /// [`LocalizedFilter`] for `real`.
+    pub(crate) fn forward_cached(
+        &self,
+        u: Tensor<3>,
+        rotary: &Rotary,
+        cache: &mut LayerCache,
+        span: &Span<'_>,
+        real: Option<&Tensor<3>>,
+    ) -> Tensor<3> {
+        let filtered = match &self.filter {
+            Some(filter) => filter.forward_cached(u.clone(), &mut cache.filter, real),
+            None => u.clone(),
+        };
+        let QueryKeyValue { query, key, value } = self.split_heads(filtered, u, rotary);
+        let [batch, seq, heads, head_dim] = query.dims();
+        let [query, key, value] = [query, key, value].map(|x| x.swap_dims(1, 2));
+        let context = cache.attend(query, key, value, span);
+        project(&self.output, context.swap_dims(1, 2).reshape([batch, seq, heads * head_dim]))
+    }
+
     /// Projects to queries and keys (rotated) and values.
     pub fn query_key_value(&self, u: Tensor<3>, rotary: &Rotary) -> QueryKeyValue {
-        let [batch, seq, _] = u.dims();
         let filtered = match &self.filter {
             Some(filter) => filter.forward(u.clone()),
             None => u.clone(),
         };
+        self.split_heads(filtered, u, rotary)
+    }
+
+    fn split_heads(&self, filtered: Tensor<3>, u: Tensor<3>, rotary: &Rotary) -> QueryKeyValue {
+        let [batch, seq, _] = u.dims();
         let query_key = project(&self.query_key, filtered);
         let head_dim = query_key.dims()[2] / (2 * self.num_heads);
         let query_key = query_key.reshape([batch, seq, self.num_heads, 2 * head_dim]);

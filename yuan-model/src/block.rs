@@ -9,6 +9,7 @@ use burn::{
 use crate::{
     YuanConfig,
     attention::{Attention, DocumentMask},
+    cache::{LayerCache, Span},
     moe::{MoeLayer, MoeOptions, MoeOutput},
     norm::RmsNorm,
     rope::Rotary,
@@ -49,6 +50,25 @@ impl Block {
         options: MoeOptions,
     ) -> MoeOutput {
         let attended = self.attention.forward(self.attention_norm.forward(x.clone()), rotary, documents);
+        self.after_attention(x, attended, options)
+    }
+
+    /// The same for the tokens after those in the cache, which they join.
+    pub(crate) fn forward_cached(
+        &self,
+        x: Tensor<3>,
+        rotary: &Rotary,
+        cache: &mut LayerCache,
+        span: &Span<'_>,
+        real: Option<&Tensor<3>>,
+        options: MoeOptions,
+    ) -> MoeOutput {
+        let normed = self.attention_norm.forward(x.clone());
+        let attended = self.attention.forward_cached(normed, rotary, cache, span, real);
+        self.after_attention(x, attended, options)
+    }
+
+    fn after_attention(&self, x: Tensor<3>, attended: Tensor<3>, options: MoeOptions) -> MoeOutput {
         let x = x + self.dropout.forward(attended);
         let moe = self.moe.forward(self.moe_norm.forward(x.clone()), options);
         MoeOutput { hidden: x + self.dropout.forward(moe.hidden), ..moe }

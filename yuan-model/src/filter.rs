@@ -5,7 +5,7 @@ use burn::{
     tensor::{Device, Tensor},
 };
 
-use crate::{YuanConfig, norm::RmsNorm, ops};
+use crate::{YuanConfig, cache::FilterCache, norm::RmsNorm, ops};
 
 /// `f = RMSNorm(conv2(conv1(u)) + u)`: every token sees itself and the two before it.
 #[derive(Module, Debug)]
@@ -34,6 +34,25 @@ impl LocalizedFilter {
         let filtered = self.conv2.forward(self.conv1.forward(u.clone()));
         self.output_norm.forward(filtered + u)
     }
+
+    /// The same for the tokens after those that `memory` knows of; `real`, `[batch, tokens, 1]`, is zero where a
+    /// token is padding, which the tokens after it must not see.
+    pub(crate) fn forward_cached(
+        &self,
+        u: Tensor<3>,
+        memory: &mut Option<FilterCache>,
+        real: Option<&Tensor<3>>,
+    ) -> Tensor<3> {
+        let mask = |x: Tensor<3>| match real {
+            Some(real) => x.clone() * real.clone().cast(x.dtype()),
+            None => x,
+        };
+        let (before1, before2) = memory.take().map(|memory| (memory.conv1, memory.conv2)).unzip();
+        let (hidden, conv1) = self.conv1.forward_after(mask(u.clone()), before1);
+        let (filtered, conv2) = self.conv2.forward_after(mask(hidden), before2);
+        *memory = Some(FilterCache { conv1, conv2 });
+        self.output_norm.forward(filtered + u)
+    }
 }
 
 /// Causal convolution with kernel 2: `y_t = A0 x_{t−1} + A1 x_t + b`, with `x_{−1} = 0`.
@@ -60,12 +79,37 @@ impl PairConv {
 
     /// `[batch, seq, d_in]` → `[batch, seq, d_out]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        self.add_bias(ops::add_previous(self.taps(x)))
+    }
+
+    /// The same for `x` after a token that adds `before`, `[batch, 1, d_out]`, to the first of it (absent: zero);
+    /// also what the last of `x` adds to the next.
+    pub(crate) fn forward_after(&self, x: Tensor<3>, before: Option<Tensor<3>>) -> (Tensor<3>, Tensor<3>) {
+        let [batch, seq, _] = x.dims();
+        let taps = self.taps(x);
+        let d_out = taps.dims()[2] / 2;
+        let last = taps.clone().slice([0..batch, seq - 1..seq, 0..d_out]);
+        let y = match before {
+            // One token: no shift, and none of the sum's cost.
+            Some(before) if seq == 1 => taps.slice_dim(2, d_out..2 * d_out) + before,
+            Some(before) => {
+                let previous = taps.clone().slice([0..batch, 0..seq - 1, 0..d_out]);
+                taps.slice_dim(2, d_out..2 * d_out) + Tensor::cat(vec![before, previous], 1)
+            }
+            None => ops::add_previous(taps),
+        };
+        (self.add_bias(y), last)
+    }
+
+    /// One product for both taps, to be shifted and summed: narrower than joining pairs of inputs.
+    fn taps(&self, x: Tensor<3>) -> Tensor<3> {
         let [batch, seq, d_in] = x.dims();
         let weight = self.weight.val().cast(x.dtype());
-        let d_out = weight.dims()[1] / 2;
-        // One product for both taps, then a shifted sum: narrower than joining pairs of inputs.
-        let taps = x.reshape([batch * seq, d_in]).matmul(weight).reshape([batch, seq, 2 * d_out]);
-        let y = ops::add_previous(taps);
+        let width = weight.dims()[1];
+        x.reshape([batch * seq, d_in]).matmul(weight).reshape([batch, seq, width])
+    }
+
+    fn add_bias(&self, y: Tensor<3>) -> Tensor<3> {
         match &self.bias {
             Some(bias) => y.clone() + bias.val().cast(y.dtype()).unsqueeze::<3>(),
             None => y,

@@ -1,6 +1,17 @@
 //! Hugging Face interop: the only place with Hugging Face's names.
+//!
+//! [`HfCheckpoint`] opens a directory of published weights; [`YuanModel::save_hf`](crate::YuanModel::save_hf)
+//! writes one, and [`HfCheckpoint::rewrite`] prunes or converts one without building the model.
 
+mod checkpoint;
 mod config;
+mod elements;
 mod layout;
+mod save;
+mod shards;
 
-pub use layout::{HostTensor, ParameterSource, TensorLayout};
+pub use checkpoint::{CheckpointError, HfCheckpoint, LoadOptions};
+pub use elements::Piece;
+pub use layout::{ParameterSource, TensorLayout};
+pub use save::{PRUNED_METADATA, SaveOptions};
+pub use shards::Shards;

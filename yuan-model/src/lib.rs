@@ -3,8 +3,8 @@
 //!
 //! Read in this order: [`config`] (what a model is), [`model`] (embedding → blocks → norm →
 //! head), [`block`], [`attention`] with [`filter`] and [`rope`], [`moe`] (router, dispatch,
-//! experts), [`ops`] (the operations that matter for speed), [`loss`], [`surgery`] (cutting
-//! experts), [`hf`] (Hugging Face's names and keys).
+//! experts), [`cache`] and [`generate`] (text out of the model), [`text`] (tokens in and out), [`ops`] (the operations that matter for speed), [`loss`], [`surgery`] (cutting
+//! experts), [`hf`] (Hugging Face's names, keys and checkpoints), [`storage`] and [`files`] beneath it.
 //!
 //! ```
 //! use burn::tensor::{Device, Int, Tensor};
@@ -23,9 +23,12 @@
 
 pub mod attention;
 pub mod block;
+pub mod cache;
 pub mod config;
 mod error;
+pub mod files;
 pub mod filter;
+pub mod generate;
 pub mod hf;
 pub mod loss;
 pub mod masks;
@@ -36,11 +39,15 @@ pub mod norm;
 pub mod ops;
 pub mod params;
 pub mod rope;
+pub mod storage;
 pub mod surgery;
+pub mod text;
 
 pub use block::Block;
+pub use cache::Cache;
 pub use config::{RouterType, SpecialTokens, YuanConfig};
 pub use error::{ConfigError, ModelError};
+pub use generate::{GenerateError, GenerationOptions};
 pub use model::{ForwardOptions, ModelOutput, YuanModel};
 pub use moe::BalanceLosses;
 pub use params::ParameterCount;

@@ -7,7 +7,7 @@ use burn::{
 };
 
 use crate::{
-    Block, ConfigError, YuanConfig,
+    Block, Cache, ConfigError, YuanConfig,
     attention::{DocumentMask, project},
     moe::{BalanceLosses, MoeOptions},
     norm::RmsNorm,
@@ -135,6 +135,34 @@ impl YuanModel {
             };
         }
         HiddenOutput { hidden: self.final_norm.forward(x), tokens_per_expert, balance_loss }
+    }
+
+    /// Normed hidden states of new tokens, `[batch, tokens]`, after those in the cache, which they join.
+    ///
+    /// Equal to the last positions of [`forward_hidden`](Self::forward_hidden) over all tokens; a whole prompt is
+    /// one call. No gradient flows through the cache.
+    ///
+    /// # Panics
+    ///
+    /// If the cache is of another number of layers or sequences, or has no room for the tokens.
+    pub fn forward_cached(&self, input_ids: Tensor<2, Int>, cache: &mut Cache) -> HiddenOutput {
+        let ([batch, tokens], device) = (input_ids.dims(), input_ids.device());
+        assert_eq!(batch, cache.batch(), "sequences of the cache");
+        let (layers, span) = cache.split(tokens);
+        assert_eq!(layers.len(), self.blocks.len(), "layers of the cache");
+        let rotary = Rotary::new(&self.config, Some(span.position_ids(&device)), tokens, &device);
+        let padding = span.padding_mask(&device);
+        let real = padding.clone().map(|padding| padding.bool_not().float().unsqueeze_dim::<3>(2));
+        let mut x = self.embedding.forward(input_ids);
+        let mut tokens_per_expert = Vec::with_capacity(self.blocks.len());
+        for (block, layer) in self.blocks.iter().zip(layers) {
+            let options = MoeOptions { padding: padding.clone(), ..MoeOptions::default() };
+            let output = block.forward_cached(x, &rotary, layer, &span, real.as_ref(), options);
+            x = output.hidden;
+            tokens_per_expert.push(output.tokens_per_expert);
+        }
+        cache.advance(tokens);
+        HiddenOutput { hidden: self.final_norm.forward(x), tokens_per_expert, balance_loss: None }
     }
 
     /// The head alone: `[batch, seq, hidden]` → `[batch, seq, vocab]`.

@@ -2,7 +2,7 @@
 
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId},
-    tensor::{Shape, Tensor, TensorData},
+    tensor::{DType, Shape, Tensor, TensorData},
 };
 
 /// Where a parameter is, what it is called and how large it is; naming it allocates nothing.
@@ -37,9 +37,24 @@ pub fn read_parameters<M: Module, E>(
     visitor.result
 }
 
+/// The type of every float parameter, by path.
+pub fn parameter_dtypes<M: Module>(module: &M) -> Vec<(String, DType)> {
+    let mut visitor = Dtypes::default();
+    module.visit(&mut visitor);
+    visitor.found
+}
+
+/// The data of one float parameter, or of one slice along its first axis; nothing else is copied.
+pub fn read_part<M: Module>(module: &M, path: &str, index: Option<usize>) -> Option<TensorData> {
+    let mut visitor = Part { path: Vec::new(), wanted: path, index, found: None };
+    module.visit(&mut visitor);
+    visitor.found
+}
+
 /// Replaces every float parameter for which `write` has data, keeping id, device and gradient setting.
 ///
-/// `write` is asked with the path and must answer with data of the parameter's shape.
+/// `write` is asked with the path and must answer with data of the parameter's shape; its type becomes the
+/// parameter's.
 pub fn write_parameters<M: Module>(module: M, write: impl FnMut(&str, &Shape) -> Option<TensorData>) -> M {
     module.map(&mut Writer { path: Vec::new(), write })
 }
@@ -86,6 +101,54 @@ impl<E, F: FnMut(&str, TensorData) -> Result<(), E>> ModuleVisitor for Reader<F,
     }
 }
 
+#[derive(Default)]
+struct Dtypes {
+    path: Vec<String>,
+    found: Vec<(String, DType)>,
+}
+
+impl ModuleVisitor for Dtypes {
+    fn enter_module(&mut self, name: &str, _container_type: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        self.found.push((self.path.join("."), param.val().dtype()));
+    }
+}
+
+struct Part<'a> {
+    path: Vec<String>,
+    wanted: &'a str,
+    index: Option<usize>,
+    found: Option<TensorData>,
+}
+
+impl ModuleVisitor for Part<'_> {
+    fn enter_module(&mut self, name: &str, _container_type: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if self.found.is_none() && self.path.join(".") == self.wanted {
+            let value = param.val();
+            let part = match self.index {
+                Some(index) => value.slice_dim(0, index..index + 1),
+                None => value,
+            };
+            self.found = Some(part.into_data());
+        }
+    }
+}
+
 struct Writer<F> {
     path: Vec<String>,
     write: F,
@@ -103,8 +166,8 @@ impl<F: FnMut(&str, &Shape) -> Option<TensorData>> ModuleMapper for Writer<F> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         match (self.write)(&self.path.join("."), &param.lazy_shape()) {
             Some(data) => {
-                let (id, device) = (param.id, param.lazy_device());
-                param.transform_for_load(Tensor::from_data(data, &device), id)
+                let (id, device, dtype) = (param.id, param.lazy_device(), data.dtype());
+                param.transform_for_load(Tensor::from_data(data, (&device, dtype)), id)
             }
             None => param,
         }

@@ -157,6 +157,17 @@ pub trait YuanOps: Backend {
         Self::attention(query, key, value, None, None, options)
     }
 
+    /// See [`cached_attention`].
+    fn cached_attention(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        length: usize,
+        first_keys: Vec<usize>,
+    ) -> FloatTensor<Self> {
+        portable::cached_attention::<Self>(query, key, value, length, &first_keys)
+    }
+
     /// Gradients of [`causal_attention`] for queries, keys and values.
     fn causal_attention_backward(
         query: FloatTensor<Self>,
@@ -312,6 +323,34 @@ pub fn rotate(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
 pub fn causal_attention(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>) -> Tensor<4> {
     let (query, key, value) = (query.into_dispatch(), key.into_dispatch(), value.into_dispatch());
     Tensor::from_dispatch(Dispatch::causal_attention(query, key, value))
+}
+
+/// Attention of the newest tokens over a cache: queries `length − num_queries ..` of every row see the keys
+/// `first_key ..` up to themselves. What comes before a row's first key is padding; a query there sees itself.
+///
+/// It has no gradient.
+///
+/// # Shapes
+///
+/// - `query`, output: `[batch, heads, num_queries, d]`
+/// - `key`, `value`: `[batch, heads, capacity, d]`, of which the first `length` are filled
+/// - `first_keys`: `[batch]`
+///
+/// # Panics
+///
+/// If the cache is shorter than `length`, that than the queries, or `first_keys` does not fit the batch.
+pub fn cached_attention(
+    query: Tensor<4>,
+    key: Tensor<4>,
+    value: Tensor<4>,
+    length: usize,
+    first_keys: &[usize],
+) -> Tensor<4> {
+    let ([batch, _, num_queries, _], [_, _, capacity, _]) = (query.dims(), key.dims());
+    assert!(num_queries <= length && length <= capacity, "{num_queries} queries, {length} keys of {capacity}");
+    assert_eq!(first_keys.len(), batch, "a first key for every row");
+    let (query, key, value) = (query.into_dispatch(), key.into_dispatch(), value.into_dispatch());
+    Tensor::from_dispatch(Dispatch::cached_attention(query, key, value, length, first_keys.to_vec()))
 }
 
 /// `log Σ exp(logits) − logits[label]` of every row: `[rows, classes]` and `[rows]` → `[rows]`.

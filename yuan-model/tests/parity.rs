@@ -7,7 +7,8 @@ mod support;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde_json::Value;
 use support::{
-    Fixture, assemble, assert_gradient, assert_near, devices, fill, gradients, reference, sources_under,
+    Fixture, assemble, assert_gradient, assert_near, devices, fill, gradients, load_model, reference,
+    sources_under,
 };
 use yuan_model::{
     ForwardOptions, RouterType, YuanConfig, YuanModel,
@@ -294,13 +295,6 @@ fn mixtures_of_experts_agree() {
 
 fn ints<const D: usize>(tensor: Tensor<D, Int>) -> Vec<i64> {
     tensor.into_data().convert::<i64>().iter::<i64>().collect()
-}
-
-fn load_model(directory: &str, device: &Device) -> YuanModel {
-    let config = YuanConfig::load(&reference().join(directory).join("config.json")).unwrap();
-    let weights = Fixture::load(&format!("{directory}/model.safetensors"));
-    let model = YuanModel::new(&config, device).unwrap();
-    model.with_hf_tensors(|name| weights.has(name).then(|| weights.host(name).clone())).unwrap()
 }
 
 /// Runs one layer at a time and compares everything the reference recorded on the way.

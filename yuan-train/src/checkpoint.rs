@@ -8,8 +8,7 @@
 //! - `state.json`, everything else.
 
 use std::{
-    borrow::Cow,
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
@@ -18,14 +17,16 @@ use burn::{
     module::Module,
     tensor::{DType, Device, TensorData},
 };
-use safetensors::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use yuan_model::named;
+use yuan_model::{
+    files::{UNFINISHED, remove_directory, write_directory},
+    named,
+    storage::{Dtype, OutgoingTensor, TensorFile, write_tensors},
+};
 
 use crate::{
     AdamW, LanguageModel, TrainConfig, TrainError,
-    files::{UNFINISHED, remove_directory, write_directory},
 };
 
 /// What a checkpoint carries beside tensors.
@@ -116,16 +117,15 @@ impl Checkpoint {
     }
 
     pub(crate) fn discard_snapshot(run_dir: &Path) -> Result<(), TrainError> {
-        remove_directory(&Self::snapshot(run_dir).path)
+        Ok(remove_directory(&Self::snapshot(run_dir).path)?)
     }
 
     /// Removes the checkpoints of a branch that the run left.
     pub(crate) fn remove_after(run_dir: &Path, step: u64) -> Result<(), TrainError> {
-        let checkpoints = Self::list(run_dir)?;
-        checkpoints
-            .iter()
-            .filter(|checkpoint| checkpoint.step > step)
-            .try_for_each(|old| remove_directory(&old.path))
+        for checkpoint in Self::list(run_dir)?.iter().filter(|checkpoint| checkpoint.step > step) {
+            remove_directory(&checkpoint.path)?;
+        }
+        Ok(())
     }
 
     fn write<M: LanguageModel>(
@@ -144,11 +144,8 @@ impl Checkpoint {
                 "state.json",
                 serde_json::to_string_pretty(state).map_err(|e| damaged(&path, e.to_string()))?,
             )?;
-            let mut tensors = Vec::new();
-            named::read_parameters(model, |name, data| collect(&mut tensors, name.to_owned(), data))?;
-            write_tensors(&directory.join("model.safetensors"), std::mem::take(&mut tensors))?;
-            optimizer.save(model, |name, data| collect(&mut tensors, name, data))?;
-            write_tensors(&directory.join("optimizer.safetensors"), tensors)
+            save_parameters(&directory.join("model.safetensors"), model)?;
+            save_moments(&directory.join("optimizer.safetensors"), model, optimizer)
         })?;
         Ok(Self { path, step: state.step })
     }
@@ -189,38 +186,57 @@ impl Checkpoint {
         };
         let state: CheckpointState = serde_json::from_str(&read("state.json")?)
             .map_err(|error| damaged(&self.path, format!("state.json: {error}")))?;
-        let model = M::from_config_json(&read("config.json")?, device)
-            .map_err(|error| damaged(&self.path, format!("config.json: {error}")))?;
-        let model = self.fill(model)?;
-        let mut moments = read_tensors(&self.path.join("optimizer.safetensors"))?;
+        let model = self.load_model(device)?;
+        let moments = TensorFile::open(&self.path.join("optimizer.safetensors"))?;
         let mut optimizer = AdamW::new(config);
         optimizer
-            .restore(&model, state.optimizer_updates, |name| moments.remove(name))
+            .restore(&model, state.optimizer_updates, |name| read_tensor(&moments, name).ok())
             .map_err(|reason| damaged(&self.path, format!("optimizer.safetensors: {reason}")))?;
         Ok((model, optimizer, state))
     }
 
+    /// Builds the model alone, to generate with or to export.
+    ///
+    /// # Errors
+    ///
+    /// As [`load`](Self::load).
+    pub fn load_model<M: LanguageModel>(&self, device: &Device) -> Result<M, TrainError> {
+        let file = self.path.join("config.json");
+        let config = fs::read_to_string(&file).map_err(TrainError::io("read", &file))?;
+        let model = M::from_config_json(&config, device)
+            .map_err(|error| damaged(&self.path, format!("config.json: {error}")))?;
+        self.fill(model)
+    }
+
     /// The model's parameters from the checkpoint, all of them and no others.
     fn fill<M: Module>(&self, model: M) -> Result<M, TrainError> {
-        let mut tensors = read_tensors(&self.path.join("model.safetensors"))?;
+        let file = TensorFile::open(&self.path.join("model.safetensors"))?;
+        let names = named::parameter_names(&model);
         let mut wrong = Vec::new();
-        let model = named::write_parameters(model, |name, shape| match tensors.remove(name) {
-            Some(data) if data.shape() == shape => Some(data),
-            Some(data) => {
-                wrong.push(format!("`{name}` is {:?}, expected {:?}", &data.shape()[..], &shape[..]));
-                None
+        for name in &names {
+            match file.tensors().get(&name.path) {
+                None => wrong.push(format!("`{}` is missing", name.path)),
+                Some(tensor) if tensor.shape != name.shape[..] => {
+                    let expected = &name.shape[..];
+                    wrong.push(format!("`{}` is {:?}, expected {expected:?}", name.path, tensor.shape));
+                }
+                Some(tensor) if dtype_of(tensor.dtype).is_none() => {
+                    wrong.push(format!("`{}` is {:?}, which no parameter is", name.path, tensor.dtype));
+                }
+                Some(_) => {}
             }
-            None => {
-                wrong.push(format!("`{name}` is missing"));
-                None
-            }
-        });
-        wrong.extend(tensors.keys().map(|name| format!("`{name}` is no parameter of the model")));
-        if wrong.is_empty() {
-            return Ok(model);
         }
-        wrong.sort_unstable();
-        Err(damaged(&self.path, format!("model.safetensors: {}", wrong.join("; "))))
+        let surplus = file.tensors().keys().filter(|name| !names.iter().any(|known| known.path == **name));
+        wrong.extend(surplus.map(|name| format!("`{name}` is no parameter of the model")));
+        if !wrong.is_empty() {
+            wrong.sort_unstable();
+            return Err(damaged(&self.path, format!("model.safetensors: {}", wrong.join("; "))));
+        }
+        let mut result = Ok(());
+        let model = named::write_parameters(model, |name, _| {
+            read_tensor(&file, name).map_err(|error| result = Err(error)).ok()
+        });
+        result.map(|()| model)
     }
 }
 
@@ -228,65 +244,65 @@ fn damaged(path: &Path, reason: impl Into<String>) -> TrainError {
     TrainError::Checkpoint { path: path.to_path_buf(), reason: reason.into() }
 }
 
-/// A tensor on its way into a file.
-struct Outgoing(TensorData);
-
-impl View for Outgoing {
-    fn dtype(&self) -> Dtype {
-        match self.0.dtype() {
-            DType::F64 => Dtype::F64,
-            DType::F16 => Dtype::F16,
-            DType::BF16 => Dtype::BF16,
-            _ => Dtype::F32,
-        }
-    }
-
-    fn shape(&self) -> &[usize] {
-        self.0.shape()
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(self.0.as_bytes())
-    }
-
-    fn data_len(&self) -> usize {
-        self.0.as_bytes().len()
-    }
-}
-
-fn collect(tensors: &mut Vec<(String, Outgoing)>, name: String, data: TensorData) -> Result<(), TrainError> {
-    tensors.push((name, Outgoing(data)));
-    Ok(())
-}
-
-fn write_tensors(path: &Path, tensors: Vec<(String, Outgoing)>) -> Result<(), TrainError> {
-    safetensors::serialize_to_file(tensors, None, path).map_err(|error| TrainError::Io {
-        action: "write",
-        path: path.to_path_buf(),
-        cause: match error {
-            safetensors::SafeTensorError::IoError(cause) => cause,
-            other => std::io::Error::other(other.to_string()),
-        },
+fn save_parameters<M: Module>(path: &Path, model: &M) -> Result<(), TrainError> {
+    let dtypes = named::parameter_dtypes(model).into_iter();
+    let outgoing: Vec<_> = named::parameter_names(model)
+        .into_iter()
+        .zip(dtypes)
+        .map(|(name, (_, dtype))| outgoing(name.path, dtype, name.shape.to_vec()))
+        .collect();
+    write_tensors(path, &outgoing, |index| {
+        let name = &outgoing[index].name;
+        let data = named::read_part(model, name, None);
+        data.map(Raw).ok_or_else(|| damaged(path, format!("the model has no `{name}`")))
     })
 }
 
-fn read_tensors(path: &Path) -> Result<HashMap<String, TensorData>, TrainError> {
-    let bytes = fs::read(path).map_err(TrainError::io("read", path))?;
-    let tensors = SafeTensors::deserialize(&bytes).map_err(|error| damaged(path, error.to_string()))?;
-    let data = |(name, view): (String, safetensors::tensor::TensorView<'_>)| {
-        let dtype = match view.dtype() {
-            Dtype::F64 => DType::F64,
-            Dtype::F32 => DType::F32,
-            Dtype::F16 => DType::F16,
-            Dtype::BF16 => DType::BF16,
-            other => {
-                return Err(damaged(
-                    path,
-                    format!("`{name}` has the type {other:?}, which no parameter has"),
-                ));
-            }
-        };
-        Ok((name, TensorData::from_bytes_vec(view.data().to_vec(), view.shape().to_vec(), dtype)))
+fn save_moments<M: Module>(path: &Path, model: &M, optimizer: &AdamW) -> Result<(), TrainError> {
+    let (mut tensors, mut data) = (Vec::new(), Vec::new());
+    optimizer.save(model, |name, moment| {
+        tensors.push(outgoing(name, moment.dtype(), moment.shape().to_vec()));
+        data.push(Some(Raw(moment)));
+        Ok::<(), TrainError>(())
+    })?;
+    let twice = || damaged(path, "a moment would be written twice");
+    write_tensors(path, &tensors, |index| data[index].take().ok_or_else(twice))
+}
+
+/// Tensors are written as they are in memory.
+struct Raw(TensorData);
+
+impl AsRef<[u8]> for Raw {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+}
+
+fn outgoing(name: String, dtype: DType, shape: Vec<usize>) -> OutgoingTensor {
+    let dtype = match dtype {
+        DType::F64 => Dtype::F64,
+        DType::F16 => Dtype::F16,
+        DType::BF16 => Dtype::BF16,
+        _ => Dtype::F32,
     };
-    tensors.tensors().into_iter().map(data).collect()
+    OutgoingTensor { name, dtype, shape }
+}
+
+fn dtype_of(stored: Dtype) -> Option<DType> {
+    match stored {
+        Dtype::F64 => Some(DType::F64),
+        Dtype::F32 => Some(DType::F32),
+        Dtype::F16 => Some(DType::F16),
+        Dtype::BF16 => Some(DType::BF16),
+        _ => None,
+    }
+}
+
+fn read_tensor(file: &TensorFile, name: &str) -> Result<TensorData, TrainError> {
+    let bytes = file.map(name)?;
+    let stored = &file.tensors()[name];
+    let dtype = dtype_of(stored.dtype).ok_or_else(|| {
+        damaged(file.path(), format!("`{name}` is {:?}, which no parameter is", stored.dtype))
+    })?;
+    Ok(TensorData::from_bytes_vec(bytes.as_ref().to_vec(), stored.shape.clone(), dtype))
 }

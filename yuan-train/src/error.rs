@@ -5,22 +5,23 @@
 use std::path::{Path, PathBuf};
 
 use yuan_laep::PlanError;
-use yuan_model::{ConfigError, ModelError};
+use yuan_model::{
+    ConfigError, ModelError, files::FileError, hf::CheckpointError, storage::StorageError,
+};
 
 /// Why a run could not start, go on or be resumed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainError {
     /// A file or directory could not be read or written.
-    #[error("cannot {action} {}: {cause}", path.display())]
-    Io {
-        /// What was tried: read, write, …
-        action: &'static str,
-        /// The file or directory.
-        path: PathBuf,
-        /// What the system said.
-        cause: std::io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A file of tensors is damaged or out of reach.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// A directory of published weights could not be read or written.
+    #[error(transparent)]
+    Weights(#[from] CheckpointError),
     /// A setting of the run is out of range or contradicts another.
     #[error("{0}")]
     Setting(String),
@@ -83,7 +84,7 @@ pub enum TrainError {
 impl TrainError {
     /// For `map_err` on a file operation.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
-        let path = path.to_path_buf();
-        move |cause| Self::Io { action, path, cause }
+        let error = FileError::of(action, path);
+        move |cause| error(cause).into()
     }
 }

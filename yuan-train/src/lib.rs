@@ -11,7 +11,6 @@ pub mod config;
 pub mod data;
 pub mod efficiency;
 mod error;
-mod files;
 pub mod language_model;
 pub mod optim;
 pub mod report;

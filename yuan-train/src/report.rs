@@ -11,7 +11,9 @@ pub use history::{History, Phase, Window};
 pub use html::html_report;
 pub use table::summary_table;
 
-use crate::{TrainError, files::write_whole};
+use yuan_model::files::write_whole;
+
+use crate::TrainError;
 
 /// Writes a picture or a report; the file appears whole or not at all.
 ///
@@ -19,5 +21,5 @@ use crate::{TrainError, files::write_whole};
 ///
 /// If the file cannot be written.
 pub fn save(path: &Path, text: &str) -> Result<(), TrainError> {
-    write_whole(path, text.as_bytes())
+    Ok(write_whole(path, text.as_bytes())?)
 }

@@ -138,6 +138,18 @@ impl<B: YuanOps, C: CheckpointStrategy> YuanOps for Autodiff<B, C> {
         unreachable!("{INNER}")
     }
 
+    fn cached_attention(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        length: usize,
+        first_keys: Vec<usize>,
+    ) -> FloatTensor<Self> {
+        use burn::backend::AutodiffBackend;
+        let [query, key, value] = [query, key, value].map(Self::inner);
+        Self::from_inner(B::cached_attention(query, key, value, length, first_keys))
+    }
+
     fn causal_attention_backward(
         _: FloatTensor<Self>,
         _: FloatTensor<Self>,

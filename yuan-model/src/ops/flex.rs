@@ -4,7 +4,7 @@
 //! places, so results do not depend on the number of threads.
 
 use burn::backend::{
-    Flex,
+    Flex, TensorMetadata,
     tensor::{FloatTensor, IntTensor},
 };
 use burn::tensor::{DType, TensorData};
@@ -102,7 +102,21 @@ impl YuanOps for Flex {
             let options = AttentionModuleOptions { is_causal: true, ..Default::default() };
             return Self::attention(query, key, value, None, None, options);
         }
-        attention::forward(&query, &key, &value)
+        let [batch, _, seq, _] = query.shape().dims();
+        attention::forward(&query, &key, &value, seq, &vec![0; batch])
+    }
+
+    fn cached_attention(
+        query: Float,
+        key: Float,
+        value: Float,
+        length: usize,
+        first_keys: Vec<usize>,
+    ) -> Float {
+        if query.dtype() != DType::F32 {
+            return portable::cached_attention::<Self>(query, key, value, length, &first_keys);
+        }
+        attention::forward(&query, &key, &value, length, &first_keys)
     }
 
     fn causal_attention_backward(

@@ -4,7 +4,7 @@ use burn::backend::{
     Backend, TensorMetadata, get_or_init_device_settings,
     tensor::{BoolTensor, FloatTensor, IntTensor},
 };
-use burn::tensor::{FloatDType, IndexingUpdateOp, Shape, Slice};
+use burn::tensor::{FloatDType, IndexingUpdateOp, Shape, Slice, TensorData};
 
 use super::AdamWStep;
 
@@ -215,6 +215,38 @@ fn future<B: Backend>(scores: &FloatTensor<B>) -> BoolTensor<B> {
     };
     let mask = B::int_lower(positions([1, 1, seq, 1]), positions([1, 1, 1, seq]), settings.bool_dtype);
     B::bool_expand(mask, shape)
+}
+
+/// See [`ops::cached_attention`](super::cached_attention).
+pub fn cached_attention<B: Backend>(
+    query: FloatTensor<B>,
+    key: FloatTensor<B>,
+    value: FloatTensor<B>,
+    length: usize,
+    first_keys: &[usize],
+) -> FloatTensor<B> {
+    let [batch, heads, queries, d] = query.shape().dims();
+    let filled = |x: FloatTensor<B>| {
+        B::float_slice(x, &[Slice::full(), Slice::full(), Slice::from(0..length), Slice::full()])
+    };
+    let scores = B::float_matmul(query, B::float_transpose(filled(key)));
+    let scores = B::float_mul_scalar(scores, (1.0 / (d as f64).sqrt()).into());
+    let scores = if queries == 1 && first_keys.iter().all(|&first| first == 0) {
+        scores
+    } else {
+        let hidden = |&first: &usize| {
+            (length - queries..length)
+                .flat_map(move |query| (0..length).map(move |key| key > query || key < first && key != query))
+        };
+        let hidden: Vec<bool> = first_keys.iter().flat_map(hidden).collect();
+        let mask = B::bool_from_data(TensorData::new(hidden, [batch, 1, queries, length]), &scores.device());
+        let mask = B::bool_expand(mask, Shape::from([batch, heads, queries, length]));
+        B::float_mask_fill(scores, mask, f32::NEG_INFINITY.into())
+    };
+    let shifted = B::float_sub(scores.clone(), B::float_max_dim(scores, 3));
+    let exponentials = B::float_exp(shifted);
+    let p = B::float_div(exponentials.clone(), B::float_sum_dim(exponentials, 3));
+    B::float_matmul(p, filled(value))
 }
 
 /// Logits less the logarithm of the sum of their exponentials: log-probabilities.

@@ -1,16 +1,16 @@
 //! What the integration tests share: devices, fixtures and comparisons.
 #![allow(dead_code, reason = "every test binary uses its own part")]
 
-use std::{collections::HashMap, fs, path::PathBuf};
+use std::{collections::HashMap, convert::Infallible, fs, path::PathBuf};
 
 use burn::{
     module::{Module, ModuleVisitor, Param},
-    tensor::{Device, Gradients, Int, Tensor, TensorData},
+    tensor::{Device, FloatDType, Gradients, Int, Tensor, TensorData},
 };
 use safetensors::{Dtype, SafeTensors};
 use yuan_model::{
-    YuanConfig,
-    hf::{HostTensor, ParameterSource},
+    YuanConfig, YuanModel,
+    hf::{HfCheckpoint, LoadOptions, ParameterSource, Piece},
     named,
 };
 
@@ -47,6 +47,18 @@ fn ndarray() -> Device {
 pub fn reference() -> PathBuf {
     let own = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
     std::env::var_os("YUAN_REFERENCE").map_or_else(own, PathBuf::from)
+}
+
+/// A reference model with the reference's weights.
+pub fn load_model(directory: &str, device: &Device) -> YuanModel {
+    HfCheckpoint::open(&reference().join(directory)).unwrap().load(device, &LoadOptions::default()).unwrap()
+}
+
+/// A tensor in host memory, row-major.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HostTensor {
+    pub shape: Vec<usize>,
+    pub values: Vec<f32>,
 }
 
 /// One file of reference tensors.
@@ -132,9 +144,13 @@ pub fn fill<M: Module>(module: M, sources: &[ParameterSource], fixture: &Fixture
 }
 
 pub fn assemble(source: &ParameterSource, fixture: &Fixture, prefix: &str) -> TensorData {
-    let tensors: Vec<_> =
-        source.names.iter().map(|name| fixture.host(&format!("{prefix}{name}")).clone()).collect();
-    source.assemble(&tensors)
+    let piece = |name: &str| {
+        let HostTensor { shape, values } = fixture.host(&format!("{prefix}{name}"));
+        assert_eq!(*shape, source.shape, "{name}");
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        Ok::<_, Infallible>(Piece { dtype: Dtype::F32, bytes })
+    };
+    source.assemble(FloatDType::F32, piece).unwrap()
 }
 
 /// Gradients of a module by path.

@@ -8,10 +8,11 @@ use std::{
 
 use serde_json::Value;
 
+use yuan_model::files::{FileError, write_whole};
+
 use crate::{
     TrainError,
     callback::{Callback, Context, Event},
-    files::write_whole,
 };
 
 /// Appends every event to `metrics.jsonl` in the run directory.
@@ -46,7 +47,7 @@ impl<M> Callback<M> for MetricsFile {
 
     fn on_event(&mut self, event: &Event) -> Result<(), TrainError> {
         let Some((path, file)) = &mut self.open else { return Ok(()) };
-        let mut line = serde_json::to_string(event).map_err(|error| TrainError::Io {
+        let mut line = serde_json::to_string(event).map_err(|error| FileError {
             action: "write",
             path: path.clone(),
             cause: error.into(),

@@ -6,12 +6,11 @@ use yuan_laep::{
     LayerPlan, LoadFile, LoadStatistics, LoadTracker, LoadWindow, ModelSize, PruneLimits, PrunePlan,
     StabilityTest,
 };
-use yuan_model::{PrunableExperts, named};
+use yuan_model::{PrunableExperts, files::write_whole, named};
 
 use crate::{
     SpeedModel, TrainError,
     callback::{Callback, Context, Event, StepMetrics},
-    files::write_whole,
 };
 
 /// When to prune.
@@ -217,7 +216,8 @@ impl PruneExperts {
 
     fn write_loads<M: PrunableExperts>(&self, context: &Context<'_, M>) -> Result<(), TrainError> {
         let file = LoadFile { window: self.loads(), model: model_size(context.model()) };
-        write_whole(&context.run_dir().join(self.file_name(Self::LOADS)), file.to_json().as_bytes())
+        let path = context.run_dir().join(self.file_name(Self::LOADS));
+        Ok(write_whole(&path, file.to_json().as_bytes())?)
     }
 
     fn plan<M: PrunableExperts>(&self, context: &Context<'_, M>) -> Result<PrunePlan, TrainError> {

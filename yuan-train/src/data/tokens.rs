@@ -120,7 +120,7 @@ impl TokenStreams {
     pub fn save(&self, directory: &Path) -> Result<(), TrainError> {
         for (name, tokens) in [("train.tokens", &self.train), ("validation.tokens", &self.validation)] {
             let bytes: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
-            crate::files::write_whole(&directory.join(name), &bytes)?;
+            yuan_model::files::write_whole(&directory.join(name), &bytes)?;
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 use std::{fs, ops::Range, path::Path};
 
 use yuan_laep::{LayerLoad, LoadStatistics, PrunePlan};
+use yuan_model::files::FileError;
 
 use crate::{
     TrainError,
@@ -68,7 +69,7 @@ impl History {
         let path = run_dir.join(MetricsFile::NAME);
         let text = fs::read_to_string(&path).map_err(TrainError::io("read", &path))?;
         let event = |(number, line): (usize, &str)| {
-            serde_json::from_str(line).map_err(|error| TrainError::Io {
+            serde_json::from_str(line).map_err(|error| FileError {
                 action: "understand",
                 path: path.clone(),
                 cause: std::io::Error::other(format!("line {}: {error}", number + 1)),

@@ -1,0 +1,155 @@
+//! What a model remembers of the tokens it has read, so that the next one costs only itself.
+
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+
+use crate::ops;
+
+/// Keys, values and filter memories of a batch of sequences that grow together.
+///
+/// Sequences of unequal length start with padding, so that all of them end at the same place.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    pub(crate) layers: Vec<LayerCache>,
+    padding: Vec<usize>,
+    length: usize,
+    capacity: usize,
+}
+
+/// The part of one layer.
+#[derive(Debug, Clone, Default)]
+pub struct LayerCache {
+    /// Rotated keys and values, `[batch, heads, capacity, head_dim]` each; absent before the first token.
+    keys_values: Option<[Tensor<4>; 2]>,
+    /// Memory of the localized filter; absent before the first token.
+    pub(crate) filter: Option<FilterCache>,
+}
+
+/// What the last token adds to the next one in either convolution: the two-token memory of the filter.
+///
+/// Upstream keeps the last two inputs and computes the first convolution of the last token again.
+#[derive(Debug, Clone)]
+pub struct FilterCache {
+    /// `A0 u_{t−1}`, `[batch, 1, hidden / 2]`
+    pub conv1: Tensor<3>,
+    /// `C0 c1_{t−1}`, `[batch, 1, hidden]`
+    pub conv2: Tensor<3>,
+}
+
+impl Cache {
+    /// An empty cache for as many sequences as `padding` has entries: the padding tokens that each starts with.
+    ///
+    /// `capacity` counts padding, prompt and all tokens to come.
+    pub fn new(num_layers: usize, padding: Vec<usize>, capacity: usize) -> Self {
+        Self { layers: vec![LayerCache::default(); num_layers], padding, length: 0, capacity }
+    }
+
+    /// Tokens read so far, padding included.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether nothing has been read yet.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Tokens that can still be read.
+    pub fn room(&self) -> usize {
+        self.capacity - self.length
+    }
+
+    /// Sequences.
+    pub fn batch(&self) -> usize {
+        self.padding.len()
+    }
+
+    /// Rotated keys and values of a layer, `[batch, heads, len, head_dim]` each, if anything has been read.
+    pub fn keys_values(&self, layer: usize) -> Option<[Tensor<4>; 2]> {
+        let filled = |x: &Tensor<4>| x.clone().slice_dim(2, 0..self.length);
+        self.layers[layer].keys_values.as_ref().map(|[keys, values]| [filled(keys), filled(values)])
+    }
+
+    /// The filter's memory of a layer, if anything has been read.
+    pub fn filter(&self, layer: usize) -> Option<&FilterCache> {
+        self.layers[layer].filter.as_ref()
+    }
+
+    /// The layers, and where the next `tokens` tokens of every sequence go.
+    ///
+    /// # Panics
+    ///
+    /// If there is no room for them.
+    pub(crate) fn split(&mut self, tokens: usize) -> (&mut [LayerCache], Span<'_>) {
+        assert!(tokens <= self.room(), "{tokens} tokens do not fit the {} left of the cache", self.room());
+        let Self { layers, padding, length, capacity } = self;
+        (layers, Span { start: *length, tokens, capacity: *capacity, padding })
+    }
+
+    pub(crate) fn advance(&mut self, tokens: usize) {
+        self.length += tokens;
+    }
+}
+
+/// The newest tokens of every sequence.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Span<'a> {
+    start: usize,
+    tokens: usize,
+    capacity: usize,
+    padding: &'a [usize],
+}
+
+impl Span<'_> {
+    fn has_padding(&self) -> bool {
+        self.padding.iter().any(|&padding| padding > self.start)
+    }
+
+    /// Position of every new token in its sequence, `[batch or 1, tokens]`; zero for padding.
+    pub(crate) fn position_ids(&self, device: &Device) -> Tensor<2, Int> {
+        let equal = self.padding.windows(2).all(|pair| pair[0] == pair[1]);
+        let rows = if equal { &self.padding[..self.padding.len().min(1)] } else { self.padding };
+        let position = |padding: usize| {
+            (self.start..self.start + self.tokens).map(move |place| place.saturating_sub(padding) as i64)
+        };
+        let positions: Vec<i64> = rows.iter().flat_map(|&padding| position(padding)).collect();
+        Tensor::from_data(TensorData::new(positions, [rows.len(), self.tokens]), device)
+    }
+
+    /// True where a new token is padding, `[batch, tokens]`; absent if none is.
+    pub(crate) fn padding_mask(&self, device: &Device) -> Option<Tensor<2, Bool>> {
+        let is_padding =
+            |&padding: &usize| (self.start..self.start + self.tokens).map(move |place| place < padding);
+        let mask: Vec<bool> = self.padding.iter().flat_map(is_padding).collect();
+        let mask = || TensorData::new(mask, [self.padding.len(), self.tokens]);
+        self.has_padding().then(|| Tensor::from_data(mask(), device))
+    }
+}
+
+impl LayerCache {
+    /// Attention of new tokens over all tokens, which `query`, `key` and `value`,
+    /// `[batch, heads, tokens, head_dim]` each, then belong to.
+    pub(crate) fn attend(
+        &mut self,
+        query: Tensor<4>,
+        key: Tensor<4>,
+        value: Tensor<4>,
+        span: &Span<'_>,
+    ) -> Tensor<4> {
+        let [batch, heads, tokens, head_dim] = key.dims();
+        let empty = |like: &Tensor<4>| {
+            Tensor::zeros([batch, heads, span.capacity, head_dim], (&like.device(), like.dtype()))
+        };
+        // Taken out while they are written, since only the one owner of a tensor may write it in place.
+        let [keys, values] = self.keys_values.take().unwrap_or_else(|| [empty(&key), empty(&value)]);
+        let place = [0..batch, 0..heads, span.start..span.start + tokens, 0..head_dim];
+        let keys = keys.slice_assign(place.clone(), key.clone());
+        let values = values.slice_assign(place, value.clone());
+        let context = if span.start == 0 && !span.has_padding() {
+            ops::causal_attention(query, key, value)
+        } else {
+            ops::cached_attention(query, keys.clone(), values.clone(), span.start + tokens, span.padding)
+        };
+        self.keys_values = Some([keys, values]);
+        context
+    }
+}

@@ -1,0 +1,288 @@
+//! A checkpoint directory as Hugging Face's tools write it: `config.json` and safetensors files.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+use burn::tensor::{Device, FloatDType, TensorData};
+use serde_json::Value;
+
+use super::{ParameterSource, Piece, Shards};
+use crate::{
+    ConfigError, ModelError, YuanConfig, YuanModel,
+    files::FileError,
+    named,
+    storage::{StorageError, StoredTensor, float_dtype},
+    surgery::check_kept,
+};
+
+/// Why a checkpoint could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    /// A file of tensors is damaged or out of reach.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The configuration was refused.
+    #[error("{}: {cause}", path.display())]
+    Config {
+        /// The `config.json`.
+        path: PathBuf,
+        /// Why.
+        cause: ConfigError,
+    },
+    /// Tensors are missing, superfluous, misshapen or in two places; all of them are listed.
+    #[error("{}: {}", path.display(), problems.join("; "))]
+    Tensors {
+        /// The checkpoint's directory.
+        path: PathBuf,
+        /// One sentence for each.
+        problems: Vec<String>,
+    },
+    /// A directory or file is not what it should be.
+    #[error("{}: {reason}", path.display())]
+    Directory {
+        /// The directory or file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Layers or experts were asked for that are not there.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+}
+
+impl CheckpointError {
+    pub(super) fn directory(path: &Path, reason: impl Into<String>) -> Self {
+        Self::Directory { path: path.to_path_buf(), reason: reason.into() }
+    }
+
+    pub(super) fn tensors(path: &Path, problems: Vec<String>) -> Self {
+        Self::Tensors { path: path.to_path_buf(), problems }
+    }
+}
+
+impl From<FileError> for CheckpointError {
+    fn from(error: FileError) -> Self {
+        Self::Storage(error.into())
+    }
+}
+
+/// What is read of a checkpoint, and as what.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct LoadOptions {
+    /// Type of the parameters: F32, F16 or BF16; absent: as they are stored.
+    pub dtype: Option<FloatDType>,
+    /// These layers only, as a model of its own; absent: all.
+    pub layers: Option<Range<usize>>,
+    /// The experts to read of every layer of the checkpoint, in their new order, routers cut to match; absent: all.
+    pub experts: Option<Vec<Vec<usize>>>,
+}
+
+/// An open checkpoint directory, of which only configuration and headers have been read.
+#[derive(Debug)]
+pub struct HfCheckpoint {
+    path: PathBuf,
+    config: YuanConfig,
+    raw_config: Value,
+    shards: Shards,
+    prefix: &'static str,
+}
+
+/// Where the language model is in a multimodal checkpoint.
+const MULTIMODAL: &str = "language_model.";
+/// What else is there.
+const MULTIMODAL_EXTRAS: [&str; 3] = ["vision_model.", "imagemlp.", "imagemlp_layernorm."];
+/// Tables that upstream's readers skip, too.
+const SKIPPED: &str = "rotary_pos_emb";
+
+impl HfCheckpoint {
+    /// Opens a directory and checks that its tensors are those of its configuration.
+    ///
+    /// # Errors
+    ///
+    /// A file that is missing or damaged; a configuration that is refused; or a list of every tensor that is
+    /// missing, surplus, misshapen or of a type that parameters do not have.
+    pub fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let (config, raw_config) = read_config(path)?;
+        let shards = Shards::open(path)?;
+        let prefix = prefix(&shards);
+        let checkpoint = Self { path: path.into(), config, raw_config, shards, prefix };
+        let problems = problems(&checkpoint.config, &checkpoint.shards);
+        if problems.is_empty() { Ok(checkpoint) } else { Err(CheckpointError::tensors(path, problems)) }
+    }
+
+    /// Its directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The model that it holds.
+    pub fn config(&self) -> &YuanConfig {
+        &self.config
+    }
+
+    /// `config.json` as it is, with the keys that this library does not know.
+    pub fn raw_config(&self) -> &Value {
+        &self.raw_config
+    }
+
+    /// Its files and all their tensors.
+    pub fn shards(&self) -> &Shards {
+        &self.shards
+    }
+
+    /// Its tensors that are no parameters of the language model: a vision tower, tables of angles.
+    pub fn extras(&self) -> impl Iterator<Item = &str> {
+        self.shards.names().filter(|name| is_extra(name, self.prefix))
+    }
+
+    /// Type, shape and place of a tensor of the language model, by its name without prefix.
+    pub fn tensor(&self, name: &str) -> Option<&StoredTensor> {
+        self.shards.get(&self.full_name(name))
+    }
+
+    /// The name of a tensor of the language model in the files.
+    pub fn full_name(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    /// Reads one parameter: only the bytes of its tensors, one after the other.
+    ///
+    /// With a source of fewer [names](ParameterSource::names), a rank of a cluster reads its own experts.
+    ///
+    /// # Errors
+    ///
+    /// If a tensor is not there or cannot be read.
+    pub fn read(
+        &self,
+        source: &ParameterSource,
+        dtype: Option<FloatDType>,
+    ) -> Result<TensorData, CheckpointError> {
+        let stored = source.names.first().and_then(|name| float_dtype(self.tensor(name)?.dtype));
+        source.assemble(dtype.or(stored).unwrap_or(FloatDType::F32), |name| {
+            let missing = || CheckpointError::tensors(&self.path, vec![format!("`{name}` is missing")]);
+            let tensor = self.tensor(name).ok_or_else(missing)?;
+            if tensor.shape != source.shape {
+                let problem = misshapen(name, &tensor.shape, &source.shape);
+                return Err(CheckpointError::tensors(&self.path, vec![problem]));
+            }
+            Ok(Piece { dtype: tensor.dtype, bytes: self.shards.map(&self.full_name(name))? })
+        })
+    }
+
+    /// Builds the model, or a part of it.
+    ///
+    /// Parameter by parameter, tensor by tensor: memory holds what is loaded so far and one tensor.
+    ///
+    /// # Errors
+    ///
+    /// Layers or experts that are not there, or a file that cannot be read.
+    pub fn load(&self, device: &Device, options: &LoadOptions) -> Result<YuanModel, CheckpointError> {
+        let config = self.part(options)?;
+        let layers = options.layers.clone().unwrap_or(0..self.config.num_hidden_layers());
+        let sources = self.config.parameter_sources_of(layers, options.experts.as_deref());
+        let sources: BTreeMap<&str, &ParameterSource> =
+            sources.iter().map(|source| (source.path.as_str(), source)).collect();
+        let model = YuanModel::new(&config, device)
+            .map_err(|cause| CheckpointError::Config { path: self.path.join(CONFIG), cause })?;
+        let mut result = Ok(());
+        let model = named::write_parameters(model, |path, _| {
+            if result.is_err() {
+                return None;
+            }
+            let data = self.read(sources.get(path)?, options.dtype);
+            data.map_err(|error| result = Err(error)).ok()
+        });
+        result.map(|()| model)
+    }
+
+    /// The configuration of the part that the options ask for.
+    fn part(&self, options: &LoadOptions) -> Result<YuanConfig, CheckpointError> {
+        let mut config = self.config.clone();
+        let layers = config.num_hidden_layers();
+        if let Some(experts) = &options.experts {
+            check_experts(&config, experts)?;
+            config.experts_per_layer = experts.iter().map(Vec::len).collect();
+        }
+        if let Some(range) = &options.layers {
+            if range.is_empty() || range.end > layers {
+                return Err(ModelError::LayerCount { expected: layers, found: range.end }.into());
+            }
+            config.experts_per_layer = config.experts_per_layer[range.clone()].to_vec();
+        }
+        Ok(config)
+    }
+}
+
+/// The model's configuration in a checkpoint directory.
+pub(super) const CONFIG: &str = "config.json";
+
+/// Checks that experts can be kept as listed.
+pub(super) fn check_experts(config: &YuanConfig, experts: &[Vec<usize>]) -> Result<(), ModelError> {
+    let layers = &config.experts_per_layer;
+    if experts.len() != layers.len() {
+        return Err(ModelError::LayerCount { expected: layers.len(), found: experts.len() });
+    }
+    let mut layers = layers.iter().zip(experts).enumerate();
+    layers.try_for_each(|(layer, (&all, kept))| check_kept(layer, kept, all, config.moe_top_k))
+}
+
+pub(super) fn read_config(directory: &Path) -> Result<(YuanConfig, Value), CheckpointError> {
+    let path = directory.join(CONFIG);
+    let text = fs::read_to_string(&path).map_err(FileError::of("read", &path))?;
+    let refused = |cause| CheckpointError::Config { path: path.clone(), cause };
+    let config = YuanConfig::from_json(&text).map_err(refused)?;
+    let raw = serde_json::from_str(&text).map_err(|error| refused(ConfigError::Format(error.to_string())))?;
+    Ok((config, raw))
+}
+
+fn prefix(shards: &Shards) -> &'static str {
+    if shards.names().any(|name| name.starts_with(MULTIMODAL)) { MULTIMODAL } else { "" }
+}
+
+fn is_extra(name: &str, prefix: &str) -> bool {
+    name.contains(SKIPPED)
+        || !prefix.is_empty() && MULTIMODAL_EXTRAS.iter().any(|extra| name.starts_with(extra))
+}
+
+fn misshapen(name: &str, found: &[usize], expected: &[usize]) -> String {
+    format!("`{name}` is {found:?}, expected {expected:?}")
+}
+
+/// Everything that keeps the tensors from being those of the configuration.
+pub(super) fn problems(config: &YuanConfig, shards: &Shards) -> Vec<String> {
+    let found = shards.names().count();
+    // A configuration can claim any number of experts; only so many names are worth forming.
+    let expected = config.experts_per_layer.iter().fold(0_usize, |sum, experts| {
+        sum.saturating_add(experts.saturating_mul(2)).saturating_add(8)
+    });
+    if expected > found.saturating_add(10_000) {
+        return vec![format!("the files hold {found} tensors, but config.json asks for over {expected}")];
+    }
+    let prefix = prefix(shards);
+    let mut problems = Vec::new();
+    let mut known = std::collections::BTreeSet::new();
+    for source in config.parameter_sources() {
+        for name in &source.names {
+            let full = format!("{prefix}{name}");
+            match shards.get(&full) {
+                None => problems.push(format!("`{full}` is missing")),
+                Some(tensor) if tensor.shape != source.shape => {
+                    problems.push(misshapen(&full, &tensor.shape, &source.shape));
+                }
+                Some(tensor) if float_dtype(tensor.dtype).is_none() => {
+                    problems.push(format!("`{full}` is {:?}; expected F32, F16 or BF16", tensor.dtype));
+                }
+                Some(_) => {}
+            }
+            known.insert(full);
+        }
+    }
+    let surplus = shards.names().filter(|name| !known.contains(*name) && !is_extra(name, prefix));
+    problems.extend(surplus.map(|name| format!("`{name}` is no parameter of this model")));
+    problems
+}

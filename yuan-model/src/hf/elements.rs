@@ -1,0 +1,259 @@
+//! From stored bytes to parameters and back: types, transposes and stacks, one tensor at a time.
+
+use burn::tensor::{DType, Element, FloatDType, Shape, TensorData, bf16, f16};
+use rayon::prelude::*;
+
+use super::{ParameterSource, TensorLayout};
+use crate::storage::{Dtype, float_dtype};
+
+/// A floating-point type as it is stored: little-endian.
+trait Float: Element + Copy + Default + Send + Sync + 'static {
+    const SIZE: usize;
+    fn read(bytes: &[u8]) -> Self;
+    fn write(self, bytes: &mut [u8]);
+    fn to(self) -> f32;
+    fn of(value: f32) -> Self;
+}
+
+macro_rules! float {
+    ($type:ty, $size:literal, $to:expr, $of:expr) => {
+        impl Float for $type {
+            const SIZE: usize = $size;
+            #[inline(always)]
+            fn read(bytes: &[u8]) -> Self {
+                let mut array = [0; $size];
+                array.copy_from_slice(&bytes[..$size]);
+                Self::from_le_bytes(array)
+            }
+            #[inline(always)]
+            fn write(self, bytes: &mut [u8]) {
+                bytes[..$size].copy_from_slice(&self.to_le_bytes());
+            }
+            #[inline(always)]
+            fn to(self) -> f32 {
+                $to(self)
+            }
+            #[inline(always)]
+            fn of(value: f32) -> Self {
+                $of(value)
+            }
+        }
+    };
+}
+
+float!(f32, 4, |x: f32| x, |x: f32| x);
+float!(f16, 2, f16::to_f32, f16::from_f32);
+float!(bf16, 2, bf16::to_f32, bf16::from_f32);
+
+/// One value in another type; exact where the type stays, which a detour over f32 would not promise for NaNs.
+#[inline(always)]
+fn convert<S: Float, D: Float>(value: S) -> D {
+    match (&value as &dyn std::any::Any).downcast_ref::<D>() {
+        Some(same) => *same,
+        None => D::of(value.to()),
+    }
+}
+
+/// Calls a generic function with the Rust types of two dtypes.
+macro_rules! with_types {
+    ($from:expr, $to:expr, $function:ident($($argument:expr),*)) => {
+        match ($from, $to) {
+            (FloatDType::F32, FloatDType::F32) => $function::<f32, f32>($($argument),*),
+            (FloatDType::F32, FloatDType::F16) => $function::<f32, f16>($($argument),*),
+            (FloatDType::F32, FloatDType::BF16) => $function::<f32, bf16>($($argument),*),
+            (FloatDType::F16, FloatDType::F32) => $function::<f16, f32>($($argument),*),
+            (FloatDType::F16, FloatDType::F16) => $function::<f16, f16>($($argument),*),
+            (FloatDType::F16, FloatDType::BF16) => $function::<f16, bf16>($($argument),*),
+            (FloatDType::BF16, FloatDType::F32) => $function::<bf16, f32>($($argument),*),
+            (FloatDType::BF16, FloatDType::F16) => $function::<bf16, f16>($($argument),*),
+            (FloatDType::BF16, FloatDType::BF16) => $function::<bf16, bf16>($($argument),*),
+            (from, to) => unreachable!("{from:?} to {to:?}: only F32, F16 and BF16 come here"),
+        }
+    };
+}
+
+/// Stored bytes of a tensor, and the type of its elements.
+pub struct Piece<B> {
+    /// F32, F16 or BF16.
+    pub dtype: Dtype,
+    /// Row-major, little-endian.
+    pub bytes: B,
+}
+
+impl ParameterSource {
+    /// Makes the parameter from its tensors, which `read` hands over by name, one at a time.
+    ///
+    /// Every tensor goes straight to its place, so that no more than the parameter and one tensor is in memory.
+    ///
+    /// # Errors
+    ///
+    /// What `read` returns.
+    ///
+    /// # Panics
+    ///
+    /// If a tensor has another size than [`shape`](Self::shape) or is not of a floating-point type above.
+    pub fn assemble<B: AsRef<[u8]>, E>(
+        &self,
+        dtype: FloatDType,
+        read: impl FnMut(&str) -> Result<Piece<B>, E>,
+    ) -> Result<TensorData, E> {
+        match dtype {
+            FloatDType::F16 => assemble::<f16, B, E>(self, read),
+            FloatDType::BF16 => assemble::<bf16, B, E>(self, read),
+            _ => assemble::<f32, B, E>(self, read),
+        }
+    }
+
+    /// Bytes of one tensor as it is stored, from the parameter or, of a stack, from one slice of it.
+    ///
+    /// # Panics
+    ///
+    /// If the data is not the parameter's, or the source takes only some [`rows`](Self::rows).
+    pub fn disassemble(&self, data: &TensorData, dtype: FloatDType) -> Vec<u8> {
+        assert!(self.rows.is_none(), "{}: stored as a whole", self.path);
+        assert_eq!(data.num_elements(), self.shape.iter().product::<usize>(), "{}: elements", self.path);
+        let from = stored_float(data.dtype()).unwrap_or_else(|| panic!("{} is {:?}", self.path, data.dtype()));
+        let part = data.as_bytes();
+        match self.layout {
+            TensorLayout::Same => convert_bytes(part, from, dtype),
+            TensorLayout::Transposed | TensorLayout::StackedTransposed => {
+                with_types!(from, dtype, transposed_bytes(part, self.shape[1], self.shape[0]))
+            }
+            TensorLayout::Taps => with_types!(from, dtype, taps_bytes(part, self.shape[0], self.shape[1])),
+        }
+    }
+}
+
+/// The type of a parameter as one that is stored.
+pub(crate) fn stored_float(dtype: DType) -> Option<FloatDType> {
+    match dtype {
+        DType::F32 | DType::Flex32 => Some(FloatDType::F32),
+        DType::F16 => Some(FloatDType::F16),
+        DType::BF16 => Some(FloatDType::BF16),
+        _ => None,
+    }
+}
+
+fn float_size(dtype: FloatDType) -> usize {
+    if dtype == FloatDType::F32 { 4 } else { 2 }
+}
+
+fn assemble<D: Float, B: AsRef<[u8]>, E>(
+    source: &ParameterSource,
+    mut read: impl FnMut(&str) -> Result<Piece<B>, E>,
+) -> Result<TensorData, E> {
+    let shape = source.parameter_shape();
+    let elements: usize = shape.iter().product();
+    let mut values = vec![D::default(); elements];
+    let per_tensor = elements / source.names.len().max(1);
+    for (name, out) in source.names.iter().zip(values.chunks_mut(per_tensor.max(1))) {
+        let Piece { dtype: stored, bytes } = read(name)?;
+        let from = float_dtype(stored).unwrap_or_else(|| panic!("`{name}` is {stored:?}"));
+        let (bytes, expected) = (bytes.as_ref(), source.shape.iter().product::<usize>() * float_size(from));
+        assert_eq!(bytes.len(), expected, "`{name}`: bytes");
+        let selected;
+        let (bytes, rows) = match &source.rows {
+            None => (bytes, source.shape[0]),
+            Some(rows) => {
+                selected = select_rows(bytes, expected / source.shape[0].max(1), rows);
+                (selected.as_slice(), rows.len())
+            }
+        };
+        let columns = source.shape.get(1).copied().unwrap_or(1);
+        match from {
+            FloatDType::F16 => place::<f16, D>(source.layout, bytes, rows, columns, out),
+            FloatDType::BF16 => place::<bf16, D>(source.layout, bytes, rows, columns, out),
+            _ => place::<f32, D>(source.layout, bytes, rows, columns, out),
+        }
+    }
+    Ok(TensorData::new(values, Shape::from(shape)))
+}
+
+/// The listed rows of a row-major matrix, whose rows have `width` bytes.
+pub(super) fn select_rows(bytes: &[u8], width: usize, rows: &[usize]) -> Vec<u8> {
+    rows.iter().map(|row| &bytes[row * width..(row + 1) * width]).collect::<Vec<_>>().concat()
+}
+
+/// Puts one stored tensor, whose elements are of type `S`, where it belongs.
+fn place<S: Float, D: Float>(layout: TensorLayout, bytes: &[u8], rows: usize, columns: usize, out: &mut [D]) {
+    let read = |i: usize| convert::<S, D>(S::read(&bytes[i * S::SIZE..]));
+    match layout {
+        TensorLayout::Same => copy::<S, D>(bytes, out),
+        TensorLayout::Transposed | TensorLayout::StackedTransposed => transpose(rows, columns, out, read),
+        TensorLayout::Taps => out.par_chunks_mut((2 * rows).max(1)).enumerate().for_each(|(i, out)| {
+            for (column, value) in out.iter_mut().enumerate() {
+                *value = read(((column % rows) * columns + i) * 2 + column / rows);
+            }
+        }),
+    }
+}
+
+/// `[rows, columns]` → `[columns, rows]`, in tiles that stay in the first cache.
+fn transpose<T: Send>(rows: usize, columns: usize, out: &mut [T], read: impl Fn(usize) -> T + Sync) {
+    const WIDE: usize = 16;
+    const HIGH: usize = 64;
+    out.par_chunks_mut((WIDE * rows).max(1)).enumerate().for_each(|(strip, out)| {
+        let (first, wide) = (strip * WIDE, out.len() / rows.max(1));
+        for top in (0..rows).step_by(HIGH) {
+            for column in 0..wide {
+                let until = (top + HIGH).min(rows);
+                for (row, value) in (top..until).zip(&mut out[column * rows + top..]) {
+                    *value = read(row * columns + first + column);
+                }
+            }
+        }
+    });
+}
+
+fn copy<S: Float, D: Float>(bytes: &[u8], out: &mut [D]) {
+    const RUN: usize = 1 << 14;
+    out.par_chunks_mut(RUN).zip(bytes.par_chunks(RUN * S::SIZE)).for_each(|(out, bytes)| {
+        for (value, bytes) in out.iter_mut().zip(bytes.chunks_exact(S::SIZE)) {
+            *value = convert(S::read(bytes));
+        }
+    });
+}
+
+/// Stored elements in another type.
+pub(super) fn convert_bytes(bytes: &[u8], from: FloatDType, to: FloatDType) -> Vec<u8> {
+    fn typed<S: Float, D: Float>(bytes: &[u8]) -> Vec<u8> {
+        let mut out = vec![0; bytes.len() / S::SIZE * D::SIZE];
+        let pairs = out.par_chunks_mut(D::SIZE << 14).zip(bytes.par_chunks(S::SIZE << 14));
+        pairs.for_each(|(out, bytes)| {
+            for (out, bytes) in out.chunks_exact_mut(D::SIZE).zip(bytes.chunks_exact(S::SIZE)) {
+                convert::<S, D>(S::read(bytes)).write(out);
+            }
+        });
+        out
+    }
+    if from == to { bytes.to_vec() } else { with_types!(from, to, typed(bytes)) }
+}
+
+/// A `[rows, columns]` matrix as the bytes of its transpose.
+fn transposed_bytes<S: Float, D: Float>(bytes: &[u8], rows: usize, columns: usize) -> Vec<u8> {
+    let mut values = vec![D::default(); rows * columns];
+    transpose(rows, columns, &mut values, |i| convert(S::read(&bytes[i * S::SIZE..])));
+    to_bytes(&values)
+}
+
+/// `[in, 2 · out]` as the bytes of `[out, in, 2, 1]`.
+fn taps_bytes<S: Float, D: Float>(bytes: &[u8], out: usize, d_in: usize) -> Vec<u8> {
+    let read = |i: usize| convert::<S, D>(S::read(&bytes[i * S::SIZE..]));
+    let mut values = vec![D::default(); 2 * out * d_in];
+    values.par_chunks_mut((2 * d_in).max(1)).enumerate().for_each(|(row, values)| {
+        for (i, pair) in values.chunks_exact_mut(2).enumerate() {
+            pair[0] = read(i * 2 * out + row);
+            pair[1] = read(i * 2 * out + out + row);
+        }
+    });
+    to_bytes(&values)
+}
+
+fn to_bytes<D: Float>(values: &[D]) -> Vec<u8> {
+    let mut bytes = vec![0; values.len() * D::SIZE];
+    let pairs = bytes.par_chunks_mut(D::SIZE << 14).zip(values.par_chunks(1 << 14));
+    pairs.for_each(|(bytes, values)| {
+        bytes.chunks_exact_mut(D::SIZE).zip(values).for_each(|(bytes, value)| value.write(bytes));
+    });
+    bytes
+}

@@ -1,0 +1,312 @@
+//! Writing checkpoint directories: a model from memory, or another checkpoint with fewer experts or in another type.
+
+use std::{collections::HashMap, fs, path::Path};
+
+use burn::tensor::{DType, FloatDType};
+use serde_json::{Map, Value, json};
+
+use super::{
+    CheckpointError, HfCheckpoint, ParameterSource, TensorLayout,
+    checkpoint::{CONFIG, check_experts},
+    elements::{convert_bytes, select_rows, stored_float},
+    shards::{INDEX, SINGLE},
+};
+use crate::{
+    YuanModel,
+    files::{FileError, write_directory},
+    named,
+    storage::{Dtype, MappedTensor, OutgoingTensor, float_dtype, write_tensors},
+};
+
+/// How a checkpoint is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SaveOptions {
+    /// Type of the floating-point tensors: F32, F16 or BF16; absent: as they are.
+    pub dtype: Option<FloatDType>,
+    /// Bytes of tensors that one file may hold; a larger tensor gets a file of its own.
+    pub shard_size: u64,
+    /// Replace a directory that is already there, once the new one is complete.
+    pub overwrite: bool,
+}
+
+impl Default for SaveOptions {
+    /// Types as they are, files of 5 GB as the `transformers` library writes them, nothing replaced.
+    fn default() -> Self {
+        Self { dtype: None, shard_size: 5_000_000_000, overwrite: false }
+    }
+}
+
+/// What a checkpoint that was pruned used to be: `pruned_metadata.json`.
+pub const PRUNED_METADATA: &str = "pruned_metadata.json";
+
+impl YuanModel {
+    /// Writes the model in upstream's layout; the directory is complete or not there.
+    ///
+    /// # Errors
+    ///
+    /// A directory that exists (unless it may be replaced) or cannot be written; what was there before stays.
+    pub fn save_hf(&self, directory: &Path, options: &SaveOptions) -> Result<(), CheckpointError> {
+        let sources = self.config().parameter_sources();
+        let dtypes: HashMap<String, DType> = named::parameter_dtypes(self).into_iter().collect();
+        let mut outgoing = Vec::new();
+        for source in &sources {
+            let stored = dtypes.get(&source.path).and_then(|&dtype| stored_float(dtype));
+            let dtype = options.dtype.or(stored).unwrap_or(FloatDType::F32);
+            for (index, name) in source.names.iter().enumerate() {
+                let index = (source.layout == TensorLayout::StackedTransposed).then_some(index);
+                outgoing.push((
+                    tensor(name.clone(), dtype_of(dtype), source.shape.clone()),
+                    (source, index, dtype),
+                ));
+            }
+        }
+        let mut config: Value = serde_json::from_str(&self.config().to_json())
+            .map_err(|error| CheckpointError::directory(directory, error.to_string()))?;
+        if let Some((tensor, _)) = outgoing.iter().max_by_key(|(tensor, _)| tensor.bytes()) {
+            config["torch_dtype"] = json!(torch_name(tensor.dtype));
+        }
+        let bytes = |&(source, index, dtype): &(&ParameterSource, Option<usize>, FloatDType)| {
+            let data = named::read_part(self, &source.path, index);
+            let missing = || CheckpointError::directory(directory, format!("the model has no {}", source.path));
+            Ok(source.disassemble(&data.ok_or_else(missing)?, dtype))
+        };
+        write(directory, options, &config, &outgoing, bytes, |_| Ok(()))
+    }
+}
+
+impl HfCheckpoint {
+    /// Copies the checkpoint, tensor by tensor, with fewer experts, in another type or in other files.
+    ///
+    /// No model is built: memory holds one tensor at a time. `experts` lists those to keep of every layer, in
+    /// their new order; routers are cut to match, and `pruned_metadata.json` says what there was. Tokenizer
+    /// and whatever else is no weight comes along, as do the tensors of a vision tower.
+    ///
+    /// # Errors
+    ///
+    /// Experts that cannot be kept so, a directory that exists (unless it may be replaced), or a file that
+    /// cannot be read or written; what was there before stays.
+    pub fn rewrite(
+        &self,
+        directory: &Path,
+        experts: Option<&[Vec<usize>]>,
+        options: &SaveOptions,
+    ) -> Result<(), CheckpointError> {
+        let mut config = self.raw_config().clone();
+        if let Some(experts) = experts {
+            check_experts(self.config(), experts)?;
+            set_experts(&mut config, experts);
+        }
+        if let Some(dtype) = options.dtype {
+            set_dtype(&mut config, dtype);
+        }
+        let layers = self.config().num_hidden_layers();
+        let old = self.config().parameter_sources_of(0..layers, experts);
+        let mut pruned = self.config().clone();
+        if let Some(experts) = experts {
+            pruned.experts_per_layer = experts.iter().map(Vec::len).collect();
+        }
+        let new = pruned.parameter_sources();
+        let mut outgoing = Vec::new();
+        let mut add = |name: String, shape: &[usize], from: String, rows| {
+            let stored = self.shards().get(&from).map_or(Dtype::F32, |stored| stored.dtype);
+            let convert = float_dtype(stored).zip(options.dtype).filter(|(from, to)| from != to);
+            let dtype = convert.map_or(stored, |(_, to)| dtype_of(to));
+            outgoing.push((tensor(name, dtype, shape.to_vec()), Piece { from, rows, convert }));
+        };
+        for (old, new) in old.iter().zip(&new) {
+            for (from, name) in old.names.iter().zip(&new.names) {
+                add(self.full_name(name), &new.shape, self.full_name(from), old.rows.as_deref());
+            }
+        }
+        for name in self.extras() {
+            let shape = self.shards().get(name).map_or(&[][..], |stored| &stored.shape);
+            add(name.to_owned(), shape, name.to_owned(), None);
+        }
+        let finish = |unfinished: &Path| {
+            copy_side_files(self.path(), unfinished)?;
+            experts.map_or(Ok(()), |experts| self.write_pruned_metadata(unfinished, experts))
+        };
+        write(directory, options, &config, &outgoing, |piece| self.bytes_of(piece), finish)
+    }
+
+    fn bytes_of(&self, piece: &Piece<'_>) -> Result<Bytes, CheckpointError> {
+        let mapped = self.shards().map(&piece.from)?;
+        let all = self.shards().get(&piece.from).map_or(0, |stored| stored.shape[..1].iter().product());
+        let rows = piece.rows.map(|rows| {
+            let width = mapped.as_ref().len() / usize::max(all, 1);
+            select_rows(mapped.as_ref(), width, rows)
+        });
+        Ok(match (piece.convert, rows) {
+            (None, None) => Bytes::Mapped(mapped),
+            (None, Some(rows)) => Bytes::Owned(rows),
+            (Some((from, to)), rows) => {
+                Bytes::Owned(convert_bytes(rows.as_deref().unwrap_or(mapped.as_ref()), from, to))
+            }
+        })
+    }
+
+    /// `pruned_metadata.json`: how many experts there were, and which of them are left.
+    fn write_pruned_metadata(&self, directory: &Path, experts: &[Vec<usize>]) -> Result<(), CheckpointError> {
+        let before = &self.config().experts_per_layer;
+        let kept: Vec<usize> = experts.iter().map(Vec::len).collect();
+        let mut pruned = self.config().clone();
+        pruned.experts_per_layer.clone_from(&kept);
+        let metadata = json!({
+            "original_experts_per_layer": before,
+            "per_layer_experts_blocks": kept,
+            "original_experts": before.iter().sum::<usize>(),
+            "experts": kept.iter().sum::<usize>(),
+            "original_parameters": self.config().parameter_count().total(),
+            "parameters": pruned.parameter_count().total(),
+            "kept_experts": experts,
+        });
+        write_text(&directory.join(PRUNED_METADATA), &format!("{metadata:#}\n"))
+    }
+}
+
+/// A tensor of another checkpoint on its way into this one.
+struct Piece<'a> {
+    from: String,
+    rows: Option<&'a [usize]>,
+    convert: Option<(FloatDType, FloatDType)>,
+}
+
+/// What a tensor is written from.
+enum Bytes {
+    Mapped(MappedTensor),
+    Owned(Vec<u8>),
+}
+
+impl AsRef<[u8]> for Bytes {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(bytes) => bytes.as_ref(),
+            Self::Owned(bytes) => bytes,
+        }
+    }
+}
+
+/// Writes configuration, files of tensors and index into a directory that appears when all is there.
+fn write<T, B: AsRef<[u8]>>(
+    directory: &Path,
+    options: &SaveOptions,
+    config: &Value,
+    tensors: &[(OutgoingTensor, T)],
+    data: impl Fn(&T) -> Result<B, CheckpointError>,
+    finish: impl FnOnce(&Path) -> Result<(), CheckpointError>,
+) -> Result<(), CheckpointError> {
+    if directory.exists() && !options.overwrite {
+        return Err(CheckpointError::directory(directory, "it already exists, and may not be replaced"));
+    }
+    let shards = split(tensors, options.shard_size);
+    let file_name = |shard: usize| match shards.len() {
+        1 => SINGLE.to_owned(),
+        count => format!("model-{:05}-of-{count:05}.safetensors", shard + 1),
+    };
+    write_directory(directory, |unfinished| {
+        write_text(&unfinished.join(CONFIG), &format!("{config:#}\n"))?;
+        let mut weight_map = Map::new();
+        for (number, shard) in shards.iter().enumerate() {
+            let outgoing: Vec<OutgoingTensor> = shard.iter().map(|(tensor, _)| tensor.clone()).collect();
+            let path = unfinished.join(file_name(number));
+            write_tensors(&path, &outgoing, |index| data(&shard[index].1))?;
+            weight_map.extend(outgoing.into_iter().map(|tensor| (tensor.name, json!(file_name(number)))));
+        }
+        if shards.len() > 1 {
+            let total: usize = tensors.iter().map(|(tensor, _)| tensor.bytes()).sum();
+            weight_map.sort_keys();
+            let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
+            write_text(&unfinished.join(INDEX), &format!("{index:#}\n"))?;
+        }
+        finish(unfinished)
+    })
+}
+
+/// Cuts a list of tensors into files of at most `most` bytes, in order; wide types first within a file, so that
+/// every tensor is aligned.
+fn split<T>(tensors: &[(OutgoingTensor, T)], most: u64) -> Vec<Vec<&(OutgoingTensor, T)>> {
+    let mut shards = vec![Vec::new()];
+    let mut size = 0;
+    for entry in tensors {
+        let bytes = entry.0.bytes() as u64;
+        if size > 0 && size + bytes > most {
+            shards.push(Vec::new());
+            size = 0;
+        }
+        size += bytes;
+        shards.last_mut().expect("there is one").push(entry);
+    }
+    for shard in &mut shards {
+        shard.sort_by_key(|(tensor, _)| std::cmp::Reverse(tensor.dtype.bitsize()));
+    }
+    shards
+}
+
+/// The object of a `config.json` that describes the language model.
+fn language_model(config: &mut Value) -> &mut Value {
+    if config.get("llm_config").is_some_and(|nested| !nested.is_null()) {
+        &mut config["llm_config"]
+    } else {
+        config
+    }
+}
+
+fn set_experts(config: &mut Value, experts: &[Vec<usize>]) {
+    let counts: Vec<usize> = experts.iter().map(Vec::len).collect();
+    let moe = &mut language_model(config)["moe_config"];
+    moe["per_layer_experts_blocks"] = json!(counts);
+    if let Some(moe) = moe.as_object_mut() {
+        moe.remove("moe_num_experts"); // would contradict the list, which wins over it
+    }
+}
+
+fn set_dtype(config: &mut Value, dtype: FloatDType) {
+    let name = json!(torch_name(dtype_of(dtype)));
+    let nested = language_model(config);
+    if nested.get("torch_dtype").is_some() {
+        nested["torch_dtype"] = name.clone();
+    }
+    config["torch_dtype"] = name;
+}
+
+/// Copies tokenizer, templates and texts: everything in the directory that is no weight and not written anew.
+fn copy_side_files(from: &Path, to: &Path) -> Result<(), CheckpointError> {
+    const WEIGHTS: [&str; 5] = ["safetensors", "bin", "pt", "pth", "unfinished"];
+    for entry in fs::read_dir(from).map_err(FileError::of("read", from))? {
+        let path = entry.map_err(FileError::of("read", from))?.path();
+        let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+        let Some(name) = path.file_name().filter(|_| path.is_file() && !WEIGHTS.contains(&extension)) else {
+            continue;
+        };
+        if [CONFIG, INDEX, PRUNED_METADATA].iter().any(|written| name == *written) {
+            continue;
+        }
+        fs::copy(&path, to.join(name)).map_err(FileError::of("copy", &path))?;
+    }
+    Ok(())
+}
+
+fn write_text(path: &Path, text: &str) -> Result<(), CheckpointError> {
+    Ok(fs::write(path, text).map_err(FileError::of("write", path))?)
+}
+
+fn tensor(name: String, dtype: Dtype, shape: Vec<usize>) -> OutgoingTensor {
+    OutgoingTensor { name, dtype, shape }
+}
+
+fn dtype_of(dtype: FloatDType) -> Dtype {
+    match dtype {
+        FloatDType::F16 => Dtype::F16,
+        FloatDType::BF16 => Dtype::BF16,
+        _ => Dtype::F32,
+    }
+}
+
+/// What PyTorch calls a type.
+fn torch_name(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F16 => "float16",
+        Dtype::BF16 => "bfloat16",
+        _ => "float32",
+    }
+}

@@ -1,0 +1,202 @@
+//! Tensors in safetensors files: read by mapping one at a time, written one at a time.
+//!
+//! Files are untrusted: a header is checked against the length of its file before anything is
+//! allocated or mapped, and every problem is an error that names the file.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{Read, Write},
+    path::{Path, PathBuf},
+};
+
+use burn::tensor::FloatDType;
+pub use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
+
+use crate::files::FileError;
+
+mod header;
+mod mapping;
+
+pub use mapping::MappedTensor;
+
+/// Why a file of tensors could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StorageError {
+    /// The file could not be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The file is no safetensors file, or a damaged one.
+    #[error("{}: {reason}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl StorageError {
+    fn damaged(path: &Path, reason: impl Into<String>) -> Self {
+        Self::Damaged { path: path.to_path_buf(), reason: reason.into() }
+    }
+}
+
+/// What a file says about one of its tensors.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredTensor {
+    /// Type of its elements.
+    pub dtype: Dtype,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Where its bytes start in the file.
+    pub offset: u64,
+    /// How many they are.
+    pub bytes: usize,
+}
+
+/// An open safetensors file, of which only the header has been read.
+#[derive(Debug)]
+pub struct TensorFile {
+    path: PathBuf,
+    file: File,
+    tensors: BTreeMap<String, StoredTensor>,
+    missing_bytes: u64,
+}
+
+impl TensorFile {
+    /// Reads the header of a complete file.
+    ///
+    /// # Errors
+    ///
+    /// A file that cannot be read, is cut off or too long, or whose header is damaged: no JSON, a tensor twice,
+    /// offsets that overlap, leave gaps or disagree with shape and type.
+    pub fn open(path: &Path) -> Result<Self, StorageError> {
+        let file = Self::open_header(path)?;
+        match file.missing_bytes {
+            0 => Ok(file),
+            missing => Err(StorageError::damaged(
+                path,
+                format!("the file is cut off: {missing} bytes of its tensors are missing"),
+            )),
+        }
+    }
+
+    /// Reads the header only, of a file whose tensors may be [missing](Self::missing_bytes) in part.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open), less the cut.
+    pub fn open_header(path: &Path) -> Result<Self, StorageError> {
+        let mut file = File::open(path).map_err(FileError::of("read", path))?;
+        let length = file.metadata().map_err(FileError::of("read", path))?.len();
+        let damaged = |reason: String| StorageError::damaged(path, reason);
+        let mut size = [0; 8];
+        if length < 8 {
+            return Err(damaged(format!("{length} bytes are no safetensors file")));
+        }
+        file.read_exact(&mut size).map_err(FileError::of("read", path))?;
+        let size = u64::from_le_bytes(size);
+        if size > header::LARGEST || size > length - 8 {
+            return Err(damaged(format!(
+                "its header of {size} bytes does not fit the file's {length}: not a safetensors file, or cut off"
+            )));
+        }
+        let mut text = vec![0; size as usize];
+        file.read_exact(&mut text).map_err(FileError::of("read", path))?;
+        let start = 8 + size;
+        let tensors = header::parse(&text, start).map_err(damaged)?;
+        let end = tensors.values().map(|tensor| tensor.offset + tensor.bytes as u64).max().unwrap_or(start);
+        if end < length {
+            return Err(damaged(format!("{} bytes follow its last tensor", length - end)));
+        }
+        Ok(Self { path: path.into(), file, tensors, missing_bytes: end - length })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What is in it, by name.
+    pub fn tensors(&self) -> &BTreeMap<String, StoredTensor> {
+        &self.tensors
+    }
+
+    /// Bytes that the header promises and the file does not have.
+    pub fn missing_bytes(&self) -> u64 {
+        self.missing_bytes
+    }
+
+    /// The bytes of one tensor, mapped into memory until they are dropped.
+    ///
+    /// # Errors
+    ///
+    /// A tensor that is not there, or a file that has become shorter since it was opened.
+    pub fn map(&self, name: &str) -> Result<MappedTensor, StorageError> {
+        let Some(tensor) = self.tensors.get(name) else {
+            return Err(StorageError::damaged(&self.path, format!("it has no tensor `{name}`")));
+        };
+        let length = self.file.metadata().map_err(FileError::of("read", &self.path))?.len();
+        if tensor.offset + tensor.bytes as u64 > length {
+            return Err(StorageError::damaged(&self.path, format!("`{name}` lies beyond the end of the file")));
+        }
+        Ok(MappedTensor::new(&self.file, tensor).map_err(FileError::of("map", &self.path))?)
+    }
+}
+
+/// What a tensor that is about to be written will be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutgoingTensor {
+    /// Its name in the file.
+    pub name: String,
+    /// Type of its elements.
+    pub dtype: Dtype,
+    /// Its shape.
+    pub shape: Vec<usize>,
+}
+
+impl OutgoingTensor {
+    /// Its size.
+    pub fn bytes(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.dtype.bitsize() / 8
+    }
+}
+
+/// Writes a safetensors file from tensors that `data` hands over one after the other, in the given order.
+///
+/// # Errors
+///
+/// A file that cannot be written, two tensors of one name, or what `data` returns.
+///
+/// # Panics
+///
+/// If `data` hands over another number of bytes than was announced.
+pub fn write_tensors<B: AsRef<[u8]>, E: From<StorageError>>(
+    path: &Path,
+    tensors: &[OutgoingTensor],
+    mut data: impl FnMut(usize) -> Result<B, E>,
+) -> Result<(), E> {
+    let header = header::render(tensors).map_err(|reason| StorageError::damaged(path, reason))?;
+    let failed = |cause| StorageError::from(FileError::of("write", path)(cause));
+    let mut file = File::create(path).map_err(failed)?;
+    file.write_all(&header).map_err(failed)?;
+    for (index, tensor) in tensors.iter().enumerate() {
+        let bytes = data(index)?;
+        assert_eq!(bytes.as_ref().len(), tensor.bytes(), "bytes of `{}`", tensor.name);
+        file.write_all(bytes.as_ref()).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// The type of stored elements as a type that tensors compute in, if they do.
+pub fn float_dtype(dtype: Dtype) -> Option<FloatDType> {
+    match dtype {
+        Dtype::F32 => Some(FloatDType::F32),
+        Dtype::F16 => Some(FloatDType::F16),
+        Dtype::BF16 => Some(FloatDType::BF16),
+        _ => None,
+    }
+}

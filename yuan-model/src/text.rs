@@ -1,0 +1,172 @@
+//! Text to tokens and back, as the files beside published weights say: `tokenizer.json`,
+//! `tokenizer_config.json`, `generation_config.json` and a chat template.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde_json::Value;
+use tokenizers::{
+    DecodeStream, DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper,
+};
+
+use crate::{YuanConfig, files::FileError};
+
+mod chat;
+
+pub use chat::{ChatTemplate, Message};
+
+/// Why text could not become tokens, or tokens text.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TextError {
+    /// A file could not be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A file is not what its name says.
+    #[error("{}: {reason}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The tokenizer failed on a text or on tokens.
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
+    /// The chat template refused the messages or has a mistake.
+    #[error("chat template: {0}")]
+    Template(String),
+}
+
+/// The tokenizer of a model directory.
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    tokenizer: tokenizers::Tokenizer,
+    /// `bos_token`, `eos_token`, … of `tokenizer_config.json`.
+    special_tokens: BTreeMap<String, String>,
+    /// `eos_token_id` of `generation_config.json`.
+    generation_stops: Vec<u32>,
+    chat_template: Option<ChatTemplate>,
+}
+
+/// Turns tokens into text as they come; some give nothing until the next one completes a character.
+pub type TextStream<'a> = DecodeStream<
+    'a,
+    ModelWrapper,
+    NormalizerWrapper,
+    PreTokenizerWrapper,
+    PostProcessorWrapper,
+    DecoderWrapper,
+>;
+
+impl Tokenizer {
+    /// Reads `tokenizer.json` and what there is of the other files.
+    ///
+    /// # Errors
+    ///
+    /// No `tokenizer.json`, or a file that is not what its name says.
+    pub fn load(directory: &Path) -> Result<Self, TextError> {
+        let path = directory.join("tokenizer.json");
+        let bytes = fs::read(&path).map_err(FileError::of("read", &path))?;
+        let format = |error: tokenizers::Error| TextError::Format { path, reason: error.to_string() };
+        let tokenizer = tokenizers::Tokenizer::from_bytes(bytes).map_err(format)?;
+        let config = json(&directory.join("tokenizer_config.json"))?.unwrap_or_default();
+        let generation = json(&directory.join("generation_config.json"))?.unwrap_or_default();
+        let special_tokens = config.as_object().into_iter().flatten().filter_map(|(key, value)| {
+            let content = value.as_str().or_else(|| value.get("content")?.as_str())?;
+            key.ends_with("_token").then(|| (key.clone(), content.to_owned()))
+        });
+        let generation_stops = match &generation["eos_token_id"] {
+            Value::Array(ids) => ids.iter().filter_map(token_id).collect(),
+            id => token_id(id).into_iter().collect(),
+        };
+        Ok(Self {
+            tokenizer,
+            special_tokens: special_tokens.collect(),
+            generation_stops,
+            chat_template: ChatTemplate::find(directory, &config)?,
+        })
+    }
+
+    /// The tokens of a text, with those that the tokenizer puts around it if `add_special_tokens`.
+    ///
+    /// # Errors
+    ///
+    /// If the tokenizer fails.
+    pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TextError> {
+        let encoding = self.tokenizer.encode_fast(text, add_special_tokens).map_err(failed)?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of tokens; special ones have none.
+    ///
+    /// # Errors
+    ///
+    /// If the tokenizer fails.
+    pub fn decode(&self, tokens: &[u32]) -> Result<String, TextError> {
+        self.tokenizer.decode(tokens, true).map_err(failed)
+    }
+
+    /// A stream from tokens to text: call `step` with each.
+    pub fn stream(&self) -> TextStream<'_> {
+        self.tokenizer.decode_stream(true)
+    }
+
+    /// Id of a token by its text.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(token)
+    }
+
+    /// Entries of the vocabulary, added tokens included.
+    pub fn vocab_size(&self) -> usize {
+        self.tokenizer.get_vocab_size(true)
+    }
+
+    /// Tokens that end a text: `eos` and `eod` of the model's configuration, and what the tokenizer's files say.
+    pub fn stop_tokens(&self, config: &YuanConfig) -> Vec<u32> {
+        let named = self.special_tokens.get("eos_token").and_then(|token| self.token_id(token));
+        let configured = [config.tokens.eos, config.tokens.eod, named].into_iter().flatten();
+        let mut stops: Vec<u32> = configured.chain(self.generation_stops.iter().copied()).collect();
+        stops.sort_unstable();
+        stops.dedup();
+        stops
+    }
+
+    /// The chat template, if the directory has one.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.chat_template.as_ref()
+    }
+
+    /// The tokens of a conversation, ready for the model's answer.
+    ///
+    /// # Errors
+    ///
+    /// There is no chat template, it refuses the messages, or the tokenizer fails.
+    pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>, TextError> {
+        let absent = || TextError::Template("the directory has none".into());
+        let template = self.chat_template.as_ref().ok_or_else(absent)?;
+        // The template writes the special tokens itself.
+        self.encode(&template.render(messages, &self.special_tokens, true)?, false)
+    }
+}
+
+fn failed(error: tokenizers::Error) -> TextError {
+    TextError::Tokenizer(error.to_string())
+}
+
+fn token_id(value: &Value) -> Option<u32> {
+    value.as_u64().and_then(|id| u32::try_from(id).ok())
+}
+
+/// A JSON file, if it is there.
+fn json(path: &Path) -> Result<Option<Value>, TextError> {
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = fs::read_to_string(path).map_err(FileError::of("read", path))?;
+    let format = |error: serde_json::Error| TextError::Format { path: path.into(), reason: error.to_string() };
+    serde_json::from_str(&text).map(Some).map_err(format)
+}
