@@ -32,6 +32,9 @@ pub struct Arguments {
     /// Go on with the run in --run from its latest checkpoint; other options are then ignored
     #[arg(long)]
     pub resume: bool,
+    /// Start from the weights and the tokenizer of this model: a run, or a directory in Hugging Face's layout
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["vocab", "layers", "hidden", "experts", "router", "no_lfa"])]
+    pub init: Option<PathBuf>,
     /// Where to compute: flex, or another backend that this build has
     #[arg(long, default_value = "flex")]
     pub device: String,
@@ -139,8 +142,12 @@ pub struct Arguments {
 }
 
 impl Arguments {
-    /// Settings of the loop.
-    pub fn train_config(&self) -> anyhow::Result<TrainConfig> {
+    /// Settings of the loop, checked against the model that it starts from, or else the one of these arguments.
+    pub fn train_config(&self, init: Option<&YuanConfig>) -> anyhow::Result<TrainConfig> {
+        let model = match init {
+            Some(model) => model.clone(),
+            None => self.model_config(self.vocab, 0)?,
+        };
         let plan = match &self.plan {
             Some(path) => {
                 let text =
@@ -177,7 +184,7 @@ impl Arguments {
                     beta: self.beta.clone(),
                     multiple_of: self.multiple_of,
                     min_experts: self.min_experts,
-                    top_k: 2,
+                    top_k: model.moe_top_k,
                     max_pruned_fraction: None,
                 },
                 groups: self.groups,
@@ -195,7 +202,6 @@ impl Arguments {
         };
         config.validate()?;
         // Found out now rather than in the middle of the run.
-        let model = self.model_config(self.vocab, 0)?;
         if !self.no_laep {
             config.laep.limits.check_model(&model.experts_per_layer)?;
         }

@@ -13,12 +13,15 @@ use std::{
 
 use anyhow::{Context, bail};
 use arguments::Arguments;
-use burn::{module::Module, tensor::Device};
+use burn::{
+    module::Module,
+    tensor::{Device, FloatDType},
+};
 use clap::Parser;
 use yuan::{
     model::{YuanConfig, YuanModel},
     train::{
-        PruneExperts, TrainConfig, Trainer,
+        ModelDirectory, PruneExperts, TrainConfig, Trainer,
         callback::{BalanceBias, CheckpointEvery, Display, MetricsFile, Trigger, ValidateEvery},
         checkpoint::Checkpoint,
         data::{self, RowStream, TokenStreams},
@@ -60,21 +63,28 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
 const CONFIG: &str = "run.json";
 const MODEL: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
+/// For the libraries that read a tokenizer by these files.
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+const TOKENIZER_CONFIG_JSON: &str =
+    "{\n  \"tokenizer_class\": \"PreTrainedTokenizerFast\",\n  \"eos_token\": \"<eod>\"\n}\n";
 
 /// Reads the text, trains the tokenizer and writes down what the run is.
 fn prepare(arguments: &Arguments, run_dir: &Path, device: &Device) -> anyhow::Result<()> {
-    let mut config = arguments.train_config()?;
+    let init = arguments.init.as_deref().map(ModelDirectory::open).transpose()?;
+    let mut config = arguments.train_config(init.as_ref().map(ModelDirectory::config))?;
     let documents = match &arguments.data {
         Some(directory) => data::read_directory(directory)?,
         None => data::read_crate_sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"))?,
     };
     let bytes: usize = documents.iter().map(|document| document.text.len()).sum();
-    note(&format!(
-        "{} documents, {:.1} MB of text; training the tokenizer",
-        documents.len(),
-        bytes as f64 / 1e6
-    ));
-    let tokenizer = data::train_tokenizer(&documents, arguments.vocab, std::io::stderr().is_terminal())?;
+    note(&format!("{} documents, {:.1} MB of text", documents.len(), bytes as f64 / 1e6));
+    let tokenizer = match &init {
+        Some(init) => data::read_tokenizer(&init.tokenizer_directory().join(TOKENIZER))?,
+        None => {
+            note("training the tokenizer");
+            data::train_tokenizer(&documents, arguments.vocab, std::io::stderr().is_terminal())?
+        }
+    };
     let streams = TokenStreams::new(&documents, &tokenizer)?;
     note(&format!("{} tokens to train on, {} to validate", streams.train.len(), streams.validation.len()));
     // Too little text is found out here, before a run directory exists.
@@ -89,12 +99,34 @@ fn prepare(arguments: &Arguments, run_dir: &Path, device: &Device) -> anyhow::Re
     let vocab_size = tokenizer.get_vocab_size(true);
     let tokenizer = tokenizer.to_string(true).map_err(|error| anyhow::anyhow!("tokenizer: {error}"))?;
     write(TOKENIZER, tokenizer)?;
-    let model = arguments.model_config(vocab_size, streams.eod)?;
+    write(TOKENIZER_CONFIG, TOKENIZER_CONFIG_JSON.into())?;
+    let model = match &init {
+        Some(init) => start_from(init, run_dir, vocab_size, streams.eod)?,
+        None => arguments.model_config(vocab_size, streams.eod)?,
+    };
     write(MODEL, model.to_json())?;
     // Measuring takes a moment, which only a prediction is worth.
     config.laep.speed = (!arguments.no_laep).then(|| arguments.speed_model(&model, device));
     // Last, since a directory with this file is a run that can be resumed.
     write(CONFIG, serde_json::to_string_pretty(&config)?)
+}
+
+/// Writes another model's weights down as the run's first checkpoint.
+fn start_from(
+    init: &ModelDirectory,
+    run_dir: &Path,
+    vocab_size: usize,
+    eod: u32,
+) -> anyhow::Result<YuanConfig> {
+    let mut config = init.config().clone();
+    if config.vocab_size < vocab_size {
+        bail!("the tokenizer has {vocab_size} entries, the model only {}", config.vocab_size);
+    }
+    if let Some(other) = config.tokens.eod.replace(eod).filter(|&other| other != eod) {
+        bail!("config.json says that {other} ends a document, the tokenizer {eod}");
+    }
+    Checkpoint::save_initial(run_dir, &init.load(&yuan::device("flex")?, Some(FloatDType::F32))?)?;
+    Ok(config)
 }
 
 /// Opens a run at its latest checkpoint, or at its start.

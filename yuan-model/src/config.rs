@@ -150,6 +150,9 @@ impl YuanConfig {
                 self.moe_top_k
             ));
         }
+        if self.rough_parameter_count() > Self::MOST_PARAMETERS {
+            return refuse(format!("{:.1e} parameters are beyond any model", self.rough_parameter_count()));
+        }
         self.validate_rotary()?;
         self.validate_numbers()?;
         let tokens = &self.tokens;
@@ -166,6 +169,20 @@ impl YuanConfig {
             }
         }
         Ok(())
+    }
+
+    /// Counts up to here fit 64 bits with room for sums; a trillion is 1e12.
+    const MOST_PARAMETERS: f64 = 1e17;
+
+    /// The count in a number that cannot overflow.
+    fn rough_parameter_count(&self) -> f64 {
+        let [v, h, p, f] =
+            [self.vocab_size, self.hidden_size, self.attention_projection_size, self.ffn_hidden_size]
+                .map(|size| size as f64);
+        let experts: f64 =
+            self.experts_per_layer.iter().map(|&experts| experts.max(self.moe_top_k) as f64).sum();
+        let layers = self.num_hidden_layers() as f64;
+        2.0 * v * h + layers * (4.0 * p * h + 2.0 * h * h + 8.0 * h) + experts * (3.0 * h * f + 3.0 * h + 1.0)
     }
 
     fn validate_rotary(&self) -> Result<(), ConfigError> {

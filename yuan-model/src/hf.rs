@@ -10,8 +10,8 @@ mod layout;
 mod save;
 mod shards;
 
-pub use checkpoint::{CheckpointError, HfCheckpoint, LoadOptions};
+pub use checkpoint::{CheckpointError, HfCheckpoint, LoadOptions, extras, problems};
 pub use elements::Piece;
 pub use layout::{ParameterSource, TensorLayout};
-pub use save::{PRUNED_METADATA, SaveOptions};
+pub use save::{PRUNED_METADATA, SaveOptions, parse_shard_size};
 pub use shards::Shards;

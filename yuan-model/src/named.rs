@@ -2,7 +2,7 @@
 
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId},
-    tensor::{DType, Shape, Tensor, TensorData},
+    tensor::{DType, FloatDType, Shape, Tensor, TensorData},
 };
 
 /// Where a parameter is, what it is called and how large it is; naming it allocates nothing.
@@ -57,6 +57,22 @@ pub fn read_part<M: Module>(module: &M, path: &str, index: Option<usize>) -> Opt
 /// parameter's.
 pub fn write_parameters<M: Module>(module: M, write: impl FnMut(&str, &Shape) -> Option<TensorData>) -> M {
     module.map(&mut Writer { path: Vec::new(), write })
+}
+
+/// Turns every float parameter into another type, keeping id, device and gradient setting.
+pub fn cast_parameters<M: Module>(module: M, dtype: FloatDType) -> M {
+    module.map(&mut Cast(dtype))
+}
+
+struct Cast(FloatDType);
+
+impl ModuleMapper for Cast {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.map(|tensor| {
+            let requires_grad = tensor.is_require_grad();
+            tensor.detach().cast(self.0).set_require_grad(requires_grad)
+        })
+    }
 }
 
 #[derive(Default)]

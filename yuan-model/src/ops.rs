@@ -347,7 +347,10 @@ pub fn cached_attention(
     first_keys: &[usize],
 ) -> Tensor<4> {
     let ([batch, _, num_queries, _], [_, _, capacity, _]) = (query.dims(), key.dims());
-    assert!(num_queries <= length && length <= capacity, "{num_queries} queries, {length} keys of {capacity}");
+    assert!(
+        num_queries <= length && length <= capacity,
+        "{num_queries} queries, {length} keys of {capacity}"
+    );
     assert_eq!(first_keys.len(), batch, "a first key for every row");
     let (query, key, value) = (query.into_dispatch(), key.into_dispatch(), value.into_dispatch());
     Tensor::from_dispatch(Dispatch::cached_attention(query, key, value, length, first_keys.to_vec()))

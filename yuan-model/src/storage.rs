@@ -6,11 +6,13 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{Read, Write},
+    io::{self, Read, Write},
     path::{Path, PathBuf},
+    sync::mpsc::{Receiver, sync_channel},
+    thread,
 };
 
-use burn::tensor::FloatDType;
+use burn::tensor::{FloatDType, TensorData};
 pub use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
@@ -20,6 +22,7 @@ mod header;
 mod mapping;
 
 pub use mapping::MappedTensor;
+use mapping::ReadAhead;
 
 /// Why a file of tensors could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +67,7 @@ pub struct TensorFile {
     file: File,
     tensors: BTreeMap<String, StoredTensor>,
     missing_bytes: u64,
+    read_ahead: ReadAhead,
 }
 
 impl TensorFile {
@@ -112,7 +116,13 @@ impl TensorFile {
         if end < length {
             return Err(damaged(format!("{} bytes follow its last tensor", length - end)));
         }
-        Ok(Self { path: path.into(), file, tensors, missing_bytes: end - length })
+        Ok(Self {
+            path: path.into(),
+            file,
+            tensors,
+            missing_bytes: end - length,
+            read_ahead: ReadAhead::default(),
+        })
     }
 
     /// The file.
@@ -141,9 +151,16 @@ impl TensorFile {
         };
         let length = self.file.metadata().map_err(FileError::of("read", &self.path))?.len();
         if tensor.offset + tensor.bytes as u64 > length {
-            return Err(StorageError::damaged(&self.path, format!("`{name}` lies beyond the end of the file")));
+            return Err(StorageError::damaged(
+                &self.path,
+                format!("`{name}` lies beyond the end of the file"),
+            ));
         }
-        Ok(MappedTensor::new(&self.file, tensor).map_err(FileError::of("map", &self.path))?)
+        let map = || {
+            self.read_ahead.after(&self.file, tensor, length)?;
+            MappedTensor::new(&self.file, tensor)
+        };
+        Ok(map().map_err(FileError::of("map", &self.path))?)
     }
 }
 
@@ -165,6 +182,27 @@ impl OutgoingTensor {
     }
 }
 
+/// Bytes of a tensor that is written, wherever they are.
+#[derive(Debug)]
+pub enum TensorBytes {
+    /// In another file.
+    Mapped(MappedTensor),
+    /// Made for the purpose.
+    Owned(Vec<u8>),
+    /// As they were computed with.
+    Data(TensorData),
+}
+
+impl AsRef<[u8]> for TensorBytes {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(bytes) => bytes.as_ref(),
+            Self::Owned(bytes) => bytes,
+            Self::Data(data) => data.as_bytes(),
+        }
+    }
+}
+
 /// Writes a safetensors file from tensors that `data` hands over one after the other, in the given order.
 ///
 /// # Errors
@@ -174,21 +212,55 @@ impl OutgoingTensor {
 /// # Panics
 ///
 /// If `data` hands over another number of bytes than was announced.
-pub fn write_tensors<B: AsRef<[u8]>, E: From<StorageError>>(
+pub fn write_tensors<E: From<StorageError>>(
     path: &Path,
     tensors: &[OutgoingTensor],
-    mut data: impl FnMut(usize) -> Result<B, E>,
+    mut data: impl FnMut(usize) -> Result<TensorBytes, E>,
 ) -> Result<(), E> {
     let header = header::render(tensors).map_err(|reason| StorageError::damaged(path, reason))?;
     let failed = |cause| StorageError::from(FileError::of("write", path)(cause));
     let mut file = File::create(path).map_err(failed)?;
     file.write_all(&header).map_err(failed)?;
-    for (index, tensor) in tensors.iter().enumerate() {
-        let bytes = data(index)?;
-        assert_eq!(bytes.as_ref().len(), tensor.bytes(), "bytes of `{}`", tensor.name);
-        file.write_all(bytes.as_ref()).map_err(failed)?;
+    // One tensor is written while the next is made; none waits in between, which would cost its memory.
+    let (sender, receiver) = sync_channel::<TensorBytes>(0);
+    thread::scope(|scope| {
+        let writer = scope.spawn(move || write_in_turn(file, &receiver));
+        let mut made = Ok(());
+        for (index, tensor) in tensors.iter().enumerate() {
+            let bytes = match data(index) {
+                Ok(bytes) => bytes,
+                Err(error) => {
+                    made = Err(error);
+                    break;
+                }
+            };
+            assert_eq!(bytes.as_ref().len(), tensor.bytes(), "bytes of `{}`", tensor.name);
+            if sender.send(bytes).is_err() {
+                break; // the writer has failed, and says why
+            }
+        }
+        drop(sender);
+        let written = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        made.and(written.map_err(failed).map_err(E::from))
+    })
+}
+
+fn write_in_turn(mut file: File, receiver: &Receiver<TensorBytes>) -> io::Result<()> {
+    receiver.iter().try_for_each(|bytes| file.write_all(bytes.as_ref()))
+}
+
+/// A floating-point type by its usual name: `f32`, `f16` or `bf16`, or as PyTorch calls it.
+///
+/// # Errors
+///
+/// Says what was expected.
+pub fn parse_float_dtype(name: &str) -> Result<FloatDType, String> {
+    match name {
+        "f32" | "float32" => Ok(FloatDType::F32),
+        "f16" | "float16" => Ok(FloatDType::F16),
+        "bf16" | "bfloat16" => Ok(FloatDType::BF16),
+        _ => Err("expected f32, f16 or bf16".into()),
     }
-    Ok(())
 }
 
 /// The type of stored elements as a type that tensors compute in, if they do.

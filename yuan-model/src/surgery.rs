@@ -127,7 +127,12 @@ fn selections<M: PrunableExperts>(model: &M, kept: &[Vec<usize>]) -> Result<Vec<
     Ok(selections)
 }
 
-pub(crate) fn check_kept(layer: usize, kept: &[usize], num_experts: usize, top_k: usize) -> Result<(), ModelError> {
+pub(crate) fn check_kept(
+    layer: usize,
+    kept: &[usize],
+    num_experts: usize,
+    top_k: usize,
+) -> Result<(), ModelError> {
     let refuse = |reason| Err(ModelError::Experts { layer, reason });
     if kept.len() < top_k {
         return refuse(format!("{} experts are fewer than top_k = {top_k}", kept.len()));

@@ -167,6 +167,7 @@ fn json(path: &Path) -> Result<Option<Value>, TextError> {
         return Ok(None);
     }
     let text = fs::read_to_string(path).map_err(FileError::of("read", path))?;
-    let format = |error: serde_json::Error| TextError::Format { path: path.into(), reason: error.to_string() };
+    let format =
+        |error: serde_json::Error| TextError::Format { path: path.into(), reason: error.to_string() };
     serde_json::from_str(&text).map(Some).map_err(format)
 }

@@ -96,7 +96,13 @@ fn host<const D: usize>(tensor: Tensor<D>) -> HostTensor {
 }
 
 /// Hidden states of prompts that end together, each compared with the model's own pass over it alone.
-fn check_unequal(name: &str, model: &YuanModel, rows: &[Vec<i64>], prompt_lengths: &[usize], device: &Device) {
+fn check_unequal(
+    name: &str,
+    model: &YuanModel,
+    rows: &[Vec<i64>],
+    prompt_lengths: &[usize],
+    device: &Device,
+) {
     // Every row ends at the same place; the shorter ones start with some token as padding.
     let longest = *prompt_lengths.iter().max().unwrap();
     let steps = rows.iter().zip(prompt_lengths).map(|(row, prompt)| row.len() - prompt).min().unwrap();
@@ -106,7 +112,9 @@ fn check_unequal(name: &str, model: &YuanModel, rows: &[Vec<i64>], prompt_length
         .iter()
         .zip(&padding)
         .flat_map(|(row, &padding)| {
-            std::iter::repeat_n(3, padding).chain(row[..longest - padding].iter().copied()).collect::<Vec<_>>()
+            std::iter::repeat_n(3, padding)
+                .chain(row[..longest - padding].iter().copied())
+                .collect::<Vec<_>>()
         })
         .collect();
     let mut input = Tensor::<2, Int>::from_data(TensorData::new(prompts, [rows.len(), longest]), device);
@@ -124,7 +132,8 @@ fn check_unequal(name: &str, model: &YuanModel, rows: &[Vec<i64>], prompt_length
             let ours = logits.clone().slice([index..index + 1, width - 1..width]);
             assert_near(&format!("{name} row {index} step {step}"), &ours, &host(last), ACTIVATION);
         }
-        let next: Vec<i64> = rows.iter().zip(prompt_lengths).map(|(row, p)| row[(p + step).min(row.len() - 1)]).collect();
+        let next: Vec<i64> =
+            rows.iter().zip(prompt_lengths).map(|(row, p)| row[(p + step).min(row.len() - 1)]).collect();
         input = Tensor::<1, Int>::from_data(next.as_slice(), device).unsqueeze_dim::<2>(1);
         if step == steps {
             break;
@@ -140,7 +149,13 @@ fn prompts_of_unequal_length_give_what_each_gives_alone() {
         for (backend, device) in devices() {
             let model = load_model(directory, &device);
             for lengths in [[5, 2, 4], [1, 6, 1], [3, 3, 3]] {
-                check_unequal(&format!("{backend} {directory} {lengths:?}"), &model, &rows, &lengths, &device);
+                check_unequal(
+                    &format!("{backend} {directory} {lengths:?}"),
+                    &model,
+                    &rows,
+                    &lengths,
+                    &device,
+                );
             }
         }
     }
@@ -258,14 +273,18 @@ fn a_stop_token_ends_its_sequence_only_and_the_callback_ends_all() {
     });
     let lengths: Vec<_> = cancelled.unwrap().iter().map(|g| (g.tokens.len(), g.finish)).collect();
     assert_eq!(heard, 5);
-    assert_eq!(lengths, [(2, FinishReason::Cancelled), (2, FinishReason::Cancelled), (1, FinishReason::Cancelled)]);
+    assert_eq!(
+        lengths,
+        [(2, FinishReason::Cancelled), (2, FinishReason::Cancelled), (1, FinishReason::Cancelled)]
+    );
 }
 
 #[test]
 fn a_model_in_training_generates_the_same() {
     let plain = load_model("flash_tiny", &Device::flex());
     let training = load_model("flash_tiny", &Device::flex().autodiff());
-    let generate = |model: &YuanModel| model.generate(&prompts(), &options(4, Sampling::greedy()), never_stop);
+    let generate =
+        |model: &YuanModel| model.generate(&prompts(), &options(4, Sampling::greedy()), never_stop);
     assert_eq!(generate(&plain).unwrap(), generate(&training).unwrap());
 }
 
@@ -285,7 +304,10 @@ fn what_cannot_be_continued_is_refused_before_anything_is_computed() {
         (Sampling { temperature: -1.0, ..greedy }, "temperature = -1 is out of range: expected 0 or more"),
         (Sampling { top_k: Some(0), ..greedy }, "top_k = 0 is out of range: expected at least 1"),
         (Sampling { top_p: 0.0, ..greedy }, "top_p = 0 is out of range: expected above 0 and at most 1"),
-        (Sampling { repetition_penalty: f64::NAN, ..greedy }, "repetition_penalty = NaN is out of range: expected above 0"),
+        (
+            Sampling { repetition_penalty: f64::NAN, ..greedy },
+            "repetition_penalty = NaN is out of range: expected above 0",
+        ),
     ] {
         assert_eq!(refused(&prompts(), sampling), message);
     }

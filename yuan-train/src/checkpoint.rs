@@ -22,12 +22,10 @@ use serde_json::Value;
 use yuan_model::{
     files::{UNFINISHED, remove_directory, write_directory},
     named,
-    storage::{Dtype, OutgoingTensor, TensorFile, write_tensors},
+    storage::{Dtype, OutgoingTensor, TensorBytes, TensorFile, write_tensors},
 };
 
-use crate::{
-    AdamW, LanguageModel, TrainConfig, TrainError,
-};
+use crate::{AdamW, LanguageModel, TrainConfig, TrainError};
 
 /// What a checkpoint carries beside tensors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -96,6 +94,17 @@ impl Checkpoint {
     ) -> Result<Self, TrainError> {
         let path = run_dir.join(format!("{PREFIX}{:08}", state.step));
         Self::write(path, model, optimizer, state)
+    }
+
+    /// Writes a model that has not been trained here: step 0, with a fresh optimizer.
+    ///
+    /// # Errors
+    ///
+    /// If a file cannot be written.
+    pub fn save_initial<M: LanguageModel>(run_dir: &Path, model: &M) -> Result<Self, TrainError> {
+        let state =
+            CheckpointState { step: 0, consumed_rows: 0, optimizer_updates: 0, callbacks: BTreeMap::new() };
+        Self::save(run_dir, model, &AdamW::new(&TrainConfig::default()), &state)
     }
 
     /// The state before a prune, which a guard may go back to.
@@ -254,7 +263,7 @@ fn save_parameters<M: Module>(path: &Path, model: &M) -> Result<(), TrainError> 
     write_tensors(path, &outgoing, |index| {
         let name = &outgoing[index].name;
         let data = named::read_part(model, name, None);
-        data.map(Raw).ok_or_else(|| damaged(path, format!("the model has no `{name}`")))
+        data.map(TensorBytes::Data).ok_or_else(|| damaged(path, format!("the model has no `{name}`")))
     })
 }
 
@@ -262,20 +271,11 @@ fn save_moments<M: Module>(path: &Path, model: &M, optimizer: &AdamW) -> Result<
     let (mut tensors, mut data) = (Vec::new(), Vec::new());
     optimizer.save(model, |name, moment| {
         tensors.push(outgoing(name, moment.dtype(), moment.shape().to_vec()));
-        data.push(Some(Raw(moment)));
+        data.push(Some(TensorBytes::Data(moment)));
         Ok::<(), TrainError>(())
     })?;
     let twice = || damaged(path, "a moment would be written twice");
     write_tensors(path, &tensors, |index| data[index].take().ok_or_else(twice))
-}
-
-/// Tensors are written as they are in memory.
-struct Raw(TensorData);
-
-impl AsRef<[u8]> for Raw {
-    fn as_ref(&self) -> &[u8] {
-        self.0.as_bytes()
-    }
 }
 
 fn outgoing(name: String, dtype: DType, shape: Vec<usize>) -> OutgoingTensor {

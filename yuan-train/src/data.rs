@@ -8,4 +8,4 @@ mod tokens;
 pub use batches::RowStream;
 pub use documents::{Document, Split, read_directory, thin_out};
 pub use registry::read_crate_sources;
-pub use tokens::{END_OF_DOCUMENT, TokenStreams, train_tokenizer};
+pub use tokens::{END_OF_DOCUMENT, TokenStreams, read_tokenizer, train_tokenizer};

@@ -5,9 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use yuan_laep::PlanError;
-use yuan_model::{
-    ConfigError, ModelError, files::FileError, hf::CheckpointError, storage::StorageError,
-};
+use yuan_model::{ConfigError, ModelError, files::FileError, hf::CheckpointError, storage::StorageError};
 
 /// Why a run could not start, go on or be resumed.
 #[derive(Debug, thiserror::Error)]

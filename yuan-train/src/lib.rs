@@ -3,7 +3,7 @@
 //! Read in this order: [`config`] (what a run is), [`trainer`] (the loop, top to bottom),
 //! [`language_model`] (what it trains), [`callback`] (the seam: observe and change a run),
 //! [`optim`] (AdamW whose moments can be cut), [`data`] (text to batches), [`checkpoint`]
-//! (stop anywhere, go on exactly), [`report`] (what a run has to show).
+//! (stop anywhere, go on exactly), [`model_directory`] and [`inventory`] (models on disk), [`report`] (what a run has to show).
 
 pub mod callback;
 pub mod checkpoint;
@@ -11,7 +11,9 @@ pub mod config;
 pub mod data;
 pub mod efficiency;
 mod error;
+pub mod inventory;
 pub mod language_model;
+pub mod model_directory;
 pub mod optim;
 pub mod report;
 pub mod trainer;
@@ -20,7 +22,9 @@ pub use callback::{Callback, Context, LaepConfig, PruneExperts};
 pub use config::TrainConfig;
 pub use efficiency::SpeedModel;
 pub use error::TrainError;
+pub use inventory::Inventory;
 pub use language_model::{Batch, LanguageModel, LossOutput, SelectionBias};
+pub use model_directory::ModelDirectory;
 pub use optim::AdamW;
 pub use trainer::Trainer;
 pub use yuan_model::{ExpertAxis, PrunableExperts};

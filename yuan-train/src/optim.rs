@@ -120,7 +120,8 @@ impl AdamW {
     ///
     /// # Errors
     ///
-    /// Names the moment that is missing or has another shape than its parameter.
+    /// Names the moment that is missing or has another shape than its parameter. Before the first update there
+    /// are none.
     pub fn restore<M: Module>(
         &mut self,
         model: &M,
@@ -129,6 +130,9 @@ impl AdamW {
     ) -> Result<(), String> {
         self.updates = updates;
         self.moments.clear();
+        if updates == 0 {
+            return Ok(());
+        }
         let device = model.devices().into_iter().next().map(burn::tensor::Device::inner).unwrap_or_default();
         let mut trained = Trained(HashSet::new());
         model.visit(&mut trained);

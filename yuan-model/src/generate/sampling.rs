@@ -50,14 +50,21 @@ impl Sampling {
         }
         if self.repetition_penalty != 1.0 {
             for (score, _) in scores.iter_mut().zip(seen).filter(|(_, seen)| **seen) {
-                *score = if *score > 0.0 { *score / self.repetition_penalty } else { *score * self.repetition_penalty };
+                *score = if *score > 0.0 {
+                    *score / self.repetition_penalty
+                } else {
+                    *score * self.repetition_penalty
+                };
             }
         }
         if self.temperature == 0.0 {
             return likeliest(&scores);
         }
-        let mut candidates: Vec<(u32, f64)> =
-            scores.iter().enumerate().map(|(token, &score)| (token as u32, score / self.temperature)).collect();
+        let mut candidates: Vec<(u32, f64)> = scores
+            .iter()
+            .enumerate()
+            .map(|(token, &score)| (token as u32, score / self.temperature))
+            .collect();
         if let Some(k) = self.top_k.filter(|&k| k < candidates.len()) {
             let (_, last, _) = candidates.select_nth_unstable_by(k - 1, |a, b| b.1.total_cmp(&a.1));
             let last = last.1;
@@ -158,7 +165,11 @@ mod tests {
     fn top_p_keeps_the_fewest_tokens_that_reach_the_probability() {
         // Probabilities: 0.49, 0.30, 0.11, 0.07, 0.02 for the tokens 1, 3, 0, 4, 2.
         let inf = f64::NEG_INFINITY;
-        for (top_p, kept) in [(0.3, [inf, 2.0, inf, inf, inf]), (0.6, [inf, 2.0, inf, 1.5, inf]), (0.85, [0.5, 2.0, inf, 1.5, inf])] {
+        for (top_p, kept) in [
+            (0.3, [inf, 2.0, inf, inf, inf]),
+            (0.6, [inf, 2.0, inf, 1.5, inf]),
+            (0.85, [0.5, 2.0, inf, 1.5, inf]),
+        ] {
             let nucleus = Sampling { top_p, ..Sampling::unchanged() };
             assert_frequencies(&frequencies(nucleus, &LOGITS, &[]), &softmax(&kept));
         }

@@ -137,7 +137,7 @@ impl HfCheckpoint {
 
     /// Its tensors that are no parameters of the language model: a vision tower, tables of angles.
     pub fn extras(&self) -> impl Iterator<Item = &str> {
-        self.shards.names().filter(|name| is_extra(name, self.prefix))
+        extras(&self.shards)
     }
 
     /// Type, shape and place of a tensor of the language model, by its name without prefix.
@@ -249,17 +249,24 @@ fn is_extra(name: &str, prefix: &str) -> bool {
         || !prefix.is_empty() && MULTIMODAL_EXTRAS.iter().any(|extra| name.starts_with(extra))
 }
 
+/// Tensors that are no parameters of the language model and yet belong there, such as those of a vision tower.
+pub fn extras(shards: &Shards) -> impl Iterator<Item = &str> {
+    let prefix = prefix(shards);
+    shards.names().filter(move |name| is_extra(name, prefix))
+}
+
 fn misshapen(name: &str, found: &[usize], expected: &[usize]) -> String {
     format!("`{name}` is {found:?}, expected {expected:?}")
 }
 
-/// Everything that keeps the tensors from being those of the configuration.
-pub(super) fn problems(config: &YuanConfig, shards: &Shards) -> Vec<String> {
+/// Everything that keeps the tensors from being those of the configuration, one sentence each.
+pub fn problems(config: &YuanConfig, shards: &Shards) -> Vec<String> {
     let found = shards.names().count();
     // A configuration can claim any number of experts; only so many names are worth forming.
-    let expected = config.experts_per_layer.iter().fold(0_usize, |sum, experts| {
-        sum.saturating_add(experts.saturating_mul(2)).saturating_add(8)
-    });
+    let expected = config
+        .experts_per_layer
+        .iter()
+        .fold(0_usize, |sum, experts| sum.saturating_add(experts.saturating_mul(2)).saturating_add(8));
     if expected > found.saturating_add(10_000) {
         return vec![format!("the files hold {found} tensors, but config.json asks for over {expected}")];
     }

@@ -53,10 +53,10 @@ impl YuanConfig {
             "gated_linear_unit": true,
             "ffn_hidden_size": self.ffn_hidden_size,
         });
+        moe["per_layer_experts_blocks"] = json!(self.experts_per_layer);
         if uniform {
+            // Readers of Flash know no list.
             moe["moe_num_experts"] = json!(self.experts_per_layer.first());
-        } else {
-            moe["per_layer_experts_blocks"] = json!(self.experts_per_layer);
         }
         let yarn = self.yarn.as_ref();
         let mut root = json!({

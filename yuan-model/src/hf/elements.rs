@@ -4,13 +4,16 @@ use burn::tensor::{DType, Element, FloatDType, Shape, TensorData, bf16, f16};
 use rayon::prelude::*;
 
 use super::{ParameterSource, TensorLayout};
-use crate::storage::{Dtype, float_dtype};
+use crate::storage::{Dtype, TensorBytes, float_dtype};
 
 /// A floating-point type as it is stored: little-endian.
 trait Float: Element + Copy + Default + Send + Sync + 'static {
-    const SIZE: usize;
-    fn read(bytes: &[u8]) -> Self;
-    fn write(self, bytes: &mut [u8]);
+    /// An array of its bytes.
+    type Bytes: Copy + Default + Send + Sync;
+    fn chunks(bytes: &[u8]) -> &[Self::Bytes];
+    fn read(bytes: Self::Bytes) -> Self;
+    fn bytes(self) -> Self::Bytes;
+    fn flatten(values: Vec<Self::Bytes>) -> Vec<u8>;
     fn to(self) -> f32;
     fn of(value: f32) -> Self;
 }
@@ -18,16 +21,20 @@ trait Float: Element + Copy + Default + Send + Sync + 'static {
 macro_rules! float {
     ($type:ty, $size:literal, $to:expr, $of:expr) => {
         impl Float for $type {
-            const SIZE: usize = $size;
-            #[inline(always)]
-            fn read(bytes: &[u8]) -> Self {
-                let mut array = [0; $size];
-                array.copy_from_slice(&bytes[..$size]);
-                Self::from_le_bytes(array)
+            type Bytes = [u8; $size];
+            fn chunks(bytes: &[u8]) -> &[Self::Bytes] {
+                bytes.as_chunks().0
             }
             #[inline(always)]
-            fn write(self, bytes: &mut [u8]) {
-                bytes[..$size].copy_from_slice(&self.to_le_bytes());
+            fn read(bytes: Self::Bytes) -> Self {
+                Self::from_le_bytes(bytes)
+            }
+            #[inline(always)]
+            fn bytes(self) -> Self::Bytes {
+                self.to_le_bytes()
+            }
+            fn flatten(values: Vec<Self::Bytes>) -> Vec<u8> {
+                values.into_flattened()
             }
             #[inline(always)]
             fn to(self) -> f32 {
@@ -109,18 +116,20 @@ impl ParameterSource {
     /// # Panics
     ///
     /// If the data is not the parameter's, or the source takes only some [`rows`](Self::rows).
-    pub fn disassemble(&self, data: &TensorData, dtype: FloatDType) -> Vec<u8> {
+    pub fn disassemble(&self, data: TensorData, dtype: FloatDType) -> TensorBytes {
         assert!(self.rows.is_none(), "{}: stored as a whole", self.path);
         assert_eq!(data.num_elements(), self.shape.iter().product::<usize>(), "{}: elements", self.path);
-        let from = stored_float(data.dtype()).unwrap_or_else(|| panic!("{} is {:?}", self.path, data.dtype()));
+        let from =
+            stored_float(data.dtype()).unwrap_or_else(|| panic!("{} is {:?}", self.path, data.dtype()));
         let part = data.as_bytes();
-        match self.layout {
+        TensorBytes::Owned(match self.layout {
+            TensorLayout::Same if from == dtype => return TensorBytes::Data(data),
             TensorLayout::Same => convert_bytes(part, from, dtype),
             TensorLayout::Transposed | TensorLayout::StackedTransposed => {
                 with_types!(from, dtype, transposed_bytes(part, self.shape[1], self.shape[0]))
             }
             TensorLayout::Taps => with_types!(from, dtype, taps_bytes(part, self.shape[0], self.shape[1])),
-        }
+        })
     }
 }
 
@@ -176,10 +185,13 @@ pub(super) fn select_rows(bytes: &[u8], width: usize, rows: &[usize]) -> Vec<u8>
 
 /// Puts one stored tensor, whose elements are of type `S`, where it belongs.
 fn place<S: Float, D: Float>(layout: TensorLayout, bytes: &[u8], rows: usize, columns: usize, out: &mut [D]) {
-    let read = |i: usize| convert::<S, D>(S::read(&bytes[i * S::SIZE..]));
+    let source = S::chunks(bytes);
+    let read = |i: usize| convert::<S, D>(S::read(source[i]));
     match layout {
         TensorLayout::Same => copy::<S, D>(bytes, out),
-        TensorLayout::Transposed | TensorLayout::StackedTransposed => transpose(rows, columns, out, read),
+        TensorLayout::Transposed | TensorLayout::StackedTransposed => {
+            transpose(source, rows, columns, out, |bytes| convert::<S, D>(S::read(bytes)));
+        }
         TensorLayout::Taps => out.par_chunks_mut((2 * rows).max(1)).enumerate().for_each(|(i, out)| {
             for (column, value) in out.iter_mut().enumerate() {
                 *value = read(((column % rows) * columns + i) * 2 + column / rows);
@@ -188,17 +200,35 @@ fn place<S: Float, D: Float>(layout: TensorLayout, bytes: &[u8], rows: usize, co
     }
 }
 
-/// `[rows, columns]` → `[columns, rows]`, in tiles that stay in the first cache.
-fn transpose<T: Send>(rows: usize, columns: usize, out: &mut [T], read: impl Fn(usize) -> T + Sync) {
-    const WIDE: usize = 16;
-    const HIGH: usize = 64;
-    out.par_chunks_mut((WIDE * rows).max(1)).enumerate().for_each(|(strip, out)| {
-        let (first, wide) = (strip * WIDE, out.len() / rows.max(1));
-        for top in (0..rows).step_by(HIGH) {
+/// `[rows, columns]` → `[columns, rows]`.
+///
+/// Through square tiles in the first cache: every line of memory is read and written once, also where rows lie a
+/// power of two apart and would push each other out of the cache.
+fn transpose<A: Copy + Sync, T: Copy + Default + Send>(
+    source: &[A],
+    rows: usize,
+    columns: usize,
+    out: &mut [T],
+    convert: impl Fn(A) -> T + Sync,
+) {
+    const TILE: usize = 16;
+    out.par_chunks_mut((TILE * rows).max(1)).enumerate().for_each(|(strip, out)| {
+        let (first, wide) = (strip * TILE, out.len() / rows.max(1));
+        let mut tile = [[T::default(); TILE]; TILE];
+        for top in (0..rows).step_by(TILE) {
+            let high = TILE.min(rows - top);
+            for (line, row) in tile[..high].iter_mut().zip(top..) {
+                let source = &source[row * columns + first..][..wide];
+                match source.first_chunk::<TILE>() {
+                    Some(whole) => *line = whole.map(&convert),
+                    None => line.iter_mut().zip(source).for_each(|(value, &source)| *value = convert(source)),
+                }
+            }
             for column in 0..wide {
-                let until = (top + HIGH).min(rows);
-                for (row, value) in (top..until).zip(&mut out[column * rows + top..]) {
-                    *value = read(row * columns + first + column);
+                let line = &mut out[column * rows + top..][..high];
+                match line.first_chunk_mut::<TILE>() {
+                    Some(whole) => (0..TILE).for_each(|row| whole[row] = tile[row][column]),
+                    None => line.iter_mut().zip(&tile).for_each(|(value, row)| *value = row[column]),
                 }
             }
         }
@@ -207,53 +237,43 @@ fn transpose<T: Send>(rows: usize, columns: usize, out: &mut [T], read: impl Fn(
 
 fn copy<S: Float, D: Float>(bytes: &[u8], out: &mut [D]) {
     const RUN: usize = 1 << 14;
-    out.par_chunks_mut(RUN).zip(bytes.par_chunks(RUN * S::SIZE)).for_each(|(out, bytes)| {
-        for (value, bytes) in out.iter_mut().zip(bytes.chunks_exact(S::SIZE)) {
-            *value = convert(S::read(bytes));
-        }
+    out.par_chunks_mut(RUN).zip(S::chunks(bytes).par_chunks(RUN)).for_each(|(out, bytes)| {
+        out.iter_mut().zip(bytes).for_each(|(value, &bytes)| *value = convert(S::read(bytes)));
     });
 }
 
 /// Stored elements in another type.
 pub(super) fn convert_bytes(bytes: &[u8], from: FloatDType, to: FloatDType) -> Vec<u8> {
     fn typed<S: Float, D: Float>(bytes: &[u8]) -> Vec<u8> {
-        let mut out = vec![0; bytes.len() / S::SIZE * D::SIZE];
-        let pairs = out.par_chunks_mut(D::SIZE << 14).zip(bytes.par_chunks(S::SIZE << 14));
-        pairs.for_each(|(out, bytes)| {
-            for (out, bytes) in out.chunks_exact_mut(D::SIZE).zip(bytes.chunks_exact(S::SIZE)) {
-                convert::<S, D>(S::read(bytes)).write(out);
-            }
+        let source = S::chunks(bytes);
+        let mut out = vec![D::Bytes::default(); source.len()];
+        out.par_chunks_mut(1 << 14).zip(source.par_chunks(1 << 14)).for_each(|(out, bytes)| {
+            out.iter_mut()
+                .zip(bytes)
+                .for_each(|(out, &bytes)| *out = convert::<S, D>(S::read(bytes)).bytes());
         });
-        out
+        D::flatten(out)
     }
     if from == to { bytes.to_vec() } else { with_types!(from, to, typed(bytes)) }
 }
 
 /// A `[rows, columns]` matrix as the bytes of its transpose.
 fn transposed_bytes<S: Float, D: Float>(bytes: &[u8], rows: usize, columns: usize) -> Vec<u8> {
-    let mut values = vec![D::default(); rows * columns];
-    transpose(rows, columns, &mut values, |i| convert(S::read(&bytes[i * S::SIZE..])));
-    to_bytes(&values)
+    let mut out = vec![D::Bytes::default(); rows * columns];
+    transpose(S::chunks(bytes), rows, columns, &mut out, |bytes| convert::<S, D>(S::read(bytes)).bytes());
+    D::flatten(out)
 }
 
 /// `[in, 2 · out]` as the bytes of `[out, in, 2, 1]`.
 fn taps_bytes<S: Float, D: Float>(bytes: &[u8], out: usize, d_in: usize) -> Vec<u8> {
-    let read = |i: usize| convert::<S, D>(S::read(&bytes[i * S::SIZE..]));
-    let mut values = vec![D::default(); 2 * out * d_in];
+    let source = S::chunks(bytes);
+    let read = |i: usize| convert::<S, D>(S::read(source[i])).bytes();
+    let mut values = vec![D::Bytes::default(); 2 * out * d_in];
     values.par_chunks_mut((2 * d_in).max(1)).enumerate().for_each(|(row, values)| {
         for (i, pair) in values.chunks_exact_mut(2).enumerate() {
             pair[0] = read(i * 2 * out + row);
             pair[1] = read(i * 2 * out + out + row);
         }
     });
-    to_bytes(&values)
-}
-
-fn to_bytes<D: Float>(values: &[D]) -> Vec<u8> {
-    let mut bytes = vec![0; values.len() * D::SIZE];
-    let pairs = bytes.par_chunks_mut(D::SIZE << 14).zip(values.par_chunks(1 << 14));
-    pairs.for_each(|(bytes, values)| {
-        bytes.chunks_exact_mut(D::SIZE).zip(values).for_each(|(bytes, value)| value.write(bytes));
-    });
-    bytes
+    D::flatten(values)
 }

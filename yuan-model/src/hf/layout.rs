@@ -74,8 +74,12 @@ impl YuanConfig {
             layout,
             rows: None,
         };
-        let mut sources =
-            vec![whole("embedding.weight", "model.embed_tokens.weight", &[vocab, hidden], TensorLayout::Same)];
+        let mut sources = vec![whole(
+            "embedding.weight",
+            "model.embed_tokens.weight",
+            &[vocab, hidden],
+            TensorLayout::Same,
+        )];
         for (new, old) in layers.enumerate() {
             sources.extend(self.layer_sources(new, old, experts.map(|experts| experts[old].as_slice())));
         }

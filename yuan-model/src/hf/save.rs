@@ -1,6 +1,10 @@
 //! Writing checkpoint directories: a model from memory, or another checkpoint with fewer experts or in another type.
 
-use std::{collections::HashMap, fs, path::Path};
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use burn::tensor::{DType, FloatDType};
 use serde_json::{Map, Value, json};
@@ -15,7 +19,7 @@ use crate::{
     YuanModel,
     files::{FileError, write_directory},
     named,
-    storage::{Dtype, MappedTensor, OutgoingTensor, float_dtype, write_tensors},
+    storage::{Dtype, OutgoingTensor, TensorBytes, float_dtype, write_tensors},
 };
 
 /// How a checkpoint is written.
@@ -27,12 +31,39 @@ pub struct SaveOptions {
     pub shard_size: u64,
     /// Replace a directory that is already there, once the new one is complete.
     pub overwrite: bool,
+    /// Files to copy beside the weights, such as a tokenizer.
+    pub side_files: Vec<PathBuf>,
+}
+
+/// A number of bytes as people write it: `5GB`, `500 MB`, `2GiB`, or a plain number.
+///
+/// # Errors
+///
+/// Says what was expected.
+pub fn parse_shard_size(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let unit = match text[digits..].trim().to_ascii_uppercase().as_str() {
+        "" | "B" => 1.0,
+        "KB" => 1e3,
+        "MB" => 1e6,
+        "GB" => 1e9,
+        "TB" => 1e12,
+        "KIB" => 1024.0,
+        "MIB" => 1_048_576.0,
+        "GIB" => 1_073_741_824.0,
+        _ => return Err("expected a size such as 5GB, 500MB or 2GiB".into()),
+    };
+    let number: f64 = text[..digits].parse().map_err(|_| "expected a size such as 5GB, 500MB or 2GiB")?;
+    match number * unit {
+        bytes if bytes >= 1.0 => Ok(bytes as u64),
+        _ => Err("expected at least one byte".into()),
+    }
 }
 
 impl Default for SaveOptions {
     /// Types as they are, files of 5 GB as the `transformers` library writes them, nothing replaced.
     fn default() -> Self {
-        Self { dtype: None, shard_size: 5_000_000_000, overwrite: false }
+        Self { dtype: None, shard_size: 5_000_000_000, overwrite: false, side_files: Vec::new() }
     }
 }
 
@@ -67,8 +98,9 @@ impl YuanModel {
         }
         let bytes = |&(source, index, dtype): &(&ParameterSource, Option<usize>, FloatDType)| {
             let data = named::read_part(self, &source.path, index);
-            let missing = || CheckpointError::directory(directory, format!("the model has no {}", source.path));
-            Ok(source.disassemble(&data.ok_or_else(missing)?, dtype))
+            let missing =
+                || CheckpointError::directory(directory, format!("the model has no {}", source.path));
+            Ok(source.disassemble(data.ok_or_else(missing)?, dtype))
         };
         write(directory, options, &config, &outgoing, bytes, |_| Ok(()))
     }
@@ -129,7 +161,7 @@ impl HfCheckpoint {
         write(directory, options, &config, &outgoing, |piece| self.bytes_of(piece), finish)
     }
 
-    fn bytes_of(&self, piece: &Piece<'_>) -> Result<Bytes, CheckpointError> {
+    fn bytes_of(&self, piece: &Piece<'_>) -> Result<TensorBytes, CheckpointError> {
         let mapped = self.shards().map(&piece.from)?;
         let all = self.shards().get(&piece.from).map_or(0, |stored| stored.shape[..1].iter().product());
         let rows = piece.rows.map(|rows| {
@@ -137,10 +169,10 @@ impl HfCheckpoint {
             select_rows(mapped.as_ref(), width, rows)
         });
         Ok(match (piece.convert, rows) {
-            (None, None) => Bytes::Mapped(mapped),
-            (None, Some(rows)) => Bytes::Owned(rows),
+            (None, None) => TensorBytes::Mapped(mapped),
+            (None, Some(rows)) => TensorBytes::Owned(rows),
             (Some((from, to)), rows) => {
-                Bytes::Owned(convert_bytes(rows.as_deref().unwrap_or(mapped.as_ref()), from, to))
+                TensorBytes::Owned(convert_bytes(rows.as_deref().unwrap_or(mapped.as_ref()), from, to))
             }
         })
     }
@@ -171,28 +203,13 @@ struct Piece<'a> {
     convert: Option<(FloatDType, FloatDType)>,
 }
 
-/// What a tensor is written from.
-enum Bytes {
-    Mapped(MappedTensor),
-    Owned(Vec<u8>),
-}
-
-impl AsRef<[u8]> for Bytes {
-    fn as_ref(&self) -> &[u8] {
-        match self {
-            Self::Mapped(bytes) => bytes.as_ref(),
-            Self::Owned(bytes) => bytes,
-        }
-    }
-}
-
 /// Writes configuration, files of tensors and index into a directory that appears when all is there.
-fn write<T, B: AsRef<[u8]>>(
+fn write<T>(
     directory: &Path,
     options: &SaveOptions,
     config: &Value,
     tensors: &[(OutgoingTensor, T)],
-    data: impl Fn(&T) -> Result<B, CheckpointError>,
+    data: impl Fn(&T) -> Result<TensorBytes, CheckpointError>,
     finish: impl FnOnce(&Path) -> Result<(), CheckpointError>,
 ) -> Result<(), CheckpointError> {
     if directory.exists() && !options.overwrite {
@@ -217,6 +234,10 @@ fn write<T, B: AsRef<[u8]>>(
             weight_map.sort_keys();
             let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
             write_text(&unfinished.join(INDEX), &format!("{index:#}\n"))?;
+        }
+        for file in &options.side_files {
+            let name = file.file_name().unwrap_or_default();
+            fs::copy(file, unfinished.join(name)).map_err(FileError::of("copy", file))?;
         }
         finish(unfinished)
     })
@@ -256,7 +277,11 @@ fn set_experts(config: &mut Value, experts: &[Vec<usize>]) {
     let moe = &mut language_model(config)["moe_config"];
     moe["per_layer_experts_blocks"] = json!(counts);
     if let Some(moe) = moe.as_object_mut() {
-        moe.remove("moe_num_experts"); // would contradict the list, which wins over it
+        // The list wins, but readers of Flash know none, and nobody should find a contradiction.
+        moe.remove("moe_num_experts");
+        if counts.windows(2).all(|pair| pair[0] == pair[1]) {
+            moe.insert("moe_num_experts".into(), json!(counts.first()));
+        }
     }
 }
 

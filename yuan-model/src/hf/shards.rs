@@ -78,8 +78,14 @@ impl Shards {
             }
         }
         let absent = index.iter().filter(|(tensor, _)| !file_of.contains_key(*tensor));
-        wrong.extend(absent.map(|(tensor, name)| format!("`{tensor}` is not in {name}, where the index says")));
-        if wrong.is_empty() { Ok(Self { files, file_of }) } else { Err(CheckpointError::tensors(directory, wrong)) }
+        wrong.extend(
+            absent.map(|(tensor, name)| format!("`{tensor}` is not in {name}, where the index says")),
+        );
+        if wrong.is_empty() {
+            Ok(Self { files, file_of })
+        } else {
+            Err(CheckpointError::tensors(directory, wrong))
+        }
     }
 
     /// The files.
@@ -117,7 +123,8 @@ impl Shards {
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>, CheckpointError> {
     let text = fs::read_to_string(path).map_err(FileError::of("read", path))?;
     let refuse = |reason: String| CheckpointError::directory(path, reason);
-    let index: Value = serde_json::from_str(&text).map_err(|error| refuse(format!("it is no JSON: {error}")))?;
+    let index: Value =
+        serde_json::from_str(&text).map_err(|error| refuse(format!("it is no JSON: {error}")))?;
     let Some(map) = index.get("weight_map").and_then(Value::as_object) else {
         return Err(refuse("it has no `weight_map`".into()));
     };

@@ -28,7 +28,9 @@ pub(super) fn parse(text: &[u8], start: u64) -> Result<BTreeMap<String, StoredTe
     let metadata: Metadata = serde_json::from_str(text).map_err(bad)?;
     let stored = |(name, info): (String, &TensorInfo)| {
         let (begin, end) = info.data_offsets;
-        let offset = start.checked_add(begin as u64).filter(|offset| offset.checked_add((end - begin) as u64).is_some());
+        let offset = start
+            .checked_add(begin as u64)
+            .filter(|offset| offset.checked_add((end - begin) as u64).is_some());
         let offset = offset.ok_or_else(|| format!("`{name}` lies beyond the end of any file"))?;
         Ok((name, StoredTensor { dtype: info.dtype, shape: info.shape.clone(), offset, bytes: end - begin }))
     };

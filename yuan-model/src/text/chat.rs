@@ -45,7 +45,9 @@ impl ChatTemplate {
     /// If it is no Jinja.
     pub fn new(source: &str) -> Result<Self, TextError> {
         let mut environment = Environment::new();
-        environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(failed)?);
+        environment.set_syntax(
+            SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(failed)?,
+        );
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
@@ -112,9 +114,15 @@ fn to_json(value: &minijinja::Value, options: Kwargs) -> Result<String, Error> {
         Some(indent) => {
             let spaces = vec![b' '; indent];
             let formatter = PrettyFormatter::with_indent(&spaces);
-            value.serialize(&mut serde_json::Serializer::with_formatter(&mut text, formatter)).map_err(failed)?;
+            value
+                .serialize(&mut serde_json::Serializer::with_formatter(&mut text, formatter))
+                .map_err(failed)?;
         }
-        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut text, Python)).map_err(failed)?,
+        None => {
+            value
+                .serialize(&mut serde_json::Serializer::with_formatter(&mut text, Python))
+                .map_err(failed)?;
+        }
     }
     String::from_utf8(text).map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))
 }
@@ -170,12 +178,13 @@ mod tests {
 
     #[test]
     fn a_refusal_and_a_mistake_are_one_sentence() {
-        let refusal = "{% if messages[0].role != 'user' %}{{ raise_exception('The user speaks first') }}{% endif %}";
+        let refusal =
+            "{% if messages[0].role != 'user' %}{{ raise_exception('The user speaks first') }}{% endif %}";
         let error = render(refusal, &[Message::new("assistant", "Hi")]).unwrap_err();
         assert_eq!(error.to_string(), "chat template: The user speaks first (line 1)");
         let error = render("{% for %}", &[]).unwrap_err().to_string();
         assert!(error.starts_with("chat template: ") && !error.contains('\n'), "{error}");
         let error = render("{{ nothing.at.all }}", &[]).unwrap_err().to_string();
-        assert_eq!(error, "chat template: undefined value (line 1)");
+        assert_eq!(error, "chat template: `nothing` is undefined (line 1)");
     }
 }

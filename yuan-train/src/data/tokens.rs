@@ -67,6 +67,17 @@ pub fn train_tokenizer(
     Ok(tokenizer)
 }
 
+/// Reads a `tokenizer.json`.
+///
+/// # Errors
+///
+/// If the file is no tokenizer.
+pub fn read_tokenizer(path: &Path) -> Result<Tokenizer, TrainError> {
+    let bytes = std::fs::read(path).map_err(TrainError::io("read", path))?;
+    let failed = |error| TrainError::Tokenizer(format!("cannot use {}: {error}", path.display()));
+    Tokenizer::from_bytes(bytes).map_err(failed)
+}
+
 impl TokenStreams {
     /// Tokenizes every document and joins them by split.
     ///

@@ -59,7 +59,13 @@ fn softmax(row: &mut [f32], last: usize, first: usize, scale: f32) {
 }
 
 /// Attention of the last queries of `length` tokens; see [`cached_attention`](crate::ops::cached_attention).
-pub(super) fn forward(query: &Float, key: &Float, value: &Float, length: usize, first_keys: &[usize]) -> Float {
+pub(super) fn forward(
+    query: &Float,
+    key: &Float,
+    value: &Float,
+    length: usize,
+    first_keys: &[usize],
+) -> Float {
     let [batch, heads, queries, d] = query.shape().dims();
     let past = length - queries;
     let mut output = vec![0.0; batch * heads * queries * d];

@@ -1,0 +1,38 @@
+//! What is in a checkpoint, from its headers alone.
+//!
+//!     cargo run --release --example inspect -- runs/pretrain
+
+use std::{io::Write, path::PathBuf, process::ExitCode};
+
+use anyhow::Context;
+use clap::Parser;
+use yuan::train::Inventory;
+
+/// Show tensors, sizes, experts per layer and types of a model, and what is wrong with it.
+#[derive(Parser)]
+struct Arguments {
+    /// A run, one of its checkpoints, or a directory in Hugging Face's layout
+    directory: PathBuf,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(sound) if sound => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::from(2), // shown, but it cannot be loaded
+        Err(error) => {
+            // One line with all causes, whatever RUST_BACKTRACE says; a closed pipe is no failure.
+            drop(writeln!(std::io::stderr(), "Error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<bool> {
+    let inventory = Inventory::of(&arguments.directory)?;
+    let text = if arguments.json { serde_json::to_string_pretty(&inventory)? } else { inventory.to_string() };
+    writeln!(std::io::stdout(), "{text}").context("cannot write to standard output")?;
+    Ok(inventory.problems.is_empty())
+}

@@ -1,0 +1,226 @@
+//! What is in a checkpoint, from its headers alone.
+
+use std::{collections::BTreeMap, fmt, path::Path};
+
+use serde::Serialize;
+use yuan_model::{
+    YuanConfig,
+    hf::{self, CheckpointError, Shards},
+    storage::{StoredTensor, TensorFile},
+};
+
+use crate::{TrainError, checkpoint::Checkpoint};
+
+/// Tensors, sizes and experts of a checkpoint, and what is wrong with it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Inventory {
+    /// `huggingface` or `run`.
+    pub layout: &'static str,
+    /// Its files of tensors.
+    pub files: Vec<FileEntry>,
+    /// Tensors by type.
+    pub types: BTreeMap<String, TypeEntry>,
+    /// Experts of every layer, by the configuration.
+    pub experts_per_layer: Vec<usize>,
+    /// Experts that each token visits.
+    pub top_k: usize,
+    /// Parameters of the language model, by the configuration.
+    pub parameters: u64,
+    /// Parameters that one token uses, embedding and head included.
+    pub active_parameters: u64,
+    /// Elements of all tensors.
+    pub stored_elements: u64,
+    /// Tensors that are no parameters of the language model, such as a vision tower.
+    pub other_tensors: usize,
+    /// What keeps it from being loaded.
+    pub problems: Vec<String>,
+}
+
+/// One file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FileEntry {
+    /// Its name.
+    pub name: String,
+    /// Its tensors.
+    pub tensors: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Bytes of them that the file does not have.
+    pub missing_bytes: u64,
+}
+
+/// The tensors of one type.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct TypeEntry {
+    /// How many.
+    pub tensors: usize,
+    /// Their elements.
+    pub elements: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl Inventory {
+    /// Reads configuration and headers of published weights, a run or one of its checkpoints.
+    ///
+    /// Tensors that are missing or misshapen, and files that are cut off, are [`problems`](Self::problems).
+    ///
+    /// # Errors
+    ///
+    /// No model at all, or a configuration or header that cannot be read.
+    pub fn of(path: &Path) -> Result<Self, TrainError> {
+        let run = if path.join("state.json").is_file() {
+            Some(path.to_path_buf())
+        } else {
+            Checkpoint::latest(path)?.map(|checkpoint| checkpoint.path)
+        };
+        match run {
+            Some(run) => {
+                let config = YuanConfig::load(&run.join("config.json"))?;
+                let file = TensorFile::open_header(&run.join("model.safetensors"))?;
+                let problems = run_problems(&config, &file);
+                Ok(Self::new("run", &config, std::slice::from_ref(&file), problems, 0))
+            }
+            None => {
+                let config_path = path.join("config.json");
+                let config = YuanConfig::load(&config_path)
+                    .map_err(|cause| CheckpointError::Config { path: config_path, cause })?;
+                let shards = Shards::open_headers(path)?;
+                let problems = hf::problems(&config, &shards);
+                let others = hf::extras(&shards).count();
+                Ok(Self::new("huggingface", &config, shards.files(), problems, others))
+            }
+        }
+    }
+
+    fn new(
+        layout: &'static str,
+        config: &YuanConfig,
+        files: &[TensorFile],
+        mut problems: Vec<String>,
+        other_tensors: usize,
+    ) -> Self {
+        let mut types: BTreeMap<String, TypeEntry> = BTreeMap::new();
+        let mut entries = Vec::new();
+        for file in files {
+            let name = file.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let bytes = file.tensors().values().map(|tensor| tensor.bytes as u64).sum();
+            let missing_bytes = file.missing_bytes();
+            if missing_bytes > 0 {
+                problems.push(format!("{name} is cut off: {missing_bytes} bytes of its tensors are missing"));
+            }
+            for tensor in file.tensors().values() {
+                let entry = types.entry(format!("{:?}", tensor.dtype)).or_default();
+                entry.tensors += 1;
+                entry.elements += elements(tensor);
+                entry.bytes += tensor.bytes as u64;
+            }
+            entries.push(FileEntry { name, tensors: file.tensors().len(), bytes, missing_bytes });
+        }
+        let count = config.parameter_count();
+        Self {
+            layout,
+            files: entries,
+            stored_elements: types.values().map(|entry| entry.elements).sum(),
+            types,
+            experts_per_layer: config.experts_per_layer.clone(),
+            top_k: config.moe_top_k,
+            parameters: count.total(),
+            active_parameters: count.active(),
+            other_tensors,
+            problems,
+        }
+    }
+}
+
+fn elements(tensor: &StoredTensor) -> u64 {
+    tensor.shape.iter().map(|&size| size as u64).product()
+}
+
+fn run_problems(config: &YuanConfig, file: &TensorFile) -> Vec<String> {
+    let sources = config.parameter_sources();
+    let mut problems = Vec::new();
+    for source in &sources {
+        let expected = source.parameter_shape();
+        match file.tensors().get(&source.path) {
+            None => problems.push(format!("`{}` is missing", source.path)),
+            Some(tensor) if tensor.shape != expected => {
+                problems.push(format!("`{}` is {:?}, expected {expected:?}", source.path, tensor.shape));
+            }
+            Some(_) => {}
+        }
+    }
+    let known: std::collections::BTreeSet<&str> = sources.iter().map(|source| source.path.as_str()).collect();
+    let surplus = file.tensors().keys().filter(|name| !known.contains(name.as_str()));
+    problems.extend(surplus.map(|name| format!("`{name}` is no parameter of this model")));
+    problems
+}
+
+/// A count in the unit that people say: 1.01 T, 40.2 B, 29.9 M.
+fn count(number: u64) -> String {
+    unit(number, &[(1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k")], "")
+}
+
+fn size(bytes: u64) -> String {
+    unit(bytes, &[(1e12, " TB"), (1e9, " GB"), (1e6, " MB"), (1e3, " kB")], " bytes")
+}
+
+fn unit(number: u64, units: &[(f64, &str)], otherwise: &str) -> String {
+    let number = number as f64;
+    match units.iter().find(|(scale, _)| number >= *scale) {
+        Some((scale, name)) => {
+            let value = number / scale;
+            let digits = if value < 10.0 { 2 } else { usize::from(value < 100.0) };
+            format!("{value:.digits$}{name}")
+        }
+        None => format!("{number}{otherwise}"),
+    }
+}
+
+/// Runs of equal counts: `16, 12 × 3, 8`.
+fn runs(counts: &[usize]) -> String {
+    let groups = counts.chunk_by(|a, b| a == b);
+    let text = groups.map(|run| match run.len() {
+        1 => run[0].to_string(),
+        length => format!("{} × {length}", run[0]),
+    });
+    text.collect::<Vec<_>>().join(", ")
+}
+
+impl fmt::Display for Inventory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = self.files.iter().map(|file| file.bytes).sum();
+        let layout = if self.layout == "run" { "checkpoint of a run" } else { "Hugging Face's layout" };
+        let tensors: usize = self.files.iter().map(|file| file.tensors).sum();
+        writeln!(f, "layout             {layout}, {} in {} files", size(bytes), self.files.len())?;
+        writeln!(
+            f,
+            "parameters         {} ({}), {} active per token",
+            count(self.parameters),
+            self.parameters,
+            count(self.active_parameters)
+        )?;
+        let (layers, experts) = (self.experts_per_layer.len(), self.experts_per_layer.iter().sum::<usize>());
+        writeln!(f, "experts            {experts} in {layers} layers, {} for each token", self.top_k)?;
+        writeln!(f, "experts per layer  {}", runs(&self.experts_per_layer))?;
+        writeln!(
+            f,
+            "tensors            {tensors}, {} of them no parameters of the language model",
+            self.other_tensors
+        )?;
+        for (name, entry) in &self.types {
+            let (elements, bytes) = (count(entry.elements), size(entry.bytes));
+            writeln!(f, "  {name:<16} {} tensors, {elements} elements, {bytes}", entry.tensors)?;
+        }
+        for file in self.files.iter().filter(|_| self.files.len() > 1) {
+            writeln!(f, "  {:<16} {} tensors, {}", file.name, file.tensors, size(file.bytes))?;
+        }
+        match &self.problems[..] {
+            [] => write!(f, "problems           none"),
+            problems => {
+                write!(f, "problems           {}", problems.len())?;
+                problems.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+            }
+        }
+    }
+}

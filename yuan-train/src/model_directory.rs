@@ -1,0 +1,123 @@
+//! Any directory that holds a model: a run, one of its checkpoints, or published weights.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Device, FloatDType};
+use yuan_model::{
+    YuanConfig, YuanModel,
+    files::write_directory,
+    hf::{HfCheckpoint, LoadOptions},
+    named,
+};
+
+use crate::{TrainError, checkpoint::Checkpoint};
+
+/// A directory with a model, of which only headers have been read.
+#[derive(Debug)]
+pub enum ModelDirectory {
+    /// A checkpoint of a run, the latest if the run was named.
+    Run {
+        /// The checkpoint.
+        checkpoint: Checkpoint,
+        /// Its configuration.
+        config: Box<YuanConfig>,
+    },
+    /// A checkpoint in upstream's layout.
+    Hf(Box<HfCheckpoint>),
+}
+
+/// Name of the tokenizer's file.
+pub const TOKENIZER: &str = "tokenizer.json";
+/// What may be beside it.
+const TOKENIZER_FILES: [&str; 5] = [
+    TOKENIZER,
+    "tokenizer_config.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+];
+
+impl ModelDirectory {
+    /// Recognises what the directory is.
+    ///
+    /// # Errors
+    ///
+    /// It holds no model, or a damaged one.
+    pub fn open(path: &Path) -> Result<Self, TrainError> {
+        let checkpoint = if path.join("state.json").is_file() {
+            Some(Checkpoint { path: path.into(), step: 0 })
+        } else {
+            Checkpoint::latest(path)?
+        };
+        match checkpoint {
+            Some(checkpoint) => {
+                let config = YuanConfig::load(&checkpoint.path.join("config.json"))?;
+                Ok(Self::Run { checkpoint, config: Box::new(config) })
+            }
+            None => Ok(Self::Hf(Box::new(HfCheckpoint::open(path)?))),
+        }
+    }
+
+    /// The model that it holds.
+    pub fn config(&self) -> &YuanConfig {
+        match self {
+            Self::Run { config, .. } => config,
+            Self::Hf(checkpoint) => checkpoint.config(),
+        }
+    }
+
+    /// Loads the model, its parameters as they are stored or in another type.
+    ///
+    /// # Errors
+    ///
+    /// A damaged file, or every tensor that is missing, surplus or misshapen.
+    pub fn load(&self, device: &Device, dtype: Option<FloatDType>) -> Result<YuanModel, TrainError> {
+        match self {
+            Self::Run { checkpoint, .. } => {
+                let model: YuanModel = checkpoint.load_model(device)?;
+                Ok(match dtype {
+                    Some(dtype) => named::cast_parameters(model, dtype),
+                    None => model,
+                })
+            }
+            Self::Hf(checkpoint) => {
+                Ok(checkpoint.load(device, &LoadOptions { dtype, ..LoadOptions::default() })?)
+            }
+        }
+    }
+
+    /// Where the tokenizer's files are: with published weights, or in the run.
+    pub fn tokenizer_directory(&self) -> PathBuf {
+        match self {
+            Self::Run { checkpoint, .. } if !checkpoint.path.join(TOKENIZER).is_file() => {
+                checkpoint.path.parent().unwrap_or(&checkpoint.path).to_path_buf()
+            }
+            Self::Run { checkpoint, .. } => checkpoint.path.clone(),
+            Self::Hf(checkpoint) => checkpoint.path().to_path_buf(),
+        }
+    }
+
+    /// The tokenizer's files, as far as they are there.
+    pub fn tokenizer_files(&self) -> Vec<PathBuf> {
+        let directory = self.tokenizer_directory();
+        TOKENIZER_FILES.map(|name| directory.join(name)).into_iter().filter(|path| path.is_file()).collect()
+    }
+
+    /// Writes a directory that holds a model as a run does at its first step: `config.json`,
+    /// `checkpoint-00000000` with a fresh optimizer, and copies of the listed files.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be written; what was there before stays.
+    pub fn write_run(directory: &Path, model: &YuanModel, side_files: &[PathBuf]) -> Result<(), TrainError> {
+        write_directory(directory, |unfinished| {
+            for file in side_files {
+                let to = unfinished.join(file.file_name().unwrap_or_default());
+                std::fs::copy(file, to).map_err(TrainError::io("copy", file))?;
+            }
+            let config = unfinished.join("config.json");
+            std::fs::write(&config, model.config().to_json()).map_err(TrainError::io("write", &config))?;
+            Checkpoint::save_initial(unfinished, model).map(drop)
+        })
+    }
+}
