@@ -142,6 +142,41 @@ proptest! {
     }
 
     #[test]
+    fn cached_attention_is_the_end_of_causal_attention(
+        batch in 1..4_usize,
+        heads in 1..4_usize,
+        past in prop_oneof![Just(0), 1..40_usize, 60..140_usize],
+        queries in prop_oneof![Just(1), 2..20_usize, 60..80_usize],
+        room in 0..9_usize,
+        width in 1..12_usize,
+        padding in prop::collection::vec(0..30_usize, 3),
+        seed: u64,
+    ) {
+        let length = past + queries;
+        let first: Vec<usize> = padding[..batch].iter().map(|p| (*p).min(length - 1)).collect();
+        let input = |i, device: &Device| numbers([batch, heads, length, width], seed ^ i, device).mul_scalar(2.0);
+        agree("cached_attention", |device| {
+            let device = &device.clone().inner();
+            let [q, k, v] = [0, 1, 2].map(|i| input(i, device));
+            // What is beyond the filled part must not be looked at.
+            let cache = |x: Tensor<4>| Tensor::cat(vec![x, Tensor::full([batch, heads, room + 1, width], f32::NAN, device)], 2);
+            let newest = q.clone().slice_dim(2, past..length);
+            let output = ops::cached_attention(newest, cache(k.clone()), cache(v.clone()), length, &first);
+            // Each row by itself, without its padding.
+            for (row, &first) in first.iter().enumerate() {
+                let of = |x: &Tensor<4>| x.clone().slice([row..row + 1, 0..heads, first..length, 0..width]);
+                let alone = ops::causal_attention(of(&q), of(&k), of(&v));
+                let from = first.max(past);
+                let expected = values(&alone.slice_dim(2, from - first..length - first).into_data());
+                let ours = output.clone().slice([row..row + 1, 0..heads, from - past..queries, 0..width]);
+                let worst = largest_difference(&values(&ours.into_data()), &expected);
+                assert!(worst <= TOLERANCE, "row {row} differs by {worst:e}");
+            }
+            vec![values(&output.into_data())]
+        });
+    }
+
+    #[test]
     fn cross_entropy_agrees(rows in 1..30_usize, classes in 1..60_usize, seed: u64) {
         agree("cross_entropy", |device| {
             let logits = numbers([rows, classes], seed, device).mul_scalar(9.0).require_grad();
