@@ -152,7 +152,7 @@ fn what_is_wrong_is_said_in_a_sentence() {
     assert_sentence(&fail(tiny_pretrain(&data, &path("nowhere")).arg("--resume")), "holds no run to resume");
     assert_sentence(
         &with(&["--device", "abacus"]),
-        "there is no device \"abacus\" in this build; it has: flex",
+        "there is no device \"abacus\": no backend has this name; found: flex",
     );
     assert!(!run.exists(), "a refused run leaves nothing behind");
 }

@@ -12,7 +12,7 @@ use yuan::{
     laep::{PerLayer, PruneLimits, PrunePlan, StabilityTest, efficiency::Cluster},
     model::{BalanceLosses, RouterType, SpecialTokens, YuanConfig},
     train::{
-        LaepConfig, SpeedModel, TrainConfig,
+        LaepConfig, Precision, SpeedModel, TrainConfig,
         callback::{Guard, Trigger},
         checkpoint::Checkpoint,
         efficiency::{measure_device, model_shape},
@@ -38,6 +38,12 @@ pub struct Arguments {
     /// Where to compute: flex, or another backend that this build has
     #[arg(long, default_value = "flex")]
     pub device: String,
+    /// Type of activations and products: f32, or bf16 with everything sensitive and the parameters in f32
+    #[arg(long, default_value = "f32", value_parser = ["f32", "bf16"])]
+    pub precision: String,
+    /// Save memory: compute every layer a second time for its gradients instead of keeping what it computed
+    #[arg(long)]
+    pub recompute: bool,
     /// Optimizer steps
     #[arg(long, default_value_t = 240)]
     pub steps: u64,
@@ -198,6 +204,8 @@ impl Arguments {
                 router_z: self.z_loss,
             },
             bias_update_rate: self.bias_update_rate,
+            recompute: self.recompute,
+            precision: if self.precision == "bf16" { Precision::Bf16 } else { Precision::F32 },
             ..TrainConfig::default()
         };
         config.validate()?;

@@ -25,6 +25,7 @@ use yuan::{
         callback::{BalanceBias, CheckpointEvery, Display, MetricsFile, Trigger, ValidateEvery},
         checkpoint::Checkpoint,
         data::{self, RowStream, TokenStreams},
+        memory,
         report::{self, History, html_report, pictures, summary_table},
     },
 };
@@ -196,6 +197,9 @@ fn close(run_dir: &Path, config: &TrainConfig) -> anyhow::Result<()> {
             Trigger::Stable { .. } => "the loads of all layers were never stable",
         };
         writeln!(out, "Nothing was pruned: {why}.")?;
+    }
+    if let Some(peak) = memory::peak_resident() {
+        writeln!(out, "Peak memory of the process: {:.2} GB.", peak as f64 / 1e9)?;
     }
     let report = run_dir.join("report.html");
     writeln!(out, "The report is {}; metrics, plan and checkpoints are beside it", report.display())?;

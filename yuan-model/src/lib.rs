@@ -4,7 +4,8 @@
 //! Read in this order: [`config`] (what a model is), [`model`] (embedding → blocks → norm →
 //! head), [`block`], [`attention`] with [`filter`] and [`rope`], [`moe`] (router, dispatch,
 //! experts), [`cache`] and [`generate`] (text out of the model), [`text`] (tokens in and out), [`ops`] (the operations that matter for speed), [`loss`], [`surgery`] (cutting
-//! experts), [`hf`] (Hugging Face's names, keys and checkpoints), [`storage`] and [`files`] beneath it.
+//! experts), [`hf`] (Hugging Face's names, keys and checkpoints), [`storage`] and [`files`] beneath it;
+//! [`device`](mod@device) names what it all runs on.
 //!
 //! ```
 //! use burn::tensor::{Device, Int, Tensor};
@@ -25,6 +26,7 @@ pub mod attention;
 pub mod block;
 pub mod cache;
 pub mod config;
+pub mod device;
 mod error;
 pub mod files;
 pub mod filter;
@@ -46,6 +48,7 @@ pub mod text;
 pub use block::Block;
 pub use cache::Cache;
 pub use config::{RouterType, SpecialTokens, YuanConfig};
+pub use device::{NoDevice, device};
 pub use error::{ConfigError, ModelError};
 pub use generate::{GenerateError, GenerationOptions};
 pub use model::{ForwardOptions, ModelOutput, YuanModel};

@@ -3,7 +3,7 @@
 use burn::{
     module::{Initializer, Module},
     nn::{Embedding, EmbeddingConfig, Linear, LinearConfig},
-    tensor::{Bool, Device, Int, Tensor},
+    tensor::{Bool, Device, FloatDType, Int, Tensor},
 };
 
 use crate::{
@@ -40,6 +40,9 @@ pub struct ForwardOptions {
     pub selection_bias: Option<Vec<Tensor<1>>>,
     /// Losses that pull the experts of every layer towards equal load.
     pub balance: BalanceLosses,
+    /// Type of activations and products; absent: that of the embedding. Parameters stay what they are, and router,
+    /// norms, softmax and loss are computed in f32 whatever it is.
+    pub compute_dtype: Option<FloatDType>,
 }
 
 /// Hidden states and expert loads of a forward pass.
@@ -117,7 +120,11 @@ impl YuanModel {
             _ => None,
         };
         let rotary = Rotary::new(&self.config, options.position_ids, seq, &input_ids.device());
-        let mut x = self.embedding.forward(input_ids);
+        let embedded = self.embedding.forward(input_ids);
+        let mut x = match options.compute_dtype {
+            Some(dtype) => embedded.cast(dtype),
+            None => embedded,
+        };
         let mut tokens_per_expert = Vec::with_capacity(self.blocks.len());
         let mut balance_loss: Option<Tensor<1>> = None;
         for (layer, block) in self.blocks.iter().enumerate() {

@@ -15,7 +15,7 @@ use burn::backend::{
     Backend, Dispatch, backend_extension,
     tensor::{FloatTensor, IntTensor},
 };
-use burn::tensor::{Int, Tensor, ops::AttentionModuleOptions};
+use burn::tensor::{Int, Tensor};
 
 mod autodiff;
 #[cfg(feature = "flex")]
@@ -153,8 +153,7 @@ pub trait YuanOps: Backend {
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        let options = AttentionModuleOptions { is_causal: true, ..Default::default() };
-        Self::attention(query, key, value, None, None, options)
+        portable::causal_attention::<Self>(query, key, value)
     }
 
     /// See [`cached_attention`].
@@ -190,6 +189,29 @@ pub trait YuanOps: Backend {
         grad: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         portable::cross_entropy_backward::<Self>(logits, labels, grad)
+    }
+
+    /// See [`linear_cross_entropy`].
+    fn linear_cross_entropy(
+        rows: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        labels: IntTensor<Self>,
+        scale: f64,
+        rows_at_once: usize,
+    ) -> FloatTensor<Self> {
+        portable::linear_cross_entropy::<Self>(rows, weight, labels, scale, rows_at_once)
+    }
+
+    /// Gradients of [`linear_cross_entropy`] for its rows and its weight.
+    fn linear_cross_entropy_backward(
+        rows: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        labels: IntTensor<Self>,
+        scale: f64,
+        rows_at_once: usize,
+        grad: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        portable::linear_cross_entropy_backward::<Self>(rows, weight, labels, scale, rows_at_once, grad)
     }
 
     /// See [`sum_of_squares`].
@@ -359,6 +381,24 @@ pub fn cached_attention(
 /// `log Σ exp(logits) − logits[label]` of every row: `[rows, classes]` and `[rows]` → `[rows]`.
 pub fn cross_entropy(logits: Tensor<2>, labels: Tensor<1, Int>) -> Tensor<1> {
     Tensor::from_dispatch(Dispatch::cross_entropy(logits.into_dispatch(), labels.into_dispatch()))
+}
+
+/// [`cross_entropy`] of the logits `scale · rows · weight`, some rows at a time: all logits at once never exist,
+/// neither here nor in the gradient, which forms them again.
+///
+/// # Shapes
+///
+/// - `rows`: `[num_rows, d]`, `weight`: `[d, classes]`, of one type; `labels`: `[num_rows]`
+/// - output: `[num_rows]` in f32
+pub fn linear_cross_entropy(
+    rows: Tensor<2>,
+    weight: Tensor<2>,
+    labels: Tensor<1, Int>,
+    scale: f64,
+    rows_at_once: usize,
+) -> Tensor<1> {
+    let (rows, weight, labels) = (rows.into_dispatch(), weight.into_dispatch(), labels.into_dispatch());
+    Tensor::from_dispatch(Dispatch::linear_cross_entropy(rows, weight, labels, scale, rows_at_once))
 }
 
 /// Sum of the squares of all elements, `[1]`; no gradient.

@@ -6,15 +6,12 @@ use std::ops::ControlFlow;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use proptest::prelude::*;
-use support::{Fixture, HostTensor, assert_near, devices, load_model};
+use support::{Fixture, HostTensor, Kind::Activation, assert_near, assert_near_scaled, devices, load_model};
 use yuan_model::{
     Cache, ForwardOptions, GenerateError, GenerationOptions, RouterType, YuanConfig, YuanModel,
     generate::{FinishReason, NewToken, Sampling},
     rope::Rotary,
 };
-
-/// The reference's tolerance for activations and logits.
-const ACTIVATION: f32 = 2e-5;
 
 const MODELS: [(&str, &[usize]); 2] = [("flash_tiny", &[1, 4]), ("ultra_tiny", &[1, 5])];
 
@@ -42,8 +39,8 @@ fn incremental_logits_are_upstreams() {
             for prompt in prompts {
                 let (logits, _) = logits_in_pieces(&model, &input_ids, &[*prompt]);
                 let key = format!("decode.prefill{prompt}.logits");
-                assert_near(&format!("{backend} {directory} {key}"), &logits, io.host(&key), ACTIVATION);
-                assert_near(&format!("{backend} {directory}"), &logits, io.host("logits"), ACTIVATION);
+                assert_near(&format!("{backend} {directory} {key}"), &logits, io.host(&key), Activation);
+                assert_near(&format!("{backend} {directory}"), &logits, io.host("logits"), Activation);
             }
         }
     }
@@ -66,7 +63,7 @@ fn the_cache_holds_what_upstreams_does() {
                     let name = |key: &str| format!("cache.prefill{prompt}.{key}.{layer}");
                     let near = |key: &str, ours: Tensor<4>, expected: Tensor<4>| {
                         let what = format!("{backend} {directory} {}", name(key));
-                        assert_near(&what, &ours, &host(expected), ACTIVATION);
+                        assert_near(&what, &ours, &host(expected), Activation);
                     };
                     let [keys, values] = cache.keys_values(layer).unwrap().map(|x| x.swap_dims(1, 2));
                     near("k_unrotated", keys, rotary.rotate(io.tensor::<4>(&name("k_unrotated"), &device)));
@@ -130,7 +127,7 @@ fn check_unequal(
             let alone = model.forward(alone, ForwardOptions::default()).logits;
             let last = alone.slice_dim(1, prompt + step - 1..prompt + step);
             let ours = logits.clone().slice([index..index + 1, width - 1..width]);
-            assert_near(&format!("{name} row {index} step {step}"), &ours, &host(last), ACTIVATION);
+            assert_near(&format!("{name} row {index} step {step}"), &ours, &host(last), Activation);
         }
         let next: Vec<i64> =
             rows.iter().zip(prompt_lengths).map(|(row, p)| row[(p + step).min(row.len() - 1)]).collect();
@@ -189,7 +186,7 @@ proptest! {
         let full = model.forward(input_ids.clone(), ForwardOptions::default()).logits;
         let (logits, _) = logits_in_pieces(&model, &input_ids, &pieces);
         let scale = full.clone().abs().max().into_scalar::<f32>().max(1.0);
-        assert_near("logits", &logits, &host(full), ACTIVATION * scale);
+        assert_near_scaled("logits", &logits, &host(full), Activation, scale);
     }
 }
 

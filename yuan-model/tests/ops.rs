@@ -4,27 +4,26 @@
 
 mod support;
 
-use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Distribution, Int, Tensor, TensorData};
 use proptest::prelude::*;
-use support::{devices, largest_difference, values};
+use support::{Kind, devices, largest_difference, tolerance, values};
 use yuan_model::{moe::Dispatch, ops};
-
-/// Sums of a few hundred products in f32, in another order.
-const TOLERANCE: f32 = 2e-5;
 
 /// Results of one operation on one device: output and gradients, flat.
 type Results = Vec<Vec<f32>>;
 
 /// Runs `operation` on every device and demands the same results of all.
 fn agree(what: &str, operation: impl Fn(&Device) -> Results) {
+    let devices = devices();
     let all: Vec<(&str, Results)> =
-        devices().into_iter().map(|(name, device)| (name, operation(&device.autodiff()))).collect();
-    for (name, results) in &all[1..] {
+        devices.iter().map(|(name, device)| (name.as_str(), operation(&device.clone().autodiff()))).collect();
+    for ((name, results), (_, device)) in all.iter().zip(&devices).skip(1) {
+        let tolerance = tolerance(Kind::Operation, device, DType::F32);
         for (i, (a, b)) in all[0].1.iter().zip(results).enumerate() {
             let scale = a.iter().fold(1.0_f32, |max, x| max.max(x.abs()));
             let worst = largest_difference(a, b) / scale;
             assert!(
-                worst <= TOLERANCE,
+                worst <= tolerance,
                 "{what}: result {i} of {name} differs from {} by {worst:e}",
                 all[0].0
             );
@@ -170,7 +169,7 @@ proptest! {
                 let expected = values(&alone.slice_dim(2, from - first..length - first).into_data());
                 let ours = output.clone().slice([row..row + 1, 0..heads, from - past..queries, 0..width]);
                 let worst = largest_difference(&values(&ours.into_data()), &expected);
-                assert!(worst <= TOLERANCE, "row {row} differs by {worst:e}");
+                assert!(worst <= tolerance(Kind::Operation, device, DType::F32), "row {row} differs by {worst:e}");
             }
             vec![values(&output.into_data())]
         });
@@ -182,6 +181,36 @@ proptest! {
             let logits = numbers([rows, classes], seed, device).mul_scalar(9.0).require_grad();
             let labels: Vec<usize> = (0..rows).map(|i| (i * 7 + seed as usize % 11) % classes).collect();
             results!(ops::cross_entropy(logits.clone(), ints(&labels, device)), logits)
+        });
+    }
+
+    #[test]
+    fn linear_cross_entropy_is_cross_entropy_of_the_product(
+        rows in 1..40_usize, width in 1..20_usize, classes in 2..50_usize, at_once in 1..50_usize,
+        scaled in any::<bool>(), seed: u64,
+    ) {
+        let scale = if scaled { 0.5 } else { 1.0 };
+        let labels: Vec<usize> = (0..rows).map(|i| (i * 7 + seed as usize % 11) % classes).collect();
+        agree("linear_cross_entropy", |device| {
+            let input = || [
+                numbers([rows, width], seed, device).require_grad(),
+                numbers([width, classes], seed ^ 1, device).mul_scalar(3.0).require_grad(),
+            ];
+            let [x, w] = input();
+            let ours = results!(
+                ops::linear_cross_entropy(x.clone(), w.clone(), ints(&labels, device), scale, at_once), x, w
+            );
+            // The same by a product and a loss of all its rows.
+            let [x, w] = input();
+            let logits = x.clone().matmul(w.clone()).mul_scalar(scale);
+            let whole: Results = results!(ops::cross_entropy(logits, ints(&labels, device)), x, w);
+            for (ours, whole) in ours.iter().zip(&whole) {
+                let largest = whole.iter().fold(1.0_f32, |max, x| max.max(x.abs()));
+                let tolerance = tolerance(Kind::Operation, device, DType::F32);
+                let worst = largest_difference(ours, whole) / largest;
+                assert!(worst <= tolerance, "differs by {worst:e}");
+            }
+            ours
         });
     }
 

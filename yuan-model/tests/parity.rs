@@ -4,11 +4,11 @@
 
 mod support;
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use serde_json::Value;
 use support::{
-    Fixture, assemble, assert_gradient, assert_near, devices, fill, gradients, load_model, reference,
-    sources_under,
+    Fixture, Kind, assemble, assert_gradient, assert_near, devices, fill, gradients, load_model, reference,
+    sources_under, tolerance,
 };
 use yuan_model::{
     ForwardOptions, RouterType, YuanConfig, YuanModel,
@@ -21,10 +21,7 @@ use yuan_model::{
     rope::{Rotary, frequencies, yarn_frequencies, yarn_ramp},
 };
 
-/// Activations and logits agree within this; see the reference's README.
-const ACTIVATION: f32 = 2e-5;
-/// Losses agree within this.
-const LOSS: f32 = 1e-5;
+use Kind::{Activation, Loss};
 
 /// Cases of `component/meta.json` whose name starts with `kind`, with their scalar parameters.
 fn component_cases(kind: &str) -> Vec<(String, Value)> {
@@ -54,12 +51,18 @@ fn check_gradients<M: burn::module::Module, const D: usize>(
 ) {
     let grads = loss.backward();
     let expected = fixture.tensor::<D>("grad.input.x", &input.device().inner()).into_data();
-    assert_gradient(&format!("{name}: input"), &input.grad(&grads).unwrap().into_data(), &expected);
+    assert_gradient(
+        &format!("{name}: input"),
+        &input.device(),
+        &input.grad(&grads).unwrap().into_data(),
+        &expected,
+    );
     let found = gradients(module, &grads);
     for source in sources {
         let ours = &found[&source.path];
         assert_gradient(
             &format!("{name}: {}", source.path),
+            &input.device(),
             ours,
             &assemble(source, fixture, "grad.weight."),
         );
@@ -79,15 +82,16 @@ fn rms_norm_agrees() {
                 norm.weight.map(|_| fixture.tensor(&format!("{case}.weight"), &device).require_grad());
             let x = fixture.tensor::<3>(&format!("{case}.input.x"), &device).require_grad();
             let y = norm.forward(x.clone());
-            assert_near(&name, &y, fixture.host(&format!("{case}.output.y")), ACTIVATION);
+            assert_near(&name, &y, fixture.host(&format!("{case}.output.y")), Activation);
             let grads = (y * fixture.tensor(&format!("{case}.loss_coef"), &device)).sum().backward();
             let expected = |key: &str| {
                 let host = fixture.host(&format!("{case}.grad.{key}"));
                 TensorData::new(host.values.clone(), host.shape.clone())
             };
-            assert_gradient(&name, &x.grad(&grads).unwrap().into_data(), &expected("input.x"));
+            assert_gradient(&name, &device, &x.grad(&grads).unwrap().into_data(), &expected("input.x"));
             assert_gradient(
                 &name,
+                &device,
                 &norm.weight.val().grad(&grads).unwrap().into_data(),
                 &expected("weight.weight"),
             );
@@ -112,15 +116,15 @@ fn localized_filtering_agrees() {
             let filter = fill(LocalizedFilter::new(&config, &device), &sources, &fixture, "weight.");
             let x = fixture.tensor::<3>("input.x", &device).require_grad();
             let middle = filter.conv1.forward(x.clone());
-            assert_near(&format!("{name} conv1"), &middle, fixture.host("mid.conv1"), ACTIVATION);
+            assert_near(&format!("{name} conv1"), &middle, fixture.host("mid.conv1"), Activation);
             assert_near(
                 &format!("{name} conv2"),
                 &filter.conv2.forward(middle),
                 fixture.host("mid.conv2"),
-                ACTIVATION,
+                Activation,
             );
             let y = filter.forward(x.clone());
-            assert_near(&name, &y, fixture.host("output.y"), ACTIVATION);
+            assert_near(&name, &y, fixture.host("output.y"), Activation);
             let loss = (y * fixture.tensor("loss_coef", &device)).sum();
             check_gradients(&name, &filter, &x, loss, &fixture, &sources);
         }
@@ -143,10 +147,10 @@ fn rotary_embedding_agrees() {
             let rotary = Rotary::from_frequencies(&ours, positions);
             let x = fixture.tensor::<4>(&format!("{case}.input.t"), &device).require_grad();
             let y = rotary.rotate(x.clone());
-            assert_near(&name, &y, fixture.host(&format!("{case}.output.t")), ACTIVATION);
+            assert_near(&name, &y, fixture.host(&format!("{case}.output.t")), Activation);
             let grads = (y * fixture.tensor(&format!("{case}.loss_coef"), &device)).sum().backward();
             let expected = fixture.tensor::<4>(&format!("{case}.grad.input.t"), &device).into_data();
-            assert_gradient(&name, &x.grad(&grads).unwrap().into_data(), &expected);
+            assert_gradient(&name, &device, &x.grad(&grads).unwrap().into_data(), &expected);
         }
     }
 }
@@ -219,17 +223,17 @@ fn attention_agrees() {
             let rotary = Rotary::new(&config, Some(positions), x.dims()[1], &device);
 
             let filtered = attention.filter.as_ref().unwrap().forward(x.clone());
-            assert_near(&format!("{name} lfa"), &filtered, fixture.host("mid.lfa"), ACTIVATION);
+            assert_near(&format!("{name} lfa"), &filtered, fixture.host("mid.lfa"), Activation);
             let qkv = attention.query_key_value(x.clone(), &rotary);
-            assert_near(&format!("{name} query"), &qkv.query, fixture.host("mid.q_rot"), ACTIVATION);
-            assert_near(&format!("{name} key"), &qkv.key, fixture.host("mid.k_rot"), ACTIVATION);
-            assert_near(&format!("{name} value"), &qkv.value, fixture.host("mid.v"), ACTIVATION);
+            assert_near(&format!("{name} query"), &qkv.query, fixture.host("mid.q_rot"), Activation);
+            assert_near(&format!("{name} key"), &qkv.key, fixture.host("mid.k_rot"), Activation);
+            assert_near(&format!("{name} value"), &qkv.value, fixture.host("mid.v"), Activation);
             let dims = qkv.query.dims();
             let context = attention.attend(qkv, None).reshape(dims);
-            assert_near(&format!("{name} context"), &context, fixture.host("mid.context"), ACTIVATION);
+            assert_near(&format!("{name} context"), &context, fixture.host("mid.context"), Activation);
 
             let y = attention.forward(x.clone(), &rotary, None);
-            assert_near(&name, &y, fixture.host("output.y"), ACTIVATION);
+            assert_near(&name, &y, fixture.host("output.y"), Activation);
             let loss = (y * fixture.tensor("loss_coef", &device)).sum();
             check_gradients(&name, &attention, &x, loss, &fixture, &sources);
         }
@@ -257,8 +261,8 @@ fn routers_agree() {
             let router = fill(Router::new(&config, 0, &device), &sources, &fixture, "weight.");
             let x = fixture.tensor::<2>("input.x", &device).require_grad();
             let routing = router.forward(x.clone(), None);
-            assert_near(&name, &routing.logits, fixture.host("output.logits"), ACTIVATION);
-            assert_near(&name, &routing.weights, fixture.host("output.topk_weights"), ACTIVATION);
+            assert_near(&name, &routing.logits, fixture.host("output.logits"), Activation);
+            assert_near(&name, &routing.weights, fixture.host("output.topk_weights"), Activation);
             assert_eq!(ints(routing.experts), fixture.ints("output.topk_indices"), "{name}");
             let loss = (routing.logits * fixture.tensor("loss_coef.logits", &device)).sum()
                 + (routing.weights * fixture.tensor("loss_coef.topk_weights", &device)).sum();
@@ -285,7 +289,7 @@ fn mixtures_of_experts_agree() {
             let moe = fill(MoeLayer::new(&config, 0, &device), &sources, &fixture, "weight.");
             let x = fixture.tensor::<3>("input.x", &device).require_grad();
             let output = moe.forward(x.clone(), MoeOptions::default());
-            assert_near(&name, &output.hidden, fixture.host("output.y"), ACTIVATION);
+            assert_near(&name, &output.hidden, fixture.host("output.y"), Activation);
             assert_eq!(ints(output.tokens_per_expert), fixture.ints("mid.tokens_per_expert"), "{name}");
             let loss = (output.hidden * fixture.tensor("loss_coef", &device)).sum();
             check_gradients(&name, &moe, &x, loss, &fixture, &sources);
@@ -305,7 +309,7 @@ fn check_layers(name: &str, model: &YuanModel, io: &Fixture, device: &Device) {
     let embedded = model.embedding.forward(input_ids.clone()).detach().require_grad();
     let mut x = embedded.clone();
     let near = |what: String, ours: &Tensor<3>| {
-        assert_near(&format!("{name} {what}"), ours, io.host(&what), ACTIVATION);
+        assert_near(&format!("{name} {what}"), ours, io.host(&what), Activation);
     };
     near("hidden_states.0".into(), &x);
     for (l, block) in model.blocks.iter().enumerate() {
@@ -313,7 +317,7 @@ fn check_layers(name: &str, model: &YuanModel, io: &Fixture, device: &Device) {
         near(format!("lfa.{l}"), &block.attention.filter.as_ref().unwrap().forward(u.clone()));
         let qkv = block.attention.query_key_value(u.clone(), &rotary);
         for (ours, key) in [(&qkv.query, "q_rot"), (&qkv.key, "k_rot"), (&qkv.value, "v")] {
-            assert_near(&format!("{name} {key}.{l}"), ours, io.host(&format!("{key}.{l}")), ACTIVATION);
+            assert_near(&format!("{name} {key}.{l}"), ours, io.host(&format!("{key}.{l}")), Activation);
         }
         near(format!("attn_out.{l}"), &block.attention.forward(u, &rotary, None));
 
@@ -340,7 +344,12 @@ fn check_layers(name: &str, model: &YuanModel, io: &Fixture, device: &Device) {
     near("final_norm".into(), &normed);
     let grads = next_token_loss(model.logits(normed), input_ids).backward();
     let expected = io.tensor::<3>("grad_hidden_states.0", device).into_data();
-    assert_gradient(&format!("{name} embedded"), &embedded.grad(&grads).unwrap().into_data(), &expected);
+    assert_gradient(
+        &format!("{name} embedded"),
+        device,
+        &embedded.grad(&grads).unwrap().into_data(),
+        &expected,
+    );
 }
 
 fn next_token_loss(logits: Tensor<3>, input_ids: Tensor<2, Int>) -> Tensor<1> {
@@ -362,19 +371,24 @@ fn check_model(directory: &str) {
             ..ForwardOptions::default()
         };
         let output = model.forward(input_ids.clone(), options);
-        assert_near(&format!("{name} logits"), &output.logits, io.host("logits"), ACTIVATION);
+        assert_near(&format!("{name} logits"), &output.logits, io.host("logits"), Activation);
         let without_positions = model.forward(input_ids.clone(), ForwardOptions::default());
-        assert_near(&format!("{name} logits"), &without_positions.logits, io.host("logits"), ACTIVATION);
+        assert_near(&format!("{name} logits"), &without_positions.logits, io.host("logits"), Activation);
         for (l, load) in output.tokens_per_expert.into_iter().enumerate() {
             assert_eq!(ints(load), io.ints(&format!("tokens_per_expert.{l}")), "{name}");
         }
         let loss = next_token_loss(output.logits, input_ids);
         let difference = (loss.clone().into_scalar::<f32>() - io.scalar("loss")).abs();
-        assert!(difference <= LOSS, "{name}: loss differs by {difference:e}");
+        assert!(difference <= tolerance(Loss, &device, DType::F32), "{name}: loss differs by {difference:e}");
         let found = gradients(&model, &loss.backward());
         for source in model.config().parameter_sources() {
             let ours = &found[&source.path];
-            assert_gradient(&format!("{name} {}", source.path), ours, &assemble(&source, &io, "grads."));
+            assert_gradient(
+                &format!("{name} {}", source.path),
+                &device,
+                ours,
+                &assemble(&source, &io, "grads."),
+            );
         }
         check_packed(&name, &model, &io, &device);
     }
@@ -399,18 +413,26 @@ fn check_packed(name: &str, model: &YuanModel, io: &Fixture, device: &Device) {
         ..ForwardOptions::default()
     };
     let output = model.forward(io.int("packed.input_ids", device), options);
-    assert_near(&format!("{name} packed logits"), &output.logits, io.host("packed.logits"), ACTIVATION);
+    assert_near(&format!("{name} packed logits"), &output.logits, io.host("packed.logits"), Activation);
     let losses = token_losses(output.logits, io.int("packed.labels", device));
-    assert_near(&format!("{name} packed token loss"), &losses, io.host("packed.token_loss"), LOSS);
+    assert_near(&format!("{name} packed token loss"), &losses, io.host("packed.token_loss"), Loss);
     let loss = masked_mean(losses, Some(io.tensor("packed.loss_mask", device)));
     let difference = (loss.clone().into_scalar::<f32>() - io.scalar("packed.loss")).abs();
-    assert!(difference <= LOSS, "{name}: packed loss differs by {difference:e}");
+    assert!(
+        difference <= tolerance(Loss, device, DType::F32),
+        "{name}: packed loss differs by {difference:e}"
+    );
     let found = gradients(model, &loss.backward());
     let mut compared = 0;
     for source in model.config().parameter_sources() {
         if source.names.iter().all(|tensor| io.has(&format!("packed.grads.{tensor}"))) {
             let expected = assemble(&source, io, "packed.grads.");
-            assert_gradient(&format!("{name} packed {}", source.path), &found[&source.path], &expected);
+            assert_gradient(
+                &format!("{name} packed {}", source.path),
+                device,
+                &found[&source.path],
+                &expected,
+            );
             compared += 1;
         }
     }

@@ -146,6 +146,15 @@ pub enum Event {
     },
     /// An optimizer step.
     Step(StepMetrics),
+    /// A batch was left out: its loss or gradient was no number.
+    Skip {
+        /// Steps completed; the next one is taken with the next batch.
+        step: u64,
+        /// Loss or gradient norm.
+        what: String,
+        /// What it was.
+        value: String,
+    },
     /// A validation.
     Validation {
         /// Steps completed.
@@ -238,6 +247,7 @@ impl Event {
         match self {
             Self::Step(metrics) => metrics.step,
             Self::Start { step, .. }
+            | Self::Skip { step, .. }
             | Self::Validation { step, .. }
             | Self::Load { step, .. }
             | Self::Phase { step, .. }

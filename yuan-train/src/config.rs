@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use burn::tensor::FloatDType;
 use yuan_model::BalanceLosses;
 
 use crate::{TrainError, callback::LaepConfig};
@@ -48,9 +49,44 @@ pub struct TrainConfig {
     /// Coefficients of the losses that pull the experts towards equal load.
     #[serde(default)]
     pub balance: BalanceLosses,
+    /// Type of activations and products; parameters, their moments and what is sensitive stay in f32.
+    #[serde(default)]
+    pub precision: Precision,
+    /// Keep the inputs of the layers only and compute each layer again for its gradients: less memory, a third more
+    /// arithmetic.
+    #[serde(default)]
+    pub recompute: bool,
+    /// Batches in a row whose loss or gradient is no number: up to so many are left out, then the run ends.
+    #[serde(default = "most_skipped")]
+    pub max_skipped: u64,
     /// How far the routers' selection biases move after a step ([`BalanceBias`](crate::callback::BalanceBias)).
     #[serde(default)]
     pub bias_update_rate: f64,
+}
+
+/// Type of activations and products.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32 bits everywhere.
+    #[default]
+    F32,
+    /// 16 bits with the range of 32: parameters and moments stay in f32, as do router, norms, softmax and loss.
+    Bf16,
+}
+
+impl Precision {
+    /// The type to compute in.
+    pub fn dtype(self) -> FloatDType {
+        match self {
+            Self::F32 => FloatDType::F32,
+            Self::Bf16 => FloatDType::BF16,
+        }
+    }
+}
+
+fn most_skipped() -> u64 {
+    5
 }
 
 impl Default for TrainConfig {
@@ -75,6 +111,9 @@ impl Default for TrainConfig {
             keep_checkpoints: 2,
             laep: LaepConfig::default(),
             balance: BalanceLosses::default(),
+            precision: Precision::F32,
+            recompute: false,
+            max_skipped: most_skipped(),
             bias_update_rate: 0.0,
         }
     }

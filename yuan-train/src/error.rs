@@ -49,6 +49,20 @@ pub enum TrainError {
         /// Its value.
         value: f64,
     },
+    /// Loss or gradient was no number for several batches in a row.
+    #[error(
+        "step {step}: the {what} is {value} for {in_a_row} batches in a row; lower the learning rate or resume from an earlier checkpoint"
+    )]
+    NeverFinite {
+        /// The step, counted from 1.
+        step: u64,
+        /// Loss or gradient norm.
+        what: &'static str,
+        /// Its last value.
+        value: f64,
+        /// Batches in a row.
+        in_a_row: u64,
+    },
     /// The device failed to compute or to hand over its results.
     #[error("the device failed: {0}")]
     Device(String),

@@ -4,12 +4,14 @@
 
 use burn::{
     module::Module,
+    optim::GradientsParams,
     tensor::{Device, Int, Tensor},
 };
-use yuan_model::{
-    BalanceLosses, ConfigError, ForwardOptions, YuanConfig, YuanModel,
-    loss::{masked_mean, token_losses},
-};
+use yuan_model::{BalanceLosses, ConfigError, ForwardOptions, YuanConfig, YuanModel, loss::masked_mean};
+
+use crate::config::Precision;
+
+mod by_layer;
 
 /// Rows of tokens with what to predict at each of them.
 #[derive(Debug, Clone)]
@@ -33,10 +35,33 @@ pub struct LossOutput {
     pub tokens_per_expert: Vec<Tensor<1, Int>>,
 }
 
+/// How a loss is computed.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct LossOptions {
+    /// Coefficients of the balancing losses.
+    pub balance: BalanceLosses,
+    /// Type of activations and products.
+    pub precision: Precision,
+    /// Keep the inputs of the layers only and compute each layer again for its gradients; the number seeds dropout.
+    pub recompute: Option<u64>,
+}
+
 /// A model that the [`Trainer`](crate::Trainer) can train and restore.
 pub trait LanguageModel: Module {
     /// Loss of a batch, and the balancing losses that are asked for.
-    fn loss(&self, batch: Batch, balance: BalanceLosses) -> LossOutput;
+    fn loss(&self, batch: Batch, options: LossOptions) -> LossOutput;
+
+    /// Loss of a batch without a graph, and the gradients of `share` times what is minimised.
+    ///
+    /// A model that can save memory by [`recompute`](LossOptions::recompute) does so here.
+    fn loss_and_gradients(
+        &self,
+        batch: Batch,
+        options: LossOptions,
+        share: f64,
+    ) -> (LossOutput, GradientsParams) {
+        whole_graph(self, batch, options, share)
+    }
 
     /// Everything needed to build a model of this shape anew, as JSON.
     fn config_json(&self) -> String;
@@ -58,13 +83,43 @@ pub trait SelectionBias: Sized {
     fn shift_selection_bias(self, shifts: &[Vec<f32>]) -> Self;
 }
 
+/// One forward pass with a graph of all layers, and one backward.
+fn whole_graph<M: LanguageModel>(
+    model: &M,
+    batch: Batch,
+    options: LossOptions,
+    share: f64,
+) -> (LossOutput, GradientsParams) {
+    let LossOutput { loss, balance_loss, tokens_per_expert } = model.loss(batch, options);
+    let values = (loss.clone().inner(), balance_loss.clone().map(Tensor::inner));
+    let objective = balance_loss.into_iter().fold(loss, |sum, balance| sum + balance);
+    let gradients = GradientsParams::from_grads(objective.mul_scalar(share).backward(), model);
+    (LossOutput { loss: values.0, balance_loss: values.1, tokens_per_expert }, gradients)
+}
+
 impl LanguageModel for YuanModel {
-    fn loss(&self, batch: Batch, balance: BalanceLosses) -> LossOutput {
-        let options =
-            ForwardOptions { position_ids: Some(batch.position_ids), balance, ..ForwardOptions::default() };
-        let output = self.forward(batch.input_ids, options);
-        let loss = masked_mean(token_losses(output.logits, batch.labels), None);
+    fn loss(&self, batch: Batch, options: LossOptions) -> LossOutput {
+        let options = ForwardOptions {
+            position_ids: Some(batch.position_ids),
+            balance: options.balance,
+            compute_dtype: Some(options.precision.dtype()),
+            ..ForwardOptions::default()
+        };
+        let output = self.forward_hidden(batch.input_ids, options);
+        let loss = masked_mean(self.token_losses(output.hidden, batch.labels), None);
         LossOutput { loss, balance_loss: output.balance_loss, tokens_per_expert: output.tokens_per_expert }
+    }
+
+    fn loss_and_gradients(
+        &self,
+        batch: Batch,
+        options: LossOptions,
+        share: f64,
+    ) -> (LossOutput, GradientsParams) {
+        match options.recompute {
+            Some(seed) => by_layer::loss_and_gradients(self, batch, options, share, seed),
+            None => whole_graph(self, batch, options, share),
+        }
     }
 
     fn config_json(&self) -> String {

@@ -7,15 +7,15 @@ use std::{
 };
 
 use burn::{
-    optim::{GradientsAccumulator, GradientsParams},
+    optim::GradientsAccumulator,
     tensor::{Device, Int, Tensor, TensorData, Transaction},
 };
 use serde_json::Value;
 use yuan_laep::LayerLoad;
-use yuan_model::{BalanceLosses, ModelError, PrunableExperts, surgery::Selection};
+use yuan_model::{ModelError, PrunableExperts, surgery::Selection};
 
 use crate::{
-    AdamW, Callback, Context, LanguageModel, TrainConfig, TrainError,
+    AdamW, Callback, Context, LanguageModel, LossOptions, TrainConfig, TrainError,
     callback::{Event, Requests, StepMetrics},
     checkpoint::{Checkpoint, CheckpointState},
     data::RowStream,
@@ -79,6 +79,9 @@ pub struct Trainer<M> {
     /// States of callbacks that a checkpoint held, until the callbacks are there to take them.
     saved_states: BTreeMap<String, Value>,
     step: u64,
+    /// Batches in a row whose loss or gradient was no number. A checkpoint is only written after a step, so it is
+    /// zero in all of them.
+    skipped_in_a_row: u64,
 }
 
 impl<M: LanguageModel + PrunableExperts> Trainer<M> {
@@ -96,6 +99,10 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
     ) -> Result<Self, TrainError> {
         config.validate()?;
         let optimizer = AdamW::new(&config);
+        let dtype = config.precision.dtype();
+        if !device.supports_dtype(dtype) {
+            return Err(TrainError::Setting(format!("the device does not compute in {dtype:?}")));
+        }
         Ok(Self {
             run_dir: run_dir.to_path_buf(),
             device: device.clone(),
@@ -105,6 +112,7 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
             callbacks: Vec::new(),
             saved_states: BTreeMap::new(),
             step: 0,
+            skipped_in_a_row: 0,
             config,
         })
     }
@@ -199,7 +207,12 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
 
     /// One step with everything around it; whether the run goes on.
     fn turn(&mut self) -> Result<bool, TrainError> {
-        let metrics = self.train_step()?;
+        let metrics = match self.train_step() {
+            Ok(metrics) => metrics,
+            Err(error @ TrainError::NotFinite { .. }) => return self.skip(error).map(|()| true),
+            Err(error) => return Err(error),
+        };
+        self.skipped_in_a_row = 0;
         let mut requests = Requests::default();
         self.tell(&Event::Step(metrics.clone()))?;
         self.call(&mut requests, |callback, context| callback.on_step(context, &metrics))?;
@@ -228,6 +241,24 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
         Ok(!last)
     }
 
+    /// Leaves a batch out whose loss or gradient is no number: the step is taken with the next one.
+    fn skip(&mut self, error: TrainError) -> Result<(), TrainError> {
+        match self.recover(error) {
+            Err(TrainError::NotFinite { step, what, value }) => {
+                self.skipped_in_a_row += 1;
+                let in_a_row = self.skipped_in_a_row;
+                if in_a_row > self.config.max_skipped {
+                    return Err(TrainError::NeverFinite { step, what, value, in_a_row });
+                }
+                self.tell(&Event::Skip { step: self.step, what: what.into(), value: value.to_string() })
+            }
+            recovered => {
+                self.skipped_in_a_row = 0;
+                recovered
+            }
+        }
+    }
+
     /// Goes back to the snapshot if a callback wants to after a loss that is no number; else the error stands.
     fn recover(&mut self, error: TrainError) -> Result<(), TrainError> {
         let mut requests = Requests::default();
@@ -246,27 +277,33 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
     pub fn train_step(&mut self) -> Result<StepMetrics, TrainError> {
         let started = Instant::now();
         // Dropout draws from the device: a seed per step makes a resumed run draw alike.
-        self.device.seed(self.config.seed.wrapping_add(self.step + 1));
+        let step_seed = self.config.seed.wrapping_add(self.step + 1);
+        self.device.seed(step_seed);
         let model = self.session.take_model();
         let mut accumulator = GradientsAccumulator::<M>::new();
         let mut sums: Option<StepSums> = None;
-        for _ in 0..self.config.accumulation {
+        for micro_batch in 0..self.config.accumulation {
             let batch = self.train.next_batch(self.config.batch_size, &self.device);
-            let output = model.loss(batch, self.config.balance);
+            let options = LossOptions {
+                balance: self.config.balance,
+                precision: self.config.precision,
+                recompute: self
+                    .config
+                    .recompute
+                    .then(|| step_seed.wrapping_add(micro_batch as u64) ^ RECOMPUTED),
+            };
             let share = 1.0 / self.config.accumulation as f64;
-            let loss = output.loss.mul_scalar(share);
-            let balance = output.balance_loss.map(|loss| loss.mul_scalar(share));
+            let (output, gradients) = model.loss_and_gradients(batch, options, share);
             let part = StepSums {
-                loss: loss.clone().inner(),
-                balance: balance.clone().map(Tensor::inner),
+                loss: output.loss.mul_scalar(share),
+                balance: output.balance_loss.map(|loss| loss.mul_scalar(share)),
                 loads: output.tokens_per_expert,
             };
             sums = Some(match sums {
                 None => part,
                 Some(sums) => sums.plus(part),
             });
-            let objective = balance.into_iter().fold(loss, |sum, balance| sum + balance);
-            accumulator.accumulate(&model, GradientsParams::from_grads(objective.backward(), &model));
+            accumulator.accumulate(&model, gradients);
         }
         let gradients = accumulator.grads();
         let norm_squared = global_norm_squared(&model, &gradients);
@@ -308,10 +345,11 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
         let model = self.session.model().valid();
         let device = self.device.clone().inner();
         self.validation.seek(0);
+        let options = LossOptions { precision: self.config.precision, ..LossOptions::default() };
         let mut sum = 0.0;
         for _ in 0..self.config.validation_batches {
             let batch = self.validation.next_batch(self.config.batch_size, &device);
-            sum += read_floats(model.loss(batch, BalanceLosses::default()).loss)?[0];
+            sum += read_floats(model.loss(batch, options).loss)?[0];
         }
         let value = sum / self.config.validation_batches as f64;
         let not_finite = TrainError::NotFinite { step: self.step, what: "validation loss", value };
@@ -380,6 +418,9 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
         self.callbacks.iter_mut().try_for_each(|callback| callback.on_event(event))
     }
 }
+
+/// Keeps the seeds of recomputed layers apart from those of steps.
+const RECOMPUTED: u64 = 0x5eed_0000_0000_0000;
 
 /// What the micro-batches of one step add up to, on their device.
 struct StepSums {

@@ -19,10 +19,10 @@ use yuan_train::{AdamW, TrainConfig};
 
 const VOCAB: usize = 40;
 
+/// As in yuan-model's tests, by `YUAN_DEVICE`.
 fn devices() -> Vec<Device> {
-    #[allow(deprecated, reason = "users ask for ndarray, which upstream deprecates in favour of flex")]
-    let ndarray = Device::ndarray();
-    vec![Device::flex().autodiff(), ndarray.autodiff()]
+    let wanted = std::env::var("YUAN_DEVICE").unwrap_or_else(|_| "flex,ndarray".into());
+    wanted.split(',').map(|name| yuan_model::device(name).unwrap().autodiff()).collect()
 }
 
 fn tokens(step: usize, device: &Device) -> Tensor<2, Int> {

@@ -8,7 +8,10 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use burn::{module::Module, tensor::Device};
+use burn::{
+    module::Module,
+    tensor::{Device, Tensor},
+};
 use tempfile::tempdir;
 use yuan_laep::{PruneLimits, StabilityTest};
 use yuan_model::{YuanConfig, YuanModel};
@@ -527,6 +530,51 @@ fn a_loss_that_is_no_number_ends_the_run() {
     let mut trainer = Trainer::new(config(Trigger::Never), run.path(), &device, model, streams()).unwrap();
     let message = trainer.train_step().unwrap_err().to_string();
     assert!(message.starts_with("step 1: the loss is NaN"), "{message}");
+}
+
+/// A token of which the model's embedding is no number spoils the batches that it is in, and no others.
+#[test]
+fn a_batch_that_spoils_the_loss_is_left_out_and_many_in_a_row_end_the_run() {
+    let _turn = take_turns();
+    let device = Device::flex().autodiff();
+    let bad = VOCAB as i64 - 1;
+    let open = |run: &std::path::Path, rate: usize| {
+        device.seed(3);
+        let mut model = YuanModel::new(&YuanConfig::tiny(VOCAB), &device).unwrap().materialize();
+        model.embedding.weight = model.embedding.weight.map(|w| {
+            let row = Tensor::full([1, w.dims()[1]], f32::NAN, &w.device().inner());
+            w.inner().slice_assign([bad as usize..VOCAB, 0..row.dims()[1]], row).autodiff().require_grad()
+        });
+        // The token ends every `rate`-th row of 16.
+        let token = |i: u32| {
+            if i as usize % (16 * rate) == 16 * rate - 1 { bad as u32 } else { i * 5 % (VOCAB as u32 - 1) }
+        };
+        let rows = |range: std::ops::Range<u32>, seed| {
+            RowStream::new(range.map(token).collect(), u32::MAX, 16, seed).unwrap()
+        };
+        let streams = [rows(0..1600, Some(11)), rows(0..16 * rate as u32 - 1, None)];
+        let config = TrainConfig {
+            laep: LaepConfig { trigger: Trigger::Never, ..LaepConfig::default() },
+            accumulation: 1,
+            validation_batches: 1,
+            ..config(Trigger::Never)
+        };
+        let trainer = Trainer::new(config, run, &device, model, streams).unwrap();
+        trainer.with_callback(MetricsFile::default()).unwrap()
+    };
+    let run = tempdir().unwrap();
+    let mut trainer = open(run.path(), 10);
+    trainer.run().unwrap();
+    let history = History::read(run.path()).unwrap();
+    let steps: Vec<u64> = history.steps().map(|metrics| metrics.step).collect();
+    assert_eq!(steps, (1..=STEPS).collect::<Vec<_>>(), "every step is taken, if with another batch");
+    let skips = history.events().iter().filter(|event| matches!(event, Event::Skip { .. })).count();
+    assert!(skips > 0, "some batch had the token");
+    assert_eq!(trainer.optimizer().updates(), STEPS, "and none of them moved the model");
+    // In every row: no batch is left.
+    let run = tempdir().unwrap();
+    let message = open(run.path(), 1).run().unwrap_err().to_string();
+    assert!(message.starts_with("step 1: the loss is NaN for 6 batches in a row; "), "{message}");
 }
 
 #[test]

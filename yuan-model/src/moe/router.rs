@@ -78,8 +78,8 @@ impl Router {
 
     /// Score of every expert in f32, `[tokens, experts]`.
     fn logits(&self, tokens: Tensor<2>) -> Tensor<2> {
-        let weight = self.weight.val().cast(tokens.dtype());
-        let scores = tokens.matmul(weight).cast(FloatDType::F32);
+        // In f32 whatever the rest is in: nearly equal scores decide who computes.
+        let scores = tokens.cast(FloatDType::F32).matmul(self.weight.val().cast(FloatDType::F32));
         if !self.is_attention {
             return scores;
         }

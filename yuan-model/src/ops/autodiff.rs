@@ -99,6 +99,29 @@ impl<B: YuanOps, C: CheckpointStrategy> YuanOps for Autodiff<B, C> {
         record!(CrossEntropy, [logits], keep[logits], labels.clone(), B::cross_entropy(logits, labels))
     }
 
+    fn linear_cross_entropy(
+        rows: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        labels: IntTensor<Self>,
+        scale: f64,
+        rows_at_once: usize,
+    ) -> FloatTensor<Self> {
+        record!(LinearCrossEntropy, [rows, weight], keep [rows, weight], (labels.clone(), scale, rows_at_once), {
+            B::linear_cross_entropy(rows, weight, labels, scale, rows_at_once)
+        })
+    }
+
+    fn linear_cross_entropy_backward(
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: IntTensor<Self>,
+        _: f64,
+        _: usize,
+        _: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        unreachable!("{INNER}")
+    }
+
     fn grouped_matmul_weight_backward(
         _: FloatTensor<Self>,
         _: FloatTensor<Self>,
@@ -239,6 +262,9 @@ step!(AddPrevious, 1, kept 0, (), |[], (), grad| [B::add_previous_backward(grad)
 step!(Rotate, 1, kept 0, [FloatTensor<B>; 2], |[], [cos, sin], grad| [B::rotate(grad, cos, B::float_neg(sin))]);
 step!(CausalAttention, 3, kept 3, (), |[query, key, value], (), grad| {
     B::causal_attention_backward(query, key, value, grad).into()
+});
+step!(LinearCrossEntropy, 2, kept 2, (IntTensor<B>, f64, usize), |[rows, weight], (labels, scale, at_once), grad| {
+    B::linear_cross_entropy_backward(rows, weight, labels, scale, at_once, grad).into()
 });
 step!(CrossEntropy, 1, kept 1, IntTensor<B>, |[logits], labels, grad| {
     [B::cross_entropy_backward(logits, labels, grad)]

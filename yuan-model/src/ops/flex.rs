@@ -98,9 +98,7 @@ impl YuanOps for Flex {
 
     fn causal_attention(query: Float, key: Float, value: Float) -> Float {
         if query.dtype() != DType::F32 {
-            use burn::{backend::ops::ModuleOps, tensor::ops::AttentionModuleOptions};
-            let options = AttentionModuleOptions { is_causal: true, ..Default::default() };
-            return Self::attention(query, key, value, None, None, options);
+            return portable::causal_attention::<Self>(query, key, value);
         }
         let [batch, _, seq, _] = query.shape().dims();
         attention::forward(&query, &key, &value, seq, &vec![0; batch])

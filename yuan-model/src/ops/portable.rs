@@ -1,12 +1,16 @@
 //! Every operation in terms of Burn's own: what the fast versions are tested against.
 
+use std::ops::Range;
+
 use burn::backend::{
     Backend, TensorMetadata, get_or_init_device_settings,
     tensor::{BoolTensor, FloatTensor, IntTensor},
 };
-use burn::tensor::{FloatDType, IndexingUpdateOp, Shape, Slice, TensorData};
+use burn::tensor::{
+    DType, FloatDType, IndexingUpdateOp, Shape, Slice, TensorData, ops::AttentionModuleOptions,
+};
 
-use super::AdamWStep;
+use super::{AdamWStep, YuanOps};
 
 /// A product per group on its slice of rows; empty groups cost nothing.
 pub fn grouped_matmul<B: Backend>(
@@ -154,6 +158,9 @@ pub fn add_previous<B: Backend>(taps: FloatTensor<B>) -> FloatTensor<B> {
     let [batch, seq, width] = taps.shape().dims();
     let (previous, current) =
         (part::<B>(taps.clone(), 2, 0..width / 2), part::<B>(taps, 2, width / 2..width));
+    if seq == 1 {
+        return current; // CubeCL cannot join with an empty part
+    }
     let nothing = zeros_like::<B>(&current, Shape::from([batch, 1, width / 2]));
     let shifted = B::float_cat(vec![nothing, part::<B>(previous, 1, 0..seq - 1)], 1);
     B::float_add(current, shifted)
@@ -163,6 +170,9 @@ pub fn add_previous<B: Backend>(taps: FloatTensor<B>) -> FloatTensor<B> {
 pub fn add_previous_backward<B: Backend>(grad: FloatTensor<B>) -> FloatTensor<B> {
     let [batch, seq, width] = grad.shape().dims();
     let nothing = zeros_like::<B>(&grad, Shape::from([batch, 1, width]));
+    if seq == 1 {
+        return B::float_cat(vec![nothing, grad], 2);
+    }
     let shifted = B::float_cat(vec![part::<B>(grad.clone(), 1, 1..seq), nothing], 1);
     B::float_cat(vec![shifted, grad], 2)
 }
@@ -182,6 +192,60 @@ pub fn rotate<B: Backend>(x: FloatTensor<B>, cos: FloatTensor<B>, sin: FloatTens
     B::float_cat(parts, 3)
 }
 
+/// See [`ops::causal_attention`](super::causal_attention).
+///
+/// In f32 it is Burn's own, which has kernels that never form the scores; narrower types keep their softmax in f32.
+pub fn causal_attention<B: Backend>(
+    query: FloatTensor<B>,
+    key: FloatTensor<B>,
+    value: FloatTensor<B>,
+) -> FloatTensor<B> {
+    if query.dtype() == DType::F32 {
+        let options = AttentionModuleOptions { is_causal: true, ..Default::default() };
+        return B::attention(query, key, value, None, None, options);
+    }
+    let dtype = value.dtype().into();
+    B::float_matmul(B::float_cast(causal_probabilities::<B>(query, key), dtype), value)
+}
+
+/// Softmax of the scaled scores in f32, zero in the future.
+fn causal_probabilities<B: Backend>(query: FloatTensor<B>, key: FloatTensor<B>) -> FloatTensor<B> {
+    let scale = 1.0 / (query.shape()[3] as f64).sqrt();
+    let scores = B::float_cast(B::float_matmul(query, B::float_transpose(key)), FloatDType::F32);
+    let scores = B::float_mul_scalar(scores, scale.into());
+    softmax::<B>(B::float_mask_fill(scores.clone(), future::<B>(&scores), f32::NEG_INFINITY.into()))
+}
+
+/// True where a key comes after its query, or before the first key of its row and is not the query's own;
+/// `scores` are `[batch, heads, queries, length]` of the last queries.
+fn unseen<B: Backend>(scores: &FloatTensor<B>, first_keys: &[usize]) -> BoolTensor<B> {
+    let (shape, device) = (scores.shape(), scores.device());
+    let settings = get_or_init_device_settings::<B>(&device);
+    let [batch, queries, length] = [shape[0], shape[2], shape[3]];
+    let all = |values: std::ops::Range<usize>, shape: [usize; 4]| {
+        let places = B::int_arange(values.start as i64..values.end as i64, &device, settings.int_dtype);
+        B::int_expand(B::int_reshape(places, Shape::from(shape)), Shape::from([batch, 1, queries, length]))
+    };
+    let query = all(length - queries..length, [1, 1, queries, 1]);
+    let key = all(0..length, [1, 1, 1, length]);
+    let first: Vec<i64> = first_keys.iter().map(|&first| first as i64).collect();
+    let first = TensorData::new(first, [batch, 1, 1, 1]).convert_dtype(settings.int_dtype.into());
+    let first = B::int_expand(B::int_from_data(first, &device), Shape::from([batch, 1, queries, length]));
+    let future = B::int_lower(query.clone(), key.clone(), settings.bool_dtype);
+    let padding = B::int_lower(key.clone(), first, settings.bool_dtype);
+    let others = B::int_not_equal(key, query, settings.bool_dtype);
+    let mask = B::bool_or(future, B::bool_and(padding, others));
+    B::bool_expand(mask, shape)
+}
+
+fn softmax<B: Backend>(scores: FloatTensor<B>) -> FloatTensor<B> {
+    let shifted = B::float_sub(scores.clone(), B::float_max_dim(scores, 3));
+    let exponentials = B::float_exp(shifted);
+    B::float_div(exponentials.clone(), B::float_sum_dim(exponentials, 3))
+}
+
+/// Gradients of [`ops::causal_attention`](super::causal_attention): the scores are formed again.
+///
 /// With `p` the probabilities: `d v = pᵀ grad`, `d p = grad vᵀ`,
 /// `d s = p ⊙ (d p − Σ_j d p ⊙ p) / sqrt(d)`, `d q = d s k`, `d k = d sᵀ q`.
 pub fn causal_attention_backward<B: Backend>(
@@ -190,17 +254,13 @@ pub fn causal_attention_backward<B: Backend>(
     value: FloatTensor<B>,
     grad: FloatTensor<B>,
 ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
-    let scale = 1.0 / (query.shape()[3] as f64).sqrt();
-    let scores = B::float_matmul(query.clone(), B::float_transpose(key.clone()));
-    let scores = B::float_mul_scalar(scores, scale.into());
-    let scores = B::float_mask_fill(scores.clone(), future::<B>(&scores), f32::NEG_INFINITY.into());
-    let shifted = B::float_sub(scores.clone(), B::float_max_dim(scores, 3));
-    let exponentials = B::float_exp(shifted);
-    let p = B::float_div(exponentials.clone(), B::float_sum_dim(exponentials, 3));
-    let d_value = B::float_matmul(B::float_transpose(p.clone()), grad.clone());
-    let d_p = B::float_matmul(grad, B::float_transpose(value));
+    let (scale, dtype) = (1.0 / (query.shape()[3] as f64).sqrt(), query.dtype().into());
+    let p = causal_probabilities::<B>(query.clone(), key.clone());
+    let d_value = B::float_matmul(B::float_transpose(B::float_cast(p.clone(), dtype)), grad.clone());
+    let d_p = B::float_cast(B::float_matmul(grad, B::float_transpose(value)), FloatDType::F32);
     let along = B::float_sum_dim(B::float_mul(d_p.clone(), p.clone()), 3);
     let d_scores = B::float_mul_scalar(B::float_mul(p, B::float_sub(d_p, along)), scale.into());
+    let d_scores = B::float_cast(d_scores, dtype);
     let d_query = B::float_matmul(d_scores.clone(), key);
     (d_query, B::float_matmul(B::float_transpose(d_scores), query), d_value)
 }
@@ -225,28 +285,20 @@ pub fn cached_attention<B: Backend>(
     length: usize,
     first_keys: &[usize],
 ) -> FloatTensor<B> {
-    let [batch, heads, queries, d] = query.shape().dims();
+    let [_, _, queries, d] = query.shape().dims();
     let filled = |x: FloatTensor<B>| {
         B::float_slice(x, &[Slice::full(), Slice::full(), Slice::from(0..length), Slice::full()])
     };
-    let scores = B::float_matmul(query, B::float_transpose(filled(key)));
+    let dtype = value.dtype().into();
+    let scores = B::float_cast(B::float_matmul(query, B::float_transpose(filled(key))), FloatDType::F32);
     let scores = B::float_mul_scalar(scores, (1.0 / (d as f64).sqrt()).into());
     let scores = if queries == 1 && first_keys.iter().all(|&first| first == 0) {
         scores
     } else {
-        let hidden = |&first: &usize| {
-            (length - queries..length)
-                .flat_map(move |query| (0..length).map(move |key| key > query || key < first && key != query))
-        };
-        let hidden: Vec<bool> = first_keys.iter().flat_map(hidden).collect();
-        let mask = B::bool_from_data(TensorData::new(hidden, [batch, 1, queries, length]), &scores.device());
-        let mask = B::bool_expand(mask, Shape::from([batch, heads, queries, length]));
+        let mask = unseen::<B>(&scores, first_keys);
         B::float_mask_fill(scores, mask, f32::NEG_INFINITY.into())
     };
-    let shifted = B::float_sub(scores.clone(), B::float_max_dim(scores, 3));
-    let exponentials = B::float_exp(shifted);
-    let p = B::float_div(exponentials.clone(), B::float_sum_dim(exponentials, 3));
-    B::float_matmul(p, filled(value))
+    B::float_matmul(B::float_cast(softmax::<B>(scores), dtype), filled(value))
 }
 
 /// Logits less the logarithm of the sum of their exponentials: log-probabilities.
@@ -274,6 +326,71 @@ pub fn cross_entropy_backward<B: Backend>(
     let grad = B::float_reshape(grad, column.clone());
     let spread = B::float_mul(B::float_exp(log_probabilities::<B>(logits)), grad.clone());
     B::float_scatter(1, spread, B::int_reshape(labels, column), B::float_neg(grad), IndexingUpdateOp::Add)
+}
+
+/// See [`ops::linear_cross_entropy`](super::linear_cross_entropy).
+pub fn linear_cross_entropy<B: YuanOps>(
+    rows: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    labels: IntTensor<B>,
+    scale: f64,
+    rows_at_once: usize,
+) -> FloatTensor<B> {
+    let parts = pieces(rows.shape()[0], rows_at_once).map(|piece| {
+        let logits = piece_logits::<B>(&rows, &weight, scale, piece.clone());
+        B::cross_entropy(logits, int_rows::<B>(&labels, piece))
+    });
+    B::float_cat(parts.collect(), 0)
+}
+
+/// With `g = grad · (softmax(logits) − onehot)`: `d rows = scale · g · weightᵀ`, `d weight = scale · rowsᵀ · g`.
+pub fn linear_cross_entropy_backward<B: YuanOps>(
+    rows: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    labels: IntTensor<B>,
+    scale: f64,
+    rows_at_once: usize,
+    grad: FloatTensor<B>,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let dtype = rows.dtype().into();
+    let transposed = B::float_transpose(weight.clone());
+    let (mut d_rows, mut d_weight) = (Vec::new(), None);
+    for piece in pieces(rows.shape()[0], rows_at_once) {
+        let logits = piece_logits::<B>(&rows, &weight, scale, piece.clone());
+        let grad = B::float_slice(grad.clone(), &[Slice::from(piece.clone())]);
+        let d_logits = B::cross_entropy_backward(logits, int_rows::<B>(&labels, piece.clone()), grad);
+        let d_logits = B::float_cast(B::float_mul_scalar(d_logits, scale.into()), dtype);
+        let rows = B::float_slice(rows.clone(), &[Slice::from(piece), Slice::full()]);
+        let part = B::float_matmul(B::float_transpose(rows), d_logits.clone());
+        d_weight = Some(match d_weight {
+            None => part,
+            Some(sum) => B::float_add(sum, part),
+        });
+        d_rows.push(B::float_matmul(d_logits, transposed.clone()));
+    }
+    let d_weight = d_weight.unwrap_or_else(|| B::float_mul_scalar(weight, 0.0.into()));
+    (B::float_cat(d_rows, 0), d_weight)
+}
+
+fn pieces(rows: usize, at_once: usize) -> impl Iterator<Item = Range<usize>> {
+    let at_once = at_once.max(1);
+    (0..rows).step_by(at_once).map(move |start| start..(start + at_once).min(rows))
+}
+
+/// Logits of some rows, in f32.
+fn piece_logits<B: Backend>(
+    rows: &FloatTensor<B>,
+    weight: &FloatTensor<B>,
+    scale: f64,
+    piece: Range<usize>,
+) -> FloatTensor<B> {
+    let rows = B::float_slice(rows.clone(), &[Slice::from(piece), Slice::full()]);
+    let logits = B::float_cast(B::float_matmul(rows, weight.clone()), FloatDType::F32);
+    if scale == 1.0 { logits } else { B::float_mul_scalar(logits, scale.into()) }
+}
+
+fn int_rows<B: Backend>(labels: &IntTensor<B>, piece: Range<usize>) -> IntTensor<B> {
+    B::int_slice(labels.clone(), &[Slice::from(piece)])
 }
 
 /// AdamW as in Loshchilov and Hutter, "Decoupled Weight Decay Regularization", Algorithm 2.

@@ -5,42 +5,58 @@ use std::{collections::HashMap, convert::Infallible, fs, path::PathBuf};
 
 use burn::{
     module::{Module, ModuleVisitor, Param},
-    tensor::{Device, FloatDType, Gradients, Int, Tensor, TensorData},
+    tensor::{DType, Device, FloatDType, Gradients, Int, Tensor, TensorData},
 };
 use safetensors::{Dtype, SafeTensors};
 use yuan_model::{
-    YuanConfig, YuanModel,
+    YuanConfig, YuanModel, device,
     hf::{HfCheckpoint, LoadOptions, ParameterSource, Piece},
     named,
 };
 
-/// A backend by name.
-type Named = (&'static str, fn() -> Device);
-
-/// Devices that the tests run on: `YUAN_DEVICE` names them (`flex,cuda`), otherwise both CPU backends.
-pub fn devices() -> Vec<(&'static str, Device)> {
-    let cpu: Vec<Named> = vec![("flex", Device::flex), ("ndarray", ndarray)];
-    let gpu: Vec<Named> = vec![
-        #[cfg(feature = "wgpu")]
-        ("wgpu", || Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)),
-        #[cfg(feature = "cuda")]
-        ("cuda", || Device::cuda(0)),
-    ];
-    let wanted = std::env::var("YUAN_DEVICE").ok();
-    let chosen: Vec<Named> = match &wanted {
-        None => cpu,
-        Some(wanted) => {
-            cpu.into_iter().chain(gpu).filter(|(name, _)| wanted.split(',').any(|w| w == *name)).collect()
-        }
-    };
-    let devices: Vec<_> = chosen.into_iter().map(|(name, device)| (name, device())).collect();
-    assert!(!devices.is_empty(), "YUAN_DEVICE = {wanted:?} names no device of these tests");
-    devices
+/// Devices that the tests run on: `YUAN_DEVICE` names them (`flex,wgpu`), otherwise both CPU backends.
+pub fn devices() -> Vec<(String, Device)> {
+    let wanted = std::env::var("YUAN_DEVICE").unwrap_or_else(|_| "flex,ndarray".into());
+    let device =
+        |name: &str| (name.to_owned(), device(name).unwrap_or_else(|error| panic!("YUAN_DEVICE: {error}")));
+    wanted.split(',').map(device).collect()
 }
 
-#[allow(deprecated, reason = "users ask for ndarray, which upstream deprecates in favour of flex")]
-fn ndarray() -> Device {
-    Device::ndarray()
+/// What is compared, which decides how close it must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Activations and logits, absolute.
+    Activation,
+    /// Losses, absolute.
+    Loss,
+    /// Gradients, relative to the largest of their tensor.
+    Gradient,
+    /// One operation on one device against another device, relative.
+    Operation,
+}
+
+/// The one table of tolerances: by what is compared, where it was computed, and in which type.
+pub fn tolerance(kind: Kind, device: &Device, dtype: DType) -> f32 {
+    let on_tensor_cores = format!("{device:?}").contains("Cuda");
+    match (dtype, on_tensor_cores) {
+        (DType::BF16, _) => match kind {
+            Kind::Activation | Kind::Gradient => 8e-2,
+            Kind::Loss => 3e-2,
+            Kind::Operation => 2e-2,
+        },
+        // Products of f32 on tensor cores are TF32: 11 bits of mantissa.
+        (_, true) => match kind {
+            Kind::Activation | Kind::Gradient => 2e-2,
+            Kind::Loss => 5e-3,
+            Kind::Operation => 2e-3,
+        },
+        // As the reference's README says; operations sum a few hundred products in another order.
+        (_, false) => match kind {
+            Kind::Activation | Kind::Operation => 2e-5,
+            Kind::Loss => 1e-5,
+            Kind::Gradient => 1e-4,
+        },
+    }
 }
 
 /// The reference directory: `YUAN_REFERENCE`, or our own copy.
@@ -182,20 +198,36 @@ pub fn values(data: &TensorData) -> Vec<f32> {
     data.clone().convert::<f32>().iter::<f32>().collect()
 }
 
-/// Absolute difference at most `tolerance` everywhere, and the same shape.
-pub fn assert_near<const D: usize>(what: &str, ours: &Tensor<D>, expected: &HostTensor, tolerance: f32) {
+/// Absolute difference within the tolerance of its kind everywhere, and the same shape.
+pub fn assert_near<const D: usize>(what: &str, ours: &Tensor<D>, expected: &HostTensor, kind: Kind) {
+    assert_near_scaled(what, ours, expected, kind, 1.0);
+}
+
+/// The same for values that are `scale` times larger than the table has in mind.
+pub fn assert_near_scaled<const D: usize>(
+    what: &str,
+    ours: &Tensor<D>,
+    expected: &HostTensor,
+    kind: Kind,
+    scale: f32,
+) {
     assert_eq!(ours.dims().to_vec(), expected.shape, "{what}: shape");
     let worst = largest_difference(&values(&ours.to_data()), &expected.values);
+    let tolerance = tolerance(kind, &ours.device(), ours.dtype()) * scale;
     assert!(worst <= tolerance, "{what}: differs by {worst:e}, more than {tolerance:e}");
 }
 
-/// `max |Δ| ≤ 1e-4 · max |g| + 1e-6`, the reference's tolerance for gradients.
-pub fn assert_gradient(what: &str, ours: &TensorData, expected: &TensorData) {
+/// `max |Δ| ≤ tolerance · max |g| + 1e-6`.
+pub fn assert_gradient(what: &str, device: &Device, ours: &TensorData, expected: &TensorData) {
     assert_eq!(ours.shape(), expected.shape(), "{what}: shape");
+    let tolerance = tolerance(Kind::Gradient, device, ours.dtype());
     let (ours, expected) = (values(ours), values(expected));
     let largest = expected.iter().fold(0.0_f32, |max, g| max.max(g.abs()));
     let worst = largest_difference(&ours, &expected);
-    assert!(worst <= 1e-4 * largest + 1e-6, "{what}: gradient differs by {worst:e}, largest {largest:e}");
+    assert!(
+        worst <= tolerance * largest + 1e-6,
+        "{what}: gradient differs by {worst:e}, largest {largest:e}"
+    );
 }
 
 /// A NaN on either side counts as infinitely far.

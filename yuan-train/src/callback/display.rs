@@ -167,6 +167,9 @@ impl<M> Callback<M> for Display {
                 };
                 self.line(*step, &format!("guard: {found}, {then}"));
             }
+            Event::Skip { step, what, value } => {
+                self.line(*step, &format!("the {what} is {value}: the batch is left out"));
+            }
             Event::RollBack { step, to_step } => {
                 if let Some(bar) = &self.bar {
                     bar.set_position(*to_step);

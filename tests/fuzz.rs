@@ -16,7 +16,7 @@ use std::{
 use peak_alloc::PeakAlloc;
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 use tempfile::TempDir;
-use yuan_model::{
+use yuan::model::{
     YuanConfig,
     hf::{HfCheckpoint, Shards},
     storage::TensorFile,
@@ -24,6 +24,9 @@ use yuan_model::{
 
 #[global_allocator]
 static ALLOCATOR: PeakAlloc = PeakAlloc;
+
+/// Where upstream's files are.
+const FIXTURES: &str = "yuan-model/tests/fixtures";
 
 /// The allocator counts for the whole process, so one reader is measured at a time.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -40,10 +43,11 @@ fn number_of(name: &str, default: u64) -> u64 {
 
 /// Files to start from: the corpus, and the fixtures that fit.
 fn seeds(kind: &str, fixtures: &[&str]) -> Vec<Vec<u8>> {
-    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
-    let corpus = fs::read_dir(tests.join("corpus").join(kind)).unwrap().map(|entry| entry.unwrap().path());
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let corpus =
+        fs::read_dir(root.join("tests/corpus").join(kind)).unwrap().map(|entry| entry.unwrap().path());
     let mut paths: Vec<PathBuf> =
-        corpus.chain(fixtures.iter().map(|file| tests.join("fixtures").join(file))).collect();
+        corpus.chain(fixtures.iter().map(|file| root.join(FIXTURES).join(file))).collect();
     paths.sort();
     paths.iter().map(|path| fs::read(path).unwrap()).collect()
 }
@@ -189,7 +193,7 @@ fn tensor_files_are_read_or_refused() {
 
 #[test]
 fn checkpoint_directories_are_read_or_refused() {
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ultra_tiny/sharded");
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join(FIXTURES).join("ultra_tiny/sharded");
     let files = ["config.json", "model.safetensors.index.json", "model-00002-of-00002.safetensors"];
     for (file, cases) in files.into_iter().zip([2_000, 2_000, 1_500]) {
         let temp = TempDir::new().unwrap();

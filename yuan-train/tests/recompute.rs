@@ -1,0 +1,119 @@
+//! Recomputing layers changes memory and time, and nothing else.
+
+use burn::{
+    module::{Module, ModuleVisitor, Param},
+    optim::GradientsParams,
+    tensor::{Device, Int, Tensor, TensorData},
+};
+use yuan_model::{BalanceLosses, RouterType, YuanConfig, YuanModel};
+use yuan_train::{Batch, LanguageModel, LossOptions, LossOutput, Precision};
+
+const VOCAB: usize = 50;
+
+fn batch(device: &Device) -> Batch {
+    let tensor = |values: Vec<i64>| Tensor::<2, Int>::from_data(TensorData::new(values, [3, 12]), device);
+    let tokens = |shift: i64| tensor((0..36).map(|i| (i * i + 3 * i + shift) % VOCAB as i64).collect());
+    // A document ends in the middle of each row.
+    let position_ids = tensor((0..36).map(|i| (i % 12) % 7).collect());
+    Batch { input_ids: tokens(0), labels: tokens(1), position_ids }
+}
+
+/// Gradients of all parameters, in order.
+fn gradients(model: &YuanModel, gradients: &GradientsParams) -> Vec<Vec<f32>> {
+    struct Collect<'a>(&'a GradientsParams, Vec<Vec<f32>>);
+    impl ModuleVisitor for Collect<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let gradient = self.0.get::<D>(param.id).expect("every parameter has a gradient");
+            self.1.push(gradient.into_data().convert::<f32>().iter::<f32>().collect());
+        }
+    }
+    let mut visitor = Collect(gradients, Vec::new());
+    model.visit(&mut visitor);
+    visitor.1
+}
+
+fn numbers(output: &LossOutput) -> (f32, Option<f32>, Vec<Vec<i64>>) {
+    let float = |tensor: &Tensor<1>| tensor.clone().into_scalar::<f32>();
+    let loads = output.tokens_per_expert.iter();
+    let loads = loads.map(|load| load.clone().into_data().convert::<i64>().iter::<i64>().collect());
+    (float(&output.loss), output.balance_loss.as_ref().map(float), loads.collect())
+}
+
+#[test]
+fn loss_gradients_and_loads_are_the_same() {
+    let device = Device::flex().autodiff();
+    let balance = BalanceLosses { auxiliary: 0.3, sequence: 0.2, router_z: 0.1 };
+    for router_type in [RouterType::Linear, RouterType::Attention] {
+        for (balance, precision, reset) in [
+            (BalanceLosses::default(), Precision::F32, false),
+            (balance, Precision::F32, true),
+            (balance, Precision::Bf16, false),
+        ] {
+            let config = YuanConfig {
+                router_type,
+                reset_attention_mask: reset,
+                use_lfa_bias: true,
+                initializer_range: 0.2,
+                experts_per_layer: vec![8, 5, 3],
+                ..YuanConfig::tiny(VOCAB)
+            };
+            device.seed(5);
+            let model = YuanModel::new(&config, &device).unwrap().materialize();
+            let run = |recompute| {
+                let options = LossOptions { balance, precision, recompute };
+                let (output, found) = model.loss_and_gradients(batch(&device), options, 0.5);
+                (numbers(&output), gradients(&model, &found))
+            };
+            let (kept, kept_gradients) = run(None);
+            let (again, again_gradients) = run(Some(1));
+            let what = format!("{router_type:?} {precision:?}");
+            assert_eq!(again.2, kept.2, "{what}: tokens per expert, counted once");
+            assert_eq!(again.0, kept.0, "{what}: loss");
+            // Losses of layers are added up in another order.
+            let close =
+                |a: f32, b: f32, tolerance: f32| (a - b).abs() <= tolerance * a.abs().max(b.abs()).max(1e-3);
+            assert!(again.1.zip(kept.1).is_none_or(|(a, b)| close(a, b, 1e-5)), "{what}: {again:?} {kept:?}");
+            // In bf16 the gradient of a sum of rows is rounded in another order.
+            let tolerance = if precision == Precision::F32 { 1e-5 } else { 2e-2 };
+            for (index, (a, b)) in again_gradients.iter().zip(&kept_gradients).enumerate() {
+                let largest = b.iter().fold(1e-6_f32, |max, g| max.max(g.abs()));
+                let worst = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(
+                    worst <= tolerance * largest,
+                    "{what}: gradient {index} differs by {worst:e} of {largest:e}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn dropout_draws_alike_in_both_passes() {
+    let device = Device::flex().autodiff();
+    let config = YuanConfig { hidden_dropout: 0.3, attention_dropout: 0.2, ..YuanConfig::tiny(VOCAB) };
+    device.seed(5);
+    let model = YuanModel::new(&config, &device).unwrap().materialize();
+    let run = |seed| {
+        let options = LossOptions { recompute: Some(seed), ..LossOptions::default() };
+        let (output, found) = model.loss_and_gradients(batch(&device), options, 1.0);
+        (numbers(&output).0, gradients(&model, &found))
+    };
+    let (loss, found) = run(7);
+    assert_eq!((loss, found.clone()), run(7), "the seed decides");
+    assert_ne!(loss, run(8).0);
+    // The gradient is that of the loss: along itself the loss falls by its squared length.
+    let step = 1e-3;
+    let squared: f64 = found.iter().flatten().map(|g| f64::from(*g).powi(2)).sum();
+    let mut index = 0;
+    let moved = yuan_model::named::write_parameters(model.clone(), |path, _| {
+        let data = yuan_model::named::read_part(&model, path, None)?;
+        let values: Vec<f32> = data.iter::<f32>().zip(&found[index]).map(|(w, g)| w - step * g).collect();
+        index += 1;
+        Some(TensorData::new(values, data.shape().clone()))
+    });
+    let options = LossOptions { recompute: Some(7), ..LossOptions::default() };
+    let (output, _) = moved.loss_and_gradients(batch(&device), options, 1.0);
+    let fell = f64::from(loss - numbers(&output).0);
+    let expected = f64::from(step) * squared;
+    assert!((fell / expected - 1.0).abs() < 0.05, "fell by {fell:e}, expected {expected:e}");
+}
