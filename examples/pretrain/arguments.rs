@@ -222,9 +222,9 @@ impl Arguments {
     }
 
     /// What the prediction of the speed-up rests on: this device, as fast as it is now.
-    pub fn speed_model(&self, model: &YuanConfig, device: &Device) -> SpeedModel {
+    pub fn speed_model(&self, model: &YuanConfig, device: &Device) -> anyhow::Result<SpeedModel> {
         let cluster = Cluster {
-            device: measure_device(&device.clone().inner()),
+            device: measure_device(&device.clone().inner())?,
             tokens_per_device: (self.batch * self.seq) as f64,
             micro_batches: self.accumulation as f64,
             data_parallel: 1.0,
@@ -233,7 +233,7 @@ impl Arguments {
             // Value, both moments and gradient are read, value and moments written.
             optimizer_bytes: 28.0,
         };
-        SpeedModel { cluster, shape: model_shape(model, self.seq, 4.0) }
+        Ok(SpeedModel { cluster, shape: model_shape(model, self.seq, 4.0) })
     }
 
     /// The model, once the vocabulary is known.

@@ -107,7 +107,7 @@ fn prepare(arguments: &Arguments, run_dir: &Path, device: &Device) -> anyhow::Re
     };
     write(MODEL, model.to_json())?;
     // Measuring takes a moment, which only a prediction is worth.
-    config.laep.speed = (!arguments.no_laep).then(|| arguments.speed_model(&model, device));
+    config.laep.speed = if arguments.no_laep { None } else { Some(arguments.speed_model(&model, device)?) };
     // Last, since a directory with this file is a run that can be resumed.
     write(CONFIG, serde_json::to_string_pretty(&config)?)
 }

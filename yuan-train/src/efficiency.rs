@@ -10,6 +10,8 @@ use yuan_laep::{
 };
 use yuan_model::YuanConfig;
 
+use crate::TrainError;
+
 /// What a prediction of speed rests on.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct SpeedModel {
@@ -51,8 +53,12 @@ pub fn model_shape(config: &YuanConfig, seq_len: usize, row_bytes_per_value: f64
 }
 
 /// Measures what a device sustains in f32, in a second or less: square products and sums of two vectors, each
-/// as large as it must be for the device to take some milliseconds. It has no link.
-pub fn measure_device(device: &Device) -> DeviceSpeed {
+/// as large as it must be for the device to take some milliseconds, or as it can hold. It has no link.
+///
+/// # Errors
+///
+/// If the device fails at the smallest of them.
+pub fn measure_device(device: &Device) -> Result<DeviceSpeed, TrainError> {
     let random = |shape: [usize; 2]| Tensor::<2>::random(shape, Distribution::Uniform(-1.0, 1.0), device);
     let flops = largest_rate([512, 1024, 2048, 4096, 8192], |n| {
         let (a, b) = (random([n, n]), random([n, n]));
@@ -63,30 +69,35 @@ pub fn measure_device(device: &Device) -> DeviceSpeed {
         // Two are read, one is written.
         (3.0 * 4.0 * n as f64 * 4096.0, move || finish(x.clone() + y.clone()))
     });
-    DeviceSpeed { flops, memory_bandwidth, link_bandwidth: f64::MAX }
+    Ok(DeviceSpeed { flops: flops?, memory_bandwidth: memory_bandwidth?, link_bandwidth: f64::MAX })
 }
 
 /// Waits for a result by reading one number of it.
-fn finish(result: Tensor<2>) {
-    drop(result.slice([0..1, 0..1]).into_data());
+fn finish(result: Tensor<2>) -> Result<(), TrainError> {
+    let read = result.slice([0..1, 0..1]).try_into_data();
+    read.map(drop).map_err(|error| TrainError::Device(error.to_string()))
 }
 
-/// Work a second of tasks of growing size, up to one that takes long enough to be timed well.
-fn largest_rate<F: FnMut()>(
+/// Work a second of tasks of growing size, up to one that takes long enough to be timed well or that fails.
+fn largest_rate<F: FnMut() -> Result<(), TrainError>>(
     sizes: impl IntoIterator<Item = usize>,
     mut task: impl FnMut(usize) -> (f64, F),
-) -> f64 {
-    let mut rate = 0.0;
+) -> Result<f64, TrainError> {
+    let mut rate = Err(TrainError::Device("there was nothing to measure".into()));
     for size in sizes {
         let (work, mut run) = task(size);
-        let seconds = |_| {
+        let mut seconds = || {
             let start = Instant::now();
-            run();
-            start.elapsed().as_secs_f64()
+            run().map(|()| start.elapsed().as_secs_f64())
         };
         // The first warms up.
-        let fastest = (0..4).map(seconds).skip(1).fold(f64::INFINITY, f64::min);
-        rate = work / fastest;
+        let times: Result<Vec<f64>, _> = (0..4).map(|_| seconds()).collect();
+        let fastest = match times {
+            Ok(times) => times[1..].iter().copied().fold(f64::INFINITY, f64::min),
+            // What is too large for the device is no failure after something that was not.
+            Err(error) => return rate.or(Err(error)),
+        };
+        rate = Ok(work / fastest);
         if fastest > 5e-3 {
             break;
         }
