@@ -13,13 +13,11 @@ use std::{
     time::Instant,
 };
 
-use burn::{
-    module::Module,
-    tensor::{Device, FloatDType},
-};
+use burn::tensor::{Device, FloatDType};
 use yuan::model::{
     YuanConfig, YuanModel,
     hf::{HfCheckpoint, LoadOptions, SaveOptions},
+    named,
 };
 
 /// As in the programs.
@@ -58,7 +56,7 @@ fn child(task: &str, from: &Path, to: &Path) {
     match task {
         "make" => {
             device.seed(0);
-            let model = YuanModel::new(&config(), &device).expect("a valid model").materialize();
+            let model = named::initialized(YuanModel::new(&config(), &device).expect("a valid model"));
             model.save_hf(to, &options).expect("it is saved");
         }
         // What no way of loading can undercut: the same bytes in fresh memory.

@@ -7,9 +7,8 @@
 
 use std::{ops::ControlFlow, time::Instant};
 
-use burn::module::Module;
 use serde_json::json;
-use yuan::model::{GenerationOptions, YuanConfig, YuanModel};
+use yuan::model::{GenerationOptions, YuanConfig, YuanModel, named};
 
 /// Every token allocates and frees the same tensors, which glibc returns to the system each time.
 #[global_allocator]
@@ -31,7 +30,7 @@ fn main() {
     let device = yuan::device(&std::env::var("YUAN_DEVICE").unwrap_or_else(|_| "flex".into()))
         .expect("YUAN_DEVICE is a device of this build");
     device.seed(0);
-    let model = YuanModel::new(&config, &device).expect("a valid model").materialize();
+    let model = named::initialized(YuanModel::new(&config, &device).expect("a valid model"));
     let token = |i: usize| (i * 2_654_435_761 % config.vocab_size) as u32;
     let prompts: Vec<Vec<u32>> =
         (0..batch).map(|row| (0..prompt).map(|i| token(row * prompt + i)).collect()).collect();

@@ -7,10 +7,9 @@
 
 use std::path::Path;
 
-use burn::module::Module;
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use yuan::{
-    model::{YuanConfig, YuanModel},
+    model::{YuanConfig, YuanModel, named},
     train::{TrainConfig, Trainer, data::RowStream},
 };
 
@@ -42,7 +41,7 @@ fn train_step(c: &mut Criterion) {
     let tokens: Vec<u32> = (0..256 * (seq_len + 1)).map(|_| token()).collect();
     let rows = || RowStream::new(tokens.clone(), u32::MAX, seq_len, Some(0)).expect("enough tokens");
     device.seed(0);
-    let weights = YuanModel::new(&model, &device).expect("a valid model").materialize();
+    let weights = named::initialized(YuanModel::new(&model, &device).expect("a valid model"));
     let run_dir = std::env::temp_dir();
     let mut trainer =
         Trainer::new(config.clone(), &run_dir, &device, weights, [rows(), rows()]).expect("valid settings");

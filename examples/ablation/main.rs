@@ -16,11 +16,11 @@ use std::{
 
 use anyhow::Context;
 use arguments::Arguments;
-use burn::{module::Module, tensor::Device};
+use burn::tensor::Device;
 use clap::Parser;
 use tables::{Outcome, Variant};
 use yuan::{
-    model::YuanModel,
+    model::{YuanModel, named},
     train::{
         PruneExperts, TrainConfig, Trainer,
         callback::{BalanceBias, CheckpointEvery, MetricsFile},
@@ -138,9 +138,10 @@ impl Study<'_> {
                 Trainer::resume(config.clone(), directory, &self.device, &shared, self.rows(&config)?)?
             }
             None => {
-                self.device.seed(seed);
+                // As if the first step drew the weights.
+                self.device.seed(seed.wrapping_add(1));
                 let model = self.arguments.model_config(variant, self.vocab, self.streams.eod);
-                let model = YuanModel::new(&model, &self.device)?.materialize();
+                let model = named::initialized(YuanModel::new(&model, &self.device)?);
                 Trainer::new(config.clone(), directory, &self.device, model, self.rows(&config)?)?
             }
         };

@@ -13,13 +13,10 @@ use std::{
 
 use anyhow::{Context, bail};
 use arguments::Arguments;
-use burn::{
-    module::Module,
-    tensor::{Device, FloatDType},
-};
+use burn::tensor::{Device, FloatDType};
 use clap::Parser;
 use yuan::{
-    model::{YuanConfig, YuanModel},
+    model::{YuanConfig, YuanModel, named},
     train::{
         ModelDirectory, PruneExperts, TrainConfig, Trainer,
         callback::{BalanceBias, CheckpointEvery, Display, MetricsFile, Trigger, ValidateEvery},
@@ -144,8 +141,9 @@ fn open(run_dir: &Path, device: &Device) -> anyhow::Result<Trainer<YuanModel>> {
     let trainer = match Checkpoint::latest(run_dir)? {
         Some(checkpoint) => Trainer::resume(config.clone(), run_dir, device, &checkpoint, streams)?,
         None => {
-            device.seed(config.seed);
-            let model = YuanModel::new(&model, device)?.materialize();
+            // As if the first step drew them.
+            device.seed(config.seed.wrapping_add(1));
+            let model = named::initialized(YuanModel::new(&model, device)?);
             Trainer::new(config.clone(), run_dir, device, model, streams)?
         }
     };

@@ -37,6 +37,14 @@ pub fn read_parameters<M: Module, E>(
     visitor.result
 }
 
+/// Draws the initial value of every parameter now, in the order of the fields.
+///
+/// Burn draws it when a parameter is first used, by when the device's random state may be another one.
+pub fn initialized<M: Module>(module: M) -> M {
+    module.visit(&mut Dtypes::default());
+    module
+}
+
 /// The type of every float parameter, by path.
 pub fn parameter_dtypes<M: Module>(module: &M) -> Vec<(String, DType)> {
     let mut visitor = Dtypes::default();

@@ -77,7 +77,7 @@ fn a_layer_of_exactly_top_k_experts_uses_them_all() {
 fn recomputation_changes_neither_loss_nor_gradients_nor_loads() {
     for (name, device) in devices() {
         let plain =
-            YuanModel::new(&YuanConfig::tiny(VOCAB), &device.clone().autodiff()).unwrap().materialize();
+            named::initialized(YuanModel::new(&YuanConfig::tiny(VOCAB), &device.clone().autodiff()).unwrap());
         let recomputing = copy_as(&plain, plain.config(), &device.autodiff().gradient_checkpointing());
         let run = |model: &YuanModel| {
             let device = model.devices()[0].clone();
@@ -124,7 +124,7 @@ fn documents_kept_apart_are_as_if_alone() {
 fn attention_with_dropout_is_attention_when_nothing_is_dropped() {
     for (name, device) in devices() {
         let device = device.autodiff();
-        let model = YuanModel::new(&YuanConfig::tiny(VOCAB), &device).unwrap().materialize();
+        let model = named::initialized(YuanModel::new(&YuanConfig::tiny(VOCAB), &device).unwrap());
         let config = YuanConfig { attention_dropout: 1e-12, ..YuanConfig::tiny(VOCAB) };
         let dropping = copy_as(&model, &config, &device);
         let logits = |model: &YuanModel| {

@@ -13,6 +13,7 @@ use burn::{
 use yuan_model::{
     ForwardOptions, PrunableExperts, RouterType, YuanConfig, YuanModel,
     loss::{masked_mean, token_losses},
+    named,
     surgery::Selection,
 };
 use yuan_train::{AdamW, TrainConfig};
@@ -40,7 +41,7 @@ fn loss(model: &YuanModel, tokens: Tensor<2, Int>, selection_bias: Option<Vec<Te
 fn mid_run(router_type: RouterType, device: &Device) -> (YuanModel, AdamW) {
     let config = YuanConfig { router_type, initializer_range: 0.2, ..YuanConfig::tiny(VOCAB) };
     device.seed(5);
-    let mut model = YuanModel::new(&config, device).unwrap().materialize();
+    let mut model = named::initialized(YuanModel::new(&config, device).unwrap());
     let mut optimizer = AdamW::new(&TrainConfig::default());
     for step in 0..4 {
         let grads = loss(&model, tokens(step, device), None).backward();

@@ -14,7 +14,7 @@ use burn::{
 };
 use tempfile::tempdir;
 use yuan_laep::{PruneLimits, StabilityTest};
-use yuan_model::{YuanConfig, YuanModel};
+use yuan_model::{YuanConfig, YuanModel, named};
 use yuan_train::{
     Callback, Context, LaepConfig, PruneExperts, TrainConfig, TrainError, Trainer,
     callback::{
@@ -79,7 +79,7 @@ fn open(config: &TrainConfig, run_dir: &Path) -> Trainer<YuanModel> {
         None => {
             device.seed(config.seed);
             let model = YuanConfig { hidden_dropout: 0.1, initializer_range: 0.1, ..YuanConfig::tiny(VOCAB) };
-            let model = YuanModel::new(&model, &device).unwrap().materialize();
+            let model = named::initialized(YuanModel::new(&model, &device).unwrap());
             Trainer::new(config.clone(), run_dir, &device, model, streams()).unwrap()
         }
     };
@@ -347,7 +347,7 @@ fn the_selection_bias_follows_the_loads_and_is_cut_and_saved_with_the_model() {
     let device = Device::flex().autodiff();
     device.seed(3);
     let model = YuanConfig { router_selection_bias: true, initializer_range: 0.1, ..YuanConfig::tiny(VOCAB) };
-    let model = YuanModel::new(&model, &device).unwrap().materialize();
+    let model = named::initialized(YuanModel::new(&model, &device).unwrap());
     let run = tempdir().unwrap();
     let loads = Loads::default();
     let mut trainer = Trainer::new(config.clone(), run.path(), &device, model, streams())
@@ -510,7 +510,7 @@ fn accumulation_equals_one_large_batch() {
         let run = tempdir().unwrap();
         let config = TrainConfig { batch_size, accumulation, ..config(Trigger::Never) };
         device.seed(1);
-        let model = YuanModel::new(&YuanConfig::tiny(VOCAB), &device).unwrap().materialize();
+        let model = named::initialized(YuanModel::new(&YuanConfig::tiny(VOCAB), &device).unwrap());
         let mut trainer = Trainer::new(config, run.path(), &device, model, streams()).unwrap();
         trainer.train_step().unwrap()
     };
@@ -525,7 +525,7 @@ fn a_loss_that_is_no_number_ends_the_run() {
     let _turn = take_turns();
     let run = tempdir().unwrap();
     let device = Device::flex().autodiff();
-    let mut model = YuanModel::new(&YuanConfig::tiny(VOCAB), &device).unwrap().materialize();
+    let mut model = named::initialized(YuanModel::new(&YuanConfig::tiny(VOCAB), &device).unwrap());
     model.head.weight = model.head.weight.map(|w| w.inner().mul_scalar(f32::NAN).autodiff().require_grad());
     let mut trainer = Trainer::new(config(Trigger::Never), run.path(), &device, model, streams()).unwrap();
     let message = trainer.train_step().unwrap_err().to_string();
@@ -540,19 +540,17 @@ fn a_batch_that_spoils_the_loss_is_left_out_and_many_in_a_row_end_the_run() {
     let bad = VOCAB as i64 - 1;
     let open = |run: &std::path::Path, rate: usize| {
         device.seed(3);
-        let mut model = YuanModel::new(&YuanConfig::tiny(VOCAB), &device).unwrap().materialize();
+        let mut model = named::initialized(YuanModel::new(&YuanConfig::tiny(VOCAB), &device).unwrap());
         model.embedding.weight = model.embedding.weight.map(|w| {
             let row = Tensor::full([1, w.dims()[1]], f32::NAN, &w.device().inner());
             w.inner().slice_assign([bad as usize..VOCAB, 0..row.dims()[1]], row).autodiff().require_grad()
         });
-        // The token ends every `rate`-th row of 16.
-        let token = |i: u32| {
-            if i as usize % (16 * rate) == 16 * rate - 1 { bad as u32 } else { i * 5 % (VOCAB as u32 - 1) }
-        };
-        let rows = |range: std::ops::Range<u32>, seed| {
-            RowStream::new(range.map(token).collect(), u32::MAX, 16, seed).unwrap()
-        };
-        let streams = [rows(0..1600, Some(11)), rows(0..16 * rate as u32 - 1, None)];
+        // The token ends every `rate`-th row of 16; nothing else does, nor what validates.
+        let plain = |i: u32| i * 5 % (VOCAB as u32 - 1);
+        let token = |i: u32| if i as usize % (16 * rate) == 16 * rate - 1 { bad as u32 } else { plain(i) };
+        let rows = |tokens, seed| RowStream::new(tokens, u32::MAX, 16, seed).unwrap();
+        let streams =
+            [rows((0..1600).map(token).collect(), Some(11)), rows((0..400).map(plain).collect(), None)];
         let config = TrainConfig {
             laep: LaepConfig { trigger: Trigger::Never, ..LaepConfig::default() },
             accumulation: 1,
@@ -585,7 +583,7 @@ fn the_global_norm_is_clipped_not_each_parameter() {
     assert!((clip_factor(0.5, 1.0) - 1.0).abs() < 1e-12);
     // One norm over all parameters: the reported one equals the root of the sum of squares.
     let device = Device::flex().autodiff();
-    let model = YuanModel::new(&YuanConfig::tiny(VOCAB), &device).unwrap().materialize();
+    let model = named::initialized(YuanModel::new(&YuanConfig::tiny(VOCAB), &device).unwrap());
     let [mut train, _] = streams();
     let loss = yuan_train::LanguageModel::loss(&model, train.next_batch(2, &device), Default::default()).loss;
     let grads = burn::optim::GradientsParams::from_grads(loss.backward(), &model);

@@ -6,7 +6,7 @@
 
 use burn::{
     optim::{GradientsAccumulator, GradientsParams},
-    tensor::Tensor,
+    tensor::{FloatDType, Tensor},
 };
 use yuan_model::{
     Block, YuanModel,
@@ -67,7 +67,7 @@ pub(super) fn loss_and_gradients(
         let output = forward(layer, block, input.clone());
         let Some(grad) = from_above.take() else { break };
         // The gradient of this sum for the output is what came from above.
-        let objective = (output.hidden * Tensor::from_inner(grad)).sum();
+        let objective = (output.hidden * Tensor::from_inner(grad)).sum().cast(FloatDType::F32);
         let objective = match output.balance_loss {
             Some(balance) => objective + balance.mul_scalar(share),
             None => objective,
