@@ -14,10 +14,14 @@ pub fn token_losses(logits: Tensor<3>, labels: Tensor<2, Int>) -> Tensor<2> {
 impl YuanModel {
     /// Cross-entropy of every position of `hidden`, `[batch, seq, hidden]`, for labels `[batch, seq]`, in f32.
     ///
-    /// The same as [`token_losses`] of [`logits`](YuanModel::logits), which never exist at once: the head's product and
-    /// its gradient go over [`ROWS_AT_ONCE`] rows at a time.
+    /// The same as [`token_losses`] of [`logits`](YuanModel::logits), but of more than [`ROWS_AT_ONCE`] rows the logits
+    /// never exist at once: the head's product and its gradient go over so many rows at a time, and the gradient forms
+    /// the logits again.
     pub fn token_losses(&self, hidden: Tensor<3>, labels: Tensor<2, Int>) -> Tensor<2> {
         let [batch, seq, width] = hidden.dims();
+        if batch * seq <= ROWS_AT_ONCE {
+            return token_losses(self.logits(hidden), labels);
+        }
         let weight = self.head.weight.val().cast(hidden.dtype());
         let (rows, labels) = (hidden.reshape([batch * seq, width]), labels.reshape([batch * seq]));
         let scale = self.config().logit_scale;

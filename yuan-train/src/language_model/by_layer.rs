@@ -5,6 +5,7 @@
 //! checkpointing replays single operations and keeps all products, so it would save little here.
 
 use burn::{
+    module::Module,
     optim::{GradientsAccumulator, GradientsParams},
     tensor::{FloatDType, Tensor},
 };
@@ -42,8 +43,10 @@ pub(super) fn loss_and_gradients(
     let mut x = embedded.clone().inner();
     let (mut inputs, mut tokens_per_expert) = (Vec::new(), Vec::new());
     let mut balance_loss: Option<Tensor<1>> = None;
-    for (layer, block) in model.blocks.iter().enumerate() {
-        // The graph of the layer is dropped with its output.
+    // Parameters that want no gradient leave no graph, whose memory Burn would free no earlier than at the next
+    // backward pass; dropout is on all the same.
+    let without_graph = model.blocks.clone().no_grad();
+    for (layer, block) in without_graph.iter().enumerate() {
         let output = forward(layer, block, Tensor::from_inner(x.clone()));
         inputs.push(std::mem::replace(&mut x, output.hidden.inner()));
         tokens_per_expert.push(output.tokens_per_expert);
