@@ -14,10 +14,13 @@ use std::{
 };
 
 use burn::tensor::{Device, FloatDType};
-use yuan::model::{
-    YuanConfig, YuanModel,
-    hf::{HfCheckpoint, LoadOptions, SaveOptions},
-    named,
+use yuan::{
+    model::{
+        YuanConfig, YuanModel,
+        hf::{HfCheckpoint, LoadOptions, SaveOptions},
+        named,
+    },
+    train::memory::peak_resident,
 };
 
 /// As in the programs.
@@ -34,14 +37,6 @@ fn config() -> YuanConfig {
         experts_per_layer: vec![16; 7],
         ..YuanConfig::toy(8192)
     }
-}
-
-/// Peak memory of this process in bytes.
-fn peak_memory() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    kilobytes.unwrap_or(0) * 1024
 }
 
 /// What a child process does; it prints seconds and peak memory.
@@ -79,7 +74,7 @@ fn child(task: &str, from: &Path, to: &Path) {
         }
         other => panic!("no task {other}"),
     }
-    println!("{} {}", start.elapsed().as_secs_f64(), peak_memory());
+    println!("{} {}", start.elapsed().as_secs_f64(), peak_resident().unwrap_or(0));
 }
 
 struct Bench {

@@ -59,17 +59,10 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let done = match &arguments.run {
+    yuan::exit(match &arguments.run {
         Some(run) => compare(run),
         None => calculate(&arguments),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            drop(writeln!(std::io::stderr(), "Error: {error:#}"));
-            ExitCode::FAILURE
-        }
-    }
+    })
 }
 
 /// Loads from busiest to idlest in equal ratios, in an order of their own for every layer.

@@ -19,20 +19,13 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(sound) if sound => ExitCode::SUCCESS,
-        Ok(_) => ExitCode::from(2), // shown, but it cannot be loaded
-        Err(error) => {
-            // One line with all causes, whatever RUST_BACKTRACE says; a closed pipe is no failure.
-            drop(writeln!(std::io::stderr(), "Error: {error:#}"));
-            ExitCode::FAILURE
-        }
-    }
+    yuan::exit(run(&Arguments::parse()))
 }
 
-fn run(arguments: &Arguments) -> anyhow::Result<bool> {
+fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let inventory = Inventory::of(&arguments.directory)?;
     let text = if arguments.json { serde_json::to_string_pretty(&inventory)? } else { inventory.to_string() };
     writeln!(std::io::stdout(), "{text}").context("cannot write to standard output")?;
-    Ok(inventory.problems.is_empty())
+    // 2: shown, but it cannot be loaded.
+    Ok(if inventory.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(2) })
 }

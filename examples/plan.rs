@@ -60,14 +60,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // One line with all causes, whatever RUST_BACKTRACE says; a closed pipe is no failure.
-            drop(writeln!(std::io::stderr(), "Error: {error:#}"));
-            ExitCode::FAILURE
-        }
-    }
+    yuan::exit(run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {

@@ -10,10 +10,10 @@ use clap::Parser;
 use yuan::{
     laep::PrunePlan,
     model::{
-        hf::{HfCheckpoint, SaveOptions, parse_shard_size},
+        hf::{SaveOptions, parse_shard_size},
         storage::parse_float_dtype,
     },
-    train::Inventory,
+    train::{Inventory, ModelDirectory},
 };
 
 /// Apply a plan of `plan --save` or of a run's LAEP to a directory in Hugging Face's layout.
@@ -37,27 +37,19 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // One line with all causes, whatever RUST_BACKTRACE says; a closed pipe is no failure.
-            drop(writeln!(std::io::stderr(), "Error: {error:#}"));
-            ExitCode::FAILURE
-        }
-    }
+    yuan::exit(run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let (path, to) = (arguments.plan.display(), &arguments.to);
     let text = fs::read_to_string(&arguments.plan).with_context(|| format!("cannot read {path}"))?;
     let plan = PrunePlan::from_json(&text).with_context(|| format!("cannot use {path}"))?;
-    if arguments.from.join("state.json").is_file() || arguments.from.join("run.json").is_file() {
+    let ModelDirectory::Hf(checkpoint) = ModelDirectory::open(&arguments.from)? else {
         bail!(
             "{} is a run: `convert` makes it a directory in Hugging Face's layout",
             arguments.from.display()
         );
-    }
-    let checkpoint = HfCheckpoint::open(&arguments.from)?;
+    };
     let config = checkpoint.config();
     let fits = plan.check_against(&config.experts_per_layer, config.moe_top_k);
     fits.with_context(|| format!("{path} is no plan for this model"))?;

@@ -25,3 +25,21 @@ pub use yuan_laep as laep;
 pub use yuan_model as model;
 pub use yuan_model::{NoDevice, device};
 pub use yuan_train as train;
+
+use std::{
+    fmt::Display,
+    io::Write,
+    process::{ExitCode, Termination},
+};
+
+/// Ends a program: an error becomes one line with all its causes, whatever `RUST_BACKTRACE` says, and a failure.
+pub fn exit<T: Termination, E: Display>(result: Result<T, E>) -> ExitCode {
+    match result {
+        Ok(value) => value.report(),
+        Err(error) => {
+            // A closed pipe is no further failure.
+            drop(writeln!(std::io::stderr(), "Error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}

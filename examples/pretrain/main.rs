@@ -23,6 +23,7 @@ use yuan::{
         checkpoint::Checkpoint,
         data::{self, RowStream, TokenStreams},
         memory,
+        model_directory::TOKENIZER,
         report::{self, History, html_report, pictures, summary_table},
     },
 };
@@ -32,14 +33,7 @@ use yuan::{
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // One line with all causes, whatever RUST_BACKTRACE says.
-            note(&format!("Error: {error:#}"));
-            ExitCode::FAILURE
-        }
-    }
+    yuan::exit(run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
@@ -60,7 +54,6 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
 /// Files of a run that are written once, before the first step.
 const CONFIG: &str = "run.json";
 const MODEL: &str = "config.json";
-const TOKENIZER: &str = "tokenizer.json";
 /// For the libraries that read a tokenizer by these files.
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const TOKENIZER_CONFIG_JSON: &str =

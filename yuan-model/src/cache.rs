@@ -9,7 +9,7 @@ use crate::ops;
 /// Sequences of unequal length start with padding, so that all of them end at the same place.
 #[derive(Debug, Clone)]
 pub struct Cache {
-    pub(crate) layers: Vec<LayerCache>,
+    layers: Vec<LayerCache>,
     padding: Vec<usize>,
     length: usize,
     capacity: usize,

@@ -31,7 +31,7 @@ pub fn device(name: &str) -> Result<Device, NoDevice> {
         },
         None => (name, 0),
     };
-    let Some((_, feature, devices)) = kinds().into_iter().find(|(known, ..)| *known == kind) else {
+    let Some((feature, devices)) = kinds().into_iter().find(|(known, _)| *known == kind) else {
         return refuse("no backend has this name".into());
     };
     let Some(devices) = devices else {
@@ -49,7 +49,7 @@ pub fn device(name: &str) -> Result<Device, NoDevice> {
 /// Names of the devices of this build that this machine has.
 pub fn available() -> Vec<String> {
     let mut found = Vec::new();
-    for (kind, _, devices) in kinds() {
+    for (kind, devices) in kinds() {
         let count = devices.map_or(0, |devices| devices().len());
         found.extend(
             (0..count).map(|index| if count == 1 { kind.to_owned() } else { format!("{kind}:{index}") }),
@@ -58,26 +58,21 @@ pub fn available() -> Vec<String> {
     found
 }
 
-/// A backend: its name, its feature, and its devices if the feature is on.
-type Kind = (&'static str, &'static str, Option<fn() -> Vec<Device>>);
+/// A backend: its name, which is that of its feature, and its devices if the feature is on.
+type Kind = (&'static str, Option<fn() -> Vec<Device>>);
 
 #[allow(unused_mut, unused_assignments, reason = "no feature may be on")]
 #[allow(deprecated, reason = "users ask for ndarray, which upstream deprecates in favour of flex")]
 fn kinds() -> Vec<Kind> {
-    let mut kinds: Vec<Kind> = vec![
-        ("flex", "flex", None),
-        ("ndarray", "ndarray", None),
-        ("wgpu", "wgpu", None),
-        ("cuda", "cuda", None),
-    ];
+    let mut kinds: Vec<Kind> = ["flex", "ndarray", "wgpu", "cuda"].map(|name| (name, None)).into();
     #[cfg(feature = "flex")]
-    (kinds[0].2 = Some(|| vec![Device::flex()]));
+    (kinds[0].1 = Some(|| vec![Device::flex()]));
     #[cfg(feature = "ndarray")]
-    (kinds[1].2 = Some(|| vec![Device::ndarray()]));
+    (kinds[1].1 = Some(|| vec![Device::ndarray()]));
     #[cfg(feature = "wgpu")]
-    (kinds[2].2 = Some(|| Device::enumerate(DeviceType::Wgpu).into_iter().collect()));
+    (kinds[2].1 = Some(|| Device::enumerate(DeviceType::Wgpu).into_iter().collect()));
     #[cfg(feature = "cuda")]
-    (kinds[3].2 = Some(|| Device::enumerate(DeviceType::Cuda).into_iter().collect()));
+    (kinds[3].1 = Some(|| Device::enumerate(DeviceType::Cuda).into_iter().collect()));
     kinds
 }
 

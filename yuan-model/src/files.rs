@@ -74,6 +74,16 @@ pub fn write_directory<E: From<FileError>>(
     Ok(sync_parent(path)?)
 }
 
+/// Copies a file into a directory, under its own name.
+///
+/// # Errors
+///
+/// If it cannot be read or written.
+pub fn copy_into(file: &Path, directory: &Path) -> Result<(), FileError> {
+    let to = directory.join(file.file_name().unwrap_or_default());
+    fs::copy(file, to).map(drop).map_err(FileError::of("copy", file))
+}
+
 /// Removes a directory if it is there; renamed first, so that a kill in the middle leaves nothing that looks
 /// complete.
 ///

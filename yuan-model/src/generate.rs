@@ -137,17 +137,16 @@ impl YuanModel {
         let mut input = padded(prompts, longest);
         loop {
             let logits = model.next_logits(&input, &mut cache, &device)?;
-            let cancelled = logits.chunks(logits.len() / sequences.len()).zip(&mut sequences).try_fold(
-                ControlFlow::Continue(()),
-                |flow, (logits, sequence)| match (flow, sequence.is_open()) {
-                    (ControlFlow::Continue(()), true) => {
-                        let token = sequence.extend(logits, options)?;
-                        Ok(on_token(NewToken { sequence: sequence.index, token }))
-                    }
-                    (flow, _) => Ok(flow),
-                },
-            )?;
-            if cancelled.is_break() || !sequences.iter().any(Sequence::is_open) {
+            let mut cancelled = false;
+            let rows = logits.chunks(logits.len() / sequences.len()).zip(&mut sequences);
+            for (logits, sequence) in rows.filter(|(_, sequence)| sequence.is_open()) {
+                let token = sequence.extend(logits, options)?;
+                cancelled = on_token(NewToken { sequence: sequence.index, token }).is_break();
+                if cancelled {
+                    break;
+                }
+            }
+            if cancelled || !sequences.iter().any(Sequence::is_open) {
                 return Ok(sequences.into_iter().map(Sequence::finish).collect());
             }
             // What follows an ended sequence is never looked at; it goes on with its last token.

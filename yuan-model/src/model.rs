@@ -126,7 +126,7 @@ impl YuanModel {
             None => embedded,
         };
         let mut tokens_per_expert = Vec::with_capacity(self.blocks.len());
-        let mut balance_loss: Option<Tensor<1>> = None;
+        let mut balance_losses = Vec::new();
         for (layer, block) in self.blocks.iter().enumerate() {
             let moe = MoeOptions {
                 selection_bias: options.selection_bias.as_ref().map(|bias| bias[layer].clone()),
@@ -136,11 +136,9 @@ impl YuanModel {
             let output = block.forward(x, &rotary, documents.as_ref(), moe);
             x = output.hidden;
             tokens_per_expert.push(output.tokens_per_expert);
-            balance_loss = match (balance_loss, output.balance_loss) {
-                (Some(sum), Some(more)) => Some(sum + more),
-                (sum, more) => sum.or(more),
-            };
+            balance_losses.extend(output.balance_loss);
         }
+        let balance_loss = balance_losses.into_iter().reduce(|sum, more| sum + more);
         HiddenOutput { hidden: self.final_norm.forward(x), tokens_per_expert, balance_loss }
     }
 

@@ -18,9 +18,11 @@ pub struct ParameterName {
 
 /// All float parameters of a module, in the order of its fields.
 pub fn parameter_names<M: Module>(module: &M) -> Vec<ParameterName> {
-    let mut visitor = Names::default();
-    module.visit(&mut visitor);
-    visitor.found
+    let mut found = Vec::new();
+    for_each(module, |path, param| {
+        found.push(ParameterName { path: path(), id: param.id(), shape: param.shape() });
+    });
+    found
 }
 
 /// Hands every float parameter to `read`, one at a time, with its path.
@@ -30,33 +32,43 @@ pub fn parameter_names<M: Module>(module: &M) -> Vec<ParameterName> {
 /// Stops at the first error of `read`.
 pub fn read_parameters<M: Module, E>(
     module: &M,
-    read: impl FnMut(&str, TensorData) -> Result<(), E>,
+    mut read: impl FnMut(&str, TensorData) -> Result<(), E>,
 ) -> Result<(), E> {
-    let mut visitor = Reader { path: Vec::new(), read, result: Ok(()) };
-    module.visit(&mut visitor);
-    visitor.result
+    let mut result = Ok(());
+    for_each(module, |path, param| {
+        if result.is_ok() {
+            result = read(&path(), param.data(None));
+        }
+    });
+    result
 }
 
 /// Draws the initial value of every parameter now, in the order of the fields.
 ///
 /// Burn draws it when a parameter is first used, by when the device's random state may be another one.
 pub fn initialized<M: Module>(module: M) -> M {
-    module.visit(&mut Dtypes::default());
+    for_each(&module, |_, param| {
+        param.dtype(); // any look at the value draws it
+    });
     module
 }
 
 /// The type of every float parameter, by path.
 pub fn parameter_dtypes<M: Module>(module: &M) -> Vec<(String, DType)> {
-    let mut visitor = Dtypes::default();
-    module.visit(&mut visitor);
-    visitor.found
+    let mut found = Vec::new();
+    for_each(module, |path, param| found.push((path(), param.dtype())));
+    found
 }
 
 /// The data of one float parameter, or of one slice along its first axis; nothing else is copied.
 pub fn read_part<M: Module>(module: &M, path: &str, index: Option<usize>) -> Option<TensorData> {
-    let mut visitor = Part { path: Vec::new(), wanted: path, index, found: None };
-    module.visit(&mut visitor);
-    visitor.found
+    let mut found = None;
+    for_each(module, |this, param| {
+        if found.is_none() && this() == path {
+            found = Some(param.data(index));
+        }
+    });
+    found
 }
 
 /// Replaces every float parameter for which `write` has data, keeping id, device and gradient setting.
@@ -83,13 +95,49 @@ impl ModuleMapper for Cast {
     }
 }
 
-#[derive(Default)]
-struct Names {
-    path: Vec<String>,
-    found: Vec<ParameterName>,
+/// A float parameter whatever its rank; only id and shape are known without drawing its initial value.
+trait FloatParam {
+    fn id(&self) -> ParamId;
+    fn shape(&self) -> Shape;
+    fn dtype(&self) -> DType;
+    /// All of it, or one slice along its first axis.
+    fn data(&self, index: Option<usize>) -> TensorData;
 }
 
-impl ModuleVisitor for Names {
+impl<const D: usize> FloatParam for Param<Tensor<D>> {
+    fn id(&self) -> ParamId {
+        self.id
+    }
+
+    fn shape(&self) -> Shape {
+        self.lazy_shape()
+    }
+
+    fn dtype(&self) -> DType {
+        self.val().dtype()
+    }
+
+    fn data(&self, index: Option<usize>) -> TensorData {
+        let value = self.val();
+        let part = match index {
+            Some(index) => value.slice_dim(0, index..index + 1),
+            None => value,
+        };
+        part.into_data()
+    }
+}
+
+/// Shows every float parameter, with what tells its path.
+fn for_each<M: Module>(module: &M, show: impl FnMut(&dyn Fn() -> String, &dyn FloatParam)) {
+    module.visit(&mut ForEach { path: Vec::new(), show });
+}
+
+struct ForEach<F> {
+    path: Vec<String>,
+    show: F,
+}
+
+impl<F: FnMut(&dyn Fn() -> String, &dyn FloatParam)> ModuleVisitor for ForEach<F> {
     fn enter_module(&mut self, name: &str, _container_type: &str) {
         self.path.push(name.to_owned());
     }
@@ -99,77 +147,7 @@ impl ModuleVisitor for Names {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.found.push(ParameterName { path: self.path.join("."), id: param.id, shape: param.lazy_shape() });
-    }
-}
-
-struct Reader<F, E> {
-    path: Vec<String>,
-    read: F,
-    result: Result<(), E>,
-}
-
-impl<E, F: FnMut(&str, TensorData) -> Result<(), E>> ModuleVisitor for Reader<F, E> {
-    fn enter_module(&mut self, name: &str, _container_type: &str) {
-        self.path.push(name.to_owned());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if self.result.is_ok() {
-            self.result = (self.read)(&self.path.join("."), param.val().into_data());
-        }
-    }
-}
-
-#[derive(Default)]
-struct Dtypes {
-    path: Vec<String>,
-    found: Vec<(String, DType)>,
-}
-
-impl ModuleVisitor for Dtypes {
-    fn enter_module(&mut self, name: &str, _container_type: &str) {
-        self.path.push(name.to_owned());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.found.push((self.path.join("."), param.val().dtype()));
-    }
-}
-
-struct Part<'a> {
-    path: Vec<String>,
-    wanted: &'a str,
-    index: Option<usize>,
-    found: Option<TensorData>,
-}
-
-impl ModuleVisitor for Part<'_> {
-    fn enter_module(&mut self, name: &str, _container_type: &str) {
-        self.path.push(name.to_owned());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if self.found.is_none() && self.path.join(".") == self.wanted {
-            let value = param.val();
-            let part = match self.index {
-                Some(index) => value.slice_dim(0, index..index + 1),
-                None => value,
-            };
-            self.found = Some(part.into_data());
-        }
+        (self.show)(&|| self.path.join("."), param);
     }
 }
 

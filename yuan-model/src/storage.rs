@@ -12,7 +12,7 @@ use std::{
     thread,
 };
 
-use burn::tensor::{FloatDType, TensorData};
+use burn::tensor::{DType, FloatDType, TensorData};
 pub use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
@@ -140,6 +140,12 @@ impl TensorFile {
         self.missing_bytes
     }
 
+    /// What keeps its tensors from being the expected parameters; see [`mismatches`].
+    pub fn mismatches(&self, expected: impl IntoIterator<Item = (String, Vec<usize>)>) -> Vec<String> {
+        let found = self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
+        mismatches(expected, found, |dtype| dtype == Dtype::F64 || float_dtype(dtype).is_some())
+    }
+
     /// The bytes of one tensor, mapped into memory until they are dropped.
     ///
     /// # Errors
@@ -162,6 +168,33 @@ impl TensorFile {
         };
         Ok(map().map_err(FileError::of("map", &self.path))?)
     }
+}
+
+/// What keeps stored tensors from being the expected parameters, one sentence each: what is missing, of another
+/// shape, of a type that `is_type` refuses, or surplus.
+pub fn mismatches<'a>(
+    expected: impl IntoIterator<Item = (String, Vec<usize>)>,
+    found: impl IntoIterator<Item = (&'a str, &'a StoredTensor)>,
+    is_type: impl Fn(Dtype) -> bool,
+) -> Vec<String> {
+    let mut left: BTreeMap<&str, &StoredTensor> = found.into_iter().collect();
+    let mut problems = Vec::new();
+    for (name, shape) in expected {
+        match left.remove(name.as_str()) {
+            None => problems.push(format!("`{name}` is missing")),
+            Some(tensor) if tensor.shape != shape => problems.push(misshapen(&name, &tensor.shape, &shape)),
+            Some(tensor) if !is_type(tensor.dtype) => {
+                problems.push(format!("`{name}` is {:?}; expected F32, F16 or BF16", tensor.dtype));
+            }
+            Some(_) => {}
+        }
+    }
+    problems.extend(left.keys().map(|name| format!("`{name}` is no parameter of this model")));
+    problems
+}
+
+pub(crate) fn misshapen(name: &str, found: &[usize], expected: &[usize]) -> String {
+    format!("`{name}` is {found:?}, expected {expected:?}")
 }
 
 /// What a tensor that is about to be written will be.
@@ -260,6 +293,17 @@ pub fn parse_float_dtype(name: &str) -> Result<FloatDType, String> {
         "f16" | "float16" => Ok(FloatDType::F16),
         "bf16" | "bfloat16" => Ok(FloatDType::BF16),
         _ => Err("expected f32, f16 or bf16".into()),
+    }
+}
+
+/// The type of tensors as a type that is stored, if it is a parameter's.
+pub fn stored_dtype(dtype: DType) -> Option<Dtype> {
+    match dtype {
+        DType::F64 => Some(Dtype::F64),
+        DType::F32 | DType::Flex32 => Some(Dtype::F32),
+        DType::F16 => Some(Dtype::F16),
+        DType::BF16 => Some(Dtype::BF16),
+        _ => None,
     }
 }
 

@@ -22,7 +22,7 @@ use serde_json::Value;
 use yuan_model::{
     files::{UNFINISHED, remove_directory, write_directory},
     named,
-    storage::{Dtype, OutgoingTensor, TensorBytes, TensorFile, write_tensors},
+    storage::{Dtype, OutgoingTensor, TensorBytes, TensorFile, stored_dtype, write_tensors},
 };
 
 use crate::{AdamW, LanguageModel, TrainConfig, TrainError};
@@ -79,6 +79,18 @@ impl Checkpoint {
     /// If the run directory cannot be read.
     pub fn latest(run_dir: &Path) -> Result<Option<Self>, TrainError> {
         Ok(Self::list(run_dir)?.pop())
+    }
+
+    /// The directory itself if it is a checkpoint, else the latest checkpoint in it.
+    ///
+    /// # Errors
+    ///
+    /// If the directory cannot be read.
+    pub fn find(path: &Path) -> Result<Option<Self>, TrainError> {
+        if path.join("state.json").is_file() {
+            return Ok(Some(Self { path: path.into(), step: 0 }));
+        }
+        Self::latest(path)
     }
 
     /// Writes a checkpoint; it is complete or not there.
@@ -220,23 +232,8 @@ impl Checkpoint {
     /// The model's parameters from the checkpoint, all of them and no others.
     fn fill<M: Module>(&self, model: M) -> Result<M, TrainError> {
         let file = TensorFile::open(&self.path.join("model.safetensors"))?;
-        let names = named::parameter_names(&model);
-        let mut wrong = Vec::new();
-        for name in &names {
-            match file.tensors().get(&name.path) {
-                None => wrong.push(format!("`{}` is missing", name.path)),
-                Some(tensor) if tensor.shape != name.shape[..] => {
-                    let expected = &name.shape[..];
-                    wrong.push(format!("`{}` is {:?}, expected {expected:?}", name.path, tensor.shape));
-                }
-                Some(tensor) if dtype_of(tensor.dtype).is_none() => {
-                    wrong.push(format!("`{}` is {:?}, which no parameter is", name.path, tensor.dtype));
-                }
-                Some(_) => {}
-            }
-        }
-        let surplus = file.tensors().keys().filter(|name| !names.iter().any(|known| known.path == **name));
-        wrong.extend(surplus.map(|name| format!("`{name}` is no parameter of the model")));
+        let expected = named::parameter_names(&model).into_iter();
+        let mut wrong = file.mismatches(expected.map(|name| (name.path, name.shape.to_vec())));
         if !wrong.is_empty() {
             wrong.sort_unstable();
             return Err(damaged(&self.path, format!("model.safetensors: {}", wrong.join("; "))));
@@ -279,12 +276,7 @@ fn save_moments<M: Module>(path: &Path, model: &M, optimizer: &AdamW) -> Result<
 }
 
 fn outgoing(name: String, dtype: DType, shape: Vec<usize>) -> OutgoingTensor {
-    let dtype = match dtype {
-        DType::F64 => Dtype::F64,
-        DType::F16 => Dtype::F16,
-        DType::BF16 => Dtype::BF16,
-        _ => Dtype::F32,
-    };
+    let dtype = stored_dtype(dtype).unwrap_or(Dtype::F32);
     OutgoingTensor { name, dtype, shape }
 }
 

@@ -69,13 +69,8 @@ impl Inventory {
     ///
     /// No model at all, or a configuration or header that cannot be read.
     pub fn of(path: &Path) -> Result<Self, TrainError> {
-        let run = if path.join("state.json").is_file() {
-            Some(path.to_path_buf())
-        } else {
-            Checkpoint::latest(path)?.map(|checkpoint| checkpoint.path)
-        };
-        match run {
-            Some(run) => {
+        match Checkpoint::find(path)? {
+            Some(Checkpoint { path: run, .. }) => {
                 let config = YuanConfig::load(&run.join("config.json"))?;
                 let file = TensorFile::open_header(&run.join("model.safetensors"))?;
                 let problems = run_problems(&config, &file);
@@ -138,22 +133,8 @@ fn elements(tensor: &StoredTensor) -> u64 {
 }
 
 fn run_problems(config: &YuanConfig, file: &TensorFile) -> Vec<String> {
-    let sources = config.parameter_sources();
-    let mut problems = Vec::new();
-    for source in &sources {
-        let expected = source.parameter_shape();
-        match file.tensors().get(&source.path) {
-            None => problems.push(format!("`{}` is missing", source.path)),
-            Some(tensor) if tensor.shape != expected => {
-                problems.push(format!("`{}` is {:?}, expected {expected:?}", source.path, tensor.shape));
-            }
-            Some(_) => {}
-        }
-    }
-    let known: std::collections::BTreeSet<&str> = sources.iter().map(|source| source.path.as_str()).collect();
-    let surplus = file.tensors().keys().filter(|name| !known.contains(name.as_str()));
-    problems.extend(surplus.map(|name| format!("`{name}` is no parameter of this model")));
-    problems
+    let sources = config.parameter_sources().into_iter();
+    file.mismatches(sources.map(|source| (source.path.clone(), source.parameter_shape())))
 }
 
 /// A count in the unit that people say: 1.01 T, 40.2 B, 29.9 M.

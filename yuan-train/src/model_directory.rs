@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, FloatDType};
 use yuan_model::{
     YuanConfig, YuanModel,
-    files::write_directory,
+    files::{copy_into, write_directory},
     hf::{HfCheckpoint, LoadOptions},
     named,
 };
@@ -44,12 +44,7 @@ impl ModelDirectory {
     ///
     /// It holds no model, or a damaged one.
     pub fn open(path: &Path) -> Result<Self, TrainError> {
-        let checkpoint = if path.join("state.json").is_file() {
-            Some(Checkpoint { path: path.into(), step: 0 })
-        } else {
-            Checkpoint::latest(path)?
-        };
-        match checkpoint {
+        match Checkpoint::find(path)? {
             Some(checkpoint) => {
                 let config = YuanConfig::load(&checkpoint.path.join("config.json"))?;
                 Ok(Self::Run { checkpoint, config: Box::new(config) })
@@ -111,10 +106,7 @@ impl ModelDirectory {
     /// If it cannot be written; what was there before stays.
     pub fn write_run(directory: &Path, model: &YuanModel, side_files: &[PathBuf]) -> Result<(), TrainError> {
         write_directory(directory, |unfinished| {
-            for file in side_files {
-                let to = unfinished.join(file.file_name().unwrap_or_default());
-                std::fs::copy(file, to).map_err(TrainError::io("copy", file))?;
-            }
+            side_files.iter().try_for_each(|file| copy_into(file, unfinished))?;
             let config = unfinished.join("config.json");
             std::fs::write(&config, model.config().to_json()).map_err(TrainError::io("write", &config))?;
             Checkpoint::save_initial(unfinished, model).map(drop)

@@ -15,7 +15,7 @@ use crate::{
     ConfigError, ModelError, YuanConfig, YuanModel,
     files::FileError,
     named,
-    storage::{StorageError, StoredTensor, float_dtype},
+    storage::{StorageError, StoredTensor, float_dtype, mismatches, misshapen},
     surgery::check_kept,
 };
 
@@ -255,10 +255,6 @@ pub fn extras(shards: &Shards) -> impl Iterator<Item = &str> {
     shards.names().filter(move |name| is_extra(name, prefix))
 }
 
-fn misshapen(name: &str, found: &[usize], expected: &[usize]) -> String {
-    format!("`{name}` is {found:?}, expected {expected:?}")
-}
-
 /// Everything that keeps the tensors from being those of the configuration, one sentence each.
 pub fn problems(config: &YuanConfig, shards: &Shards) -> Vec<String> {
     let found = shards.names().count();
@@ -271,25 +267,11 @@ pub fn problems(config: &YuanConfig, shards: &Shards) -> Vec<String> {
         return vec![format!("the files hold {found} tensors, but config.json asks for over {expected}")];
     }
     let prefix = prefix(shards);
-    let mut problems = Vec::new();
-    let mut known = std::collections::BTreeSet::new();
-    for source in config.parameter_sources() {
-        for name in &source.names {
-            let full = format!("{prefix}{name}");
-            match shards.get(&full) {
-                None => problems.push(format!("`{full}` is missing")),
-                Some(tensor) if tensor.shape != source.shape => {
-                    problems.push(misshapen(&full, &tensor.shape, &source.shape));
-                }
-                Some(tensor) if float_dtype(tensor.dtype).is_none() => {
-                    problems.push(format!("`{full}` is {:?}; expected F32, F16 or BF16", tensor.dtype));
-                }
-                Some(_) => {}
-            }
-            known.insert(full);
-        }
-    }
-    let surplus = shards.names().filter(|name| !known.contains(*name) && !is_extra(name, prefix));
-    problems.extend(surplus.map(|name| format!("`{name}` is no parameter of this model")));
-    problems
+    let expected = config.parameter_sources().into_iter().flat_map(|source| {
+        let shape = source.shape;
+        source.names.into_iter().map(move |name| (format!("{prefix}{name}"), shape.clone()))
+    });
+    let found = shards.names().filter(|name| !is_extra(name, prefix));
+    let found = found.filter_map(|name| Some((name, shards.get(name)?)));
+    mismatches(expected, found, |dtype| float_dtype(dtype).is_some())
 }

@@ -4,7 +4,7 @@ use burn::tensor::{DType, Element, FloatDType, Shape, TensorData, bf16, f16};
 use rayon::prelude::*;
 
 use super::{ParameterSource, TensorLayout};
-use crate::storage::{Dtype, TensorBytes, float_dtype};
+use crate::storage::{Dtype, TensorBytes, float_dtype, stored_dtype};
 
 /// A floating-point type as it is stored: little-endian.
 trait Float: Element + Copy + Default + Send + Sync + 'static {
@@ -135,16 +135,7 @@ impl ParameterSource {
 
 /// The type of a parameter as one that is stored.
 pub(crate) fn stored_float(dtype: DType) -> Option<FloatDType> {
-    match dtype {
-        DType::F32 | DType::Flex32 => Some(FloatDType::F32),
-        DType::F16 => Some(FloatDType::F16),
-        DType::BF16 => Some(FloatDType::BF16),
-        _ => None,
-    }
-}
-
-fn float_size(dtype: FloatDType) -> usize {
-    if dtype == FloatDType::F32 { 4 } else { 2 }
+    stored_dtype(dtype).and_then(float_dtype)
 }
 
 fn assemble<D: Float, B: AsRef<[u8]>, E>(
@@ -158,7 +149,8 @@ fn assemble<D: Float, B: AsRef<[u8]>, E>(
     for (name, out) in source.names.iter().zip(values.chunks_mut(per_tensor.max(1))) {
         let Piece { dtype: stored, bytes } = read(name)?;
         let from = float_dtype(stored).unwrap_or_else(|| panic!("`{name}` is {stored:?}"));
-        let (bytes, expected) = (bytes.as_ref(), source.shape.iter().product::<usize>() * float_size(from));
+        let (bytes, expected) =
+            (bytes.as_ref(), source.shape.iter().product::<usize>() * DType::from(from).size());
         assert_eq!(bytes.len(), expected, "`{name}`: bytes");
         let selected;
         let (bytes, rows) = match &source.rows {

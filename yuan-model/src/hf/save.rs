@@ -17,9 +17,9 @@ use super::{
 };
 use crate::{
     YuanModel,
-    files::{FileError, write_directory},
+    files::{FileError, copy_into, write_directory},
     named,
-    storage::{Dtype, OutgoingTensor, TensorBytes, float_dtype, write_tensors},
+    storage::{Dtype, OutgoingTensor, TensorBytes, float_dtype, stored_dtype, write_tensors},
 };
 
 /// How a checkpoint is written.
@@ -235,10 +235,7 @@ fn write<T>(
             let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
             write_text(&unfinished.join(INDEX), &format!("{index:#}\n"))?;
         }
-        for file in &options.side_files {
-            let name = file.file_name().unwrap_or_default();
-            fs::copy(file, unfinished.join(name)).map_err(FileError::of("copy", file))?;
-        }
+        options.side_files.iter().try_for_each(|file| copy_into(file, unfinished))?;
         finish(unfinished)
     })
 }
@@ -306,7 +303,7 @@ fn copy_side_files(from: &Path, to: &Path) -> Result<(), CheckpointError> {
         if [CONFIG, INDEX, PRUNED_METADATA].iter().any(|written| name == *written) {
             continue;
         }
-        fs::copy(&path, to.join(name)).map_err(FileError::of("copy", &path))?;
+        copy_into(&path, to)?;
     }
     Ok(())
 }
@@ -320,11 +317,7 @@ fn tensor(name: String, dtype: Dtype, shape: Vec<usize>) -> OutgoingTensor {
 }
 
 fn dtype_of(dtype: FloatDType) -> Dtype {
-    match dtype {
-        FloatDType::F16 => Dtype::F16,
-        FloatDType::BF16 => Dtype::BF16,
-        _ => Dtype::F32,
-    }
+    stored_dtype(dtype.into()).unwrap_or(Dtype::F32)
 }
 
 /// What PyTorch calls a type.

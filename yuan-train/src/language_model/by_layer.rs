@@ -42,7 +42,7 @@ pub(super) fn loss_and_gradients(
     let embedded = model.embedding.forward(batch.input_ids).cast(options.precision.dtype());
     let mut x = embedded.clone().inner();
     let (mut inputs, mut tokens_per_expert) = (Vec::new(), Vec::new());
-    let mut balance_loss: Option<Tensor<1>> = None;
+    let mut balance_losses = Vec::new();
     // Parameters that want no gradient leave no graph, whose memory Burn would free no earlier than at the next
     // backward pass; dropout is on all the same.
     let without_graph = model.blocks.clone().no_grad();
@@ -50,12 +50,9 @@ pub(super) fn loss_and_gradients(
         let output = forward(layer, block, Tensor::from_inner(x.clone()));
         inputs.push(std::mem::replace(&mut x, output.hidden.inner()));
         tokens_per_expert.push(output.tokens_per_expert);
-        let more = output.balance_loss.map(Tensor::inner);
-        balance_loss = match (balance_loss, more) {
-            (Some(sum), Some(more)) => Some(sum + more),
-            (sum, more) => sum.or(more),
-        };
+        balance_losses.extend(output.balance_loss.map(Tensor::inner));
     }
+    let balance_loss = balance_losses.into_iter().reduce(|sum, more| sum + more);
 
     let mut gradients = GradientsAccumulator::new();
     let last = leaf(&x);
@@ -65,10 +62,10 @@ pub(super) fn loss_and_gradients(
     let mut grads = loss.mul_scalar(share).backward();
     let mut from_above = last.grad_remove(&mut grads);
     gradients.accumulate(model, GradientsParams::from_grads(grads, model));
-    for (layer, block) in model.blocks.iter().enumerate().rev() {
-        let input = leaf(&inputs.pop().unwrap_or_else(|| x.clone()));
-        let output = forward(layer, block, input.clone());
+    for ((layer, block), input) in model.blocks.iter().enumerate().zip(inputs).rev() {
         let Some(grad) = from_above.take() else { break };
+        let input = leaf(&input);
+        let output = forward(layer, block, input.clone());
         // The gradient of this sum for the output is what came from above.
         let objective = (output.hidden * Tensor::from_inner(grad)).sum().cast(FloatDType::F32);
         let objective = match output.balance_loss {
