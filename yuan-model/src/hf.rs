@@ -10,7 +10,7 @@ mod layout;
 mod save;
 mod shards;
 
-pub use checkpoint::{CheckpointError, HfCheckpoint, LoadOptions, extras, problems};
+pub use checkpoint::{CheckpointError, HfCheckpoint, LoadOptions, extras, problems, read_config};
 pub use elements::Piece;
 pub use layout::{ParameterSource, TensorLayout};
 pub use save::{PRUNED_METADATA, SaveOptions, parse_shard_size};

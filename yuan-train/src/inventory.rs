@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, path::Path};
 use serde::Serialize;
 use yuan_model::{
     YuanConfig,
-    hf::{self, CheckpointError, Shards},
+    hf::{self, Shards},
     storage::{StoredTensor, TensorFile},
 };
 
@@ -77,9 +77,7 @@ impl Inventory {
                 Ok(Self::new("run", &config, std::slice::from_ref(&file), problems, 0))
             }
             None => {
-                let config_path = path.join("config.json");
-                let config = YuanConfig::load(&config_path)
-                    .map_err(|cause| CheckpointError::Config { path: config_path, cause })?;
+                let (config, _) = hf::read_config(path)?;
                 let shards = Shards::open_headers(path)?;
                 let problems = hf::problems(&config, &shards);
                 let others = hf::extras(&shards).count();

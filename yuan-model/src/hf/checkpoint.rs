@@ -231,7 +231,12 @@ pub(super) fn check_experts(config: &YuanConfig, experts: &[Vec<usize>]) -> Resu
     layers.try_for_each(|(layer, (&all, kept))| check_kept(layer, kept, all, config.moe_top_k))
 }
 
-pub(super) fn read_config(directory: &Path) -> Result<(YuanConfig, Value), CheckpointError> {
+/// The configuration in a checkpoint directory, and `config.json` as it is.
+///
+/// # Errors
+///
+/// A file that cannot be read or a configuration that is refused.
+pub fn read_config(directory: &Path) -> Result<(YuanConfig, Value), CheckpointError> {
     let path = directory.join(CONFIG);
     let text = fs::read_to_string(&path).map_err(FileError::of("read", &path))?;
     let refused = |cause| CheckpointError::Config { path: path.clone(), cause };
