@@ -44,6 +44,9 @@ pub struct Arguments {
     /// Save memory: compute every layer a second time for its gradients instead of keeping what it computed
     #[arg(long)]
     pub recompute: bool,
+    /// No fast versions: every operation as plain Burn computes it, to tell whether a fast one is to blame for something
+    #[arg(long)]
+    pub portable: bool,
     /// Optimizer steps
     #[arg(long, default_value_t = 240)]
     pub steps: u64,
@@ -205,7 +208,7 @@ impl Arguments {
             },
             bias_update_rate: self.bias_update_rate,
             recompute: self.recompute,
-            precision: if self.precision == "bf16" { Precision::Bf16 } else { Precision::F32 },
+            precision: self.train_precision(),
             ..TrainConfig::default()
         };
         config.validate()?;
@@ -221,10 +224,14 @@ impl Arguments {
         Ok(config)
     }
 
+    fn train_precision(&self) -> Precision {
+        if self.precision == "bf16" { Precision::Bf16 } else { Precision::F32 }
+    }
+
     /// What the prediction of the speed-up rests on: this device, as fast as it is now.
     pub fn speed_model(&self, model: &YuanConfig, device: &Device) -> anyhow::Result<SpeedModel> {
         let cluster = Cluster {
-            device: measure_device(&device.clone().inner())?,
+            device: measure_device(&device.clone().inner(), self.train_precision().dtype())?,
             tokens_per_device: (self.batch * self.seq) as f64,
             micro_batches: self.accumulation as f64,
             data_parallel: 1.0,

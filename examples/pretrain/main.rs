@@ -37,6 +37,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    yuan::model::ops::set_fast_paths(!arguments.portable);
     let device = yuan::device(&arguments.device)?.autodiff();
     let run_dir = if arguments.resume { arguments.existing_run()? } else { arguments.new_run()? };
     if !arguments.resume

@@ -3,10 +3,7 @@
 use burn::{
     module::{Initializer, Module},
     nn::{Dropout, DropoutConfig, Linear, LinearConfig},
-    tensor::{
-        Bool, Device, FloatDType, Int, Tensor, activation::softmax, module::attention,
-        ops::AttentionModuleOptions,
-    },
+    tensor::{Bool, Device, FloatDType, Int, Tensor, activation::softmax},
 };
 
 use crate::{
@@ -63,9 +60,16 @@ impl Attention {
 
     /// `[batch, seq, hidden]` → `[batch, seq, hidden]`; `hidden` is the input's normed form.
     pub fn forward(&self, u: Tensor<3>, rotary: &Rotary, documents: Option<&DocumentMask>) -> Tensor<3> {
-        let qkv = self.query_key_value(u, rotary);
-        let context = self.attend(qkv, documents);
-        project(&self.output, context)
+        let context = if self.drops(&u) {
+            self.attend_with_dropout(self.query_key_value(u, rotary), documents)
+        } else {
+            let (query_key, value) = self.project_heads(self.filtered(u.clone()), u);
+            let (cos, sin) = (rotary.cos().cast(value.dtype()), rotary.sin().cast(value.dtype()));
+            let first_keys = documents.map(|documents| documents.first_keys.clone());
+            ops::rotary_attention(query_key, value, cos, sin, first_keys)
+        };
+        let [batch, seq, heads, head_dim] = context.dims();
+        project(&self.output, context.reshape([batch, seq, heads * head_dim]))
     }
 
     /// The same for the tokens after those in the cache, which they join; see
@@ -91,50 +95,41 @@ impl Attention {
 
     /// Projects to queries and keys (rotated) and values.
     pub fn query_key_value(&self, u: Tensor<3>, rotary: &Rotary) -> QueryKeyValue {
-        let filtered = match &self.filter {
-            Some(filter) => filter.forward(u.clone()),
-            None => u.clone(),
+        self.split_heads(self.filtered(u.clone()), u, rotary)
+    }
+
+    fn filtered(&self, u: Tensor<3>) -> Tensor<3> {
+        match &self.filter {
+            Some(filter) => filter.forward(u),
+            None => u,
+        }
+    }
+
+    /// Queries beside keys, `[batch, seq, heads, 2 · head_dim]`, and values, `[batch, seq, heads, head_dim]`.
+    fn project_heads(&self, filtered: Tensor<3>, u: Tensor<3>) -> (Tensor<4>, Tensor<4>) {
+        let heads = |x: Tensor<3>| {
+            let [batch, seq, width] = x.dims();
+            x.reshape([batch, seq, self.num_heads, width / self.num_heads])
         };
-        self.split_heads(filtered, u, rotary)
+        (heads(project(&self.query_key, filtered)), heads(project(&self.value, u)))
     }
 
     fn split_heads(&self, filtered: Tensor<3>, u: Tensor<3>, rotary: &Rotary) -> QueryKeyValue {
-        let [batch, seq, _] = u.dims();
-        let query_key = project(&self.query_key, filtered);
-        let head_dim = query_key.dims()[2] / (2 * self.num_heads);
-        let query_key = query_key.reshape([batch, seq, self.num_heads, 2 * head_dim]);
+        let (query_key, value) = self.project_heads(filtered, u);
+        let [_, _, _, head_dim] = value.dims();
         let query = query_key.clone().slice_dim(3, 0..head_dim);
         let key = query_key.slice_dim(3, head_dim..2 * head_dim);
-        let value = project(&self.value, u).reshape([batch, seq, self.num_heads, head_dim]);
         QueryKeyValue { query: rotary.rotate(query), key: rotary.rotate(key), value }
     }
 
-    /// Causal softmax attention, heads joined: `[batch, seq, heads · head_dim]`.
-    pub fn attend(&self, qkv: QueryKeyValue, documents: Option<&DocumentMask>) -> Tensor<3> {
-        let [batch, seq, heads, head_dim] = qkv.query.dims();
-        let [query, key, value] = [qkv.query, qkv.key, qkv.value].map(|x| x.swap_dims(1, 2));
-        let context = match documents {
-            _ if self.dropout.prob > 0.0 && query.device().is_autodiff() => {
-                self.attend_with_dropout(query, key, value, documents)
-            }
-            Some(documents) => {
-                let options = AttentionModuleOptions { is_causal: true, ..Default::default() };
-                attention(query, key, value, Some(documents.expand(heads)), None, options)
-            }
-            None => ops::causal_attention(query, key, value),
-        };
-        context.swap_dims(1, 2).reshape([batch, seq, heads * head_dim])
+    fn drops(&self, u: &Tensor<3>) -> bool {
+        self.dropout.prob > 0.0 && u.device().is_autodiff()
     }
 
-    /// Burn's attention has no dropout, so training with it forms the probabilities here.
-    fn attend_with_dropout(
-        &self,
-        query: Tensor<4>,
-        key: Tensor<4>,
-        value: Tensor<4>,
-        documents: Option<&DocumentMask>,
-    ) -> Tensor<4> {
-        let [_, heads, seq, head_dim] = query.dims();
+    /// The fast versions have no dropout, so training with it forms the probabilities here: `[batch, seq, heads, head_dim]`.
+    fn attend_with_dropout(&self, qkv: QueryKeyValue, documents: Option<&DocumentMask>) -> Tensor<4> {
+        let [_, seq, heads, head_dim] = qkv.query.dims();
+        let [query, key, value] = [qkv.query, qkv.key, qkv.value].map(|x| x.swap_dims(1, 2));
         let scores = query.matmul(key.transpose()).div_scalar((head_dim as f64).sqrt());
         let future = Tensor::<2, Bool>::tril_mask([seq, seq], 0, &scores.device()).unsqueeze::<4>();
         let scores = scores.cast(FloatDType::F32).mask_fill(future, f32::NEG_INFINITY);
@@ -143,7 +138,7 @@ impl Attention {
             None => scores,
         };
         let probabilities = softmax(scores, 3).cast(value.dtype());
-        self.dropout.forward(probabilities).matmul(value)
+        self.dropout.forward(probabilities).matmul(value).swap_dims(1, 2)
     }
 }
 
@@ -157,22 +152,24 @@ impl YuanConfig {
 /// Keeps the documents of a packed row apart (`reset_attention_mask`).
 #[derive(Debug, Clone)]
 pub struct DocumentMask {
-    /// `[batch, 1, seq, seq]`, true where query and key are of different documents.
-    different: Tensor<4, Bool>,
+    /// Where the document of each position starts, `[batch, seq]`.
+    first_keys: Tensor<2, Int>,
 }
 
 impl DocumentMask {
     /// A document starts wherever the position is zero; `position_ids` is `[batch, seq]`.
     pub fn new(position_ids: Tensor<2, Int>) -> Self {
-        let document = position_ids.equal_scalar(0).int().cumsum(1);
-        let rows = document.clone().unsqueeze_dim::<3>(2);
-        let different = rows.not_equal(document.unsqueeze_dim::<3>(1));
-        Self { different: different.unsqueeze_dim::<4>(1) }
+        let [_, seq] = position_ids.dims();
+        let places = Tensor::<1, Int>::arange(0..seq as i64, &position_ids.device()).unsqueeze::<2>();
+        Self { first_keys: (position_ids.equal_scalar(0).int() * places).cummax(1) }
     }
 
+    /// True where query and key are of different documents, the future aside: `[batch, heads, seq, seq]`.
     fn expand(&self, heads: usize) -> Tensor<4, Bool> {
-        let [batch, _, seq, _] = self.different.dims();
-        self.different.clone().expand([batch, heads, seq, seq])
+        let [batch, seq] = self.first_keys.dims();
+        let keys = Tensor::<1, Int>::arange(0..seq as i64, &self.first_keys.device()).unsqueeze::<4>();
+        let first = self.first_keys.clone().unsqueeze_dims::<4>(&[1, 3]);
+        keys.lower(first).expand([batch, heads, seq, seq])
     }
 }
 
@@ -181,5 +178,5 @@ pub(crate) fn project(linear: &Linear, x: Tensor<3>) -> Tensor<3> {
     let [batch, seq, d_in] = x.dims();
     let weight = linear.weight.val().cast(x.dtype());
     let d_out = weight.dims()[1];
-    x.reshape([batch * seq, d_in]).matmul(weight).reshape([batch, seq, d_out])
+    ops::dense(x.reshape([batch * seq, d_in]), weight).reshape([batch, seq, d_out])
 }

@@ -145,7 +145,7 @@ impl LayerCache {
         let keys = keys.slice_assign(place.clone(), key.clone());
         let values = values.slice_assign(place, value.clone());
         let context = if span.start == 0 && !span.has_padding() {
-            ops::causal_attention(query, key, value)
+            ops::causal_attention(query, key, value, None)
         } else {
             ops::cached_attention(query, keys.clone(), values.clone(), span.start + tokens, span.padding)
         };

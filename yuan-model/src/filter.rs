@@ -106,7 +106,7 @@ impl PairConv {
         let [batch, seq, d_in] = x.dims();
         let weight = self.weight.val().cast(x.dtype());
         let width = weight.dims()[1];
-        x.reshape([batch * seq, d_in]).matmul(weight).reshape([batch, seq, width])
+        ops::dense(x.reshape([batch * seq, d_in]), weight).reshape([batch, seq, width])
     }
 
     fn add_bias(&self, y: Tensor<3>) -> Tensor<3> {

@@ -11,6 +11,7 @@ use crate::{
     attention::{DocumentMask, project},
     moe::{BalanceLosses, MoeOptions},
     norm::RmsNorm,
+    ops,
     rope::Rotary,
 };
 
@@ -120,11 +121,7 @@ impl YuanModel {
             _ => None,
         };
         let rotary = Rotary::new(&self.config, options.position_ids, seq, &input_ids.device());
-        let embedded = self.embedding.forward(input_ids);
-        let mut x = match options.compute_dtype {
-            Some(dtype) => embedded.cast(dtype),
-            None => embedded,
-        };
+        let mut x = self.embed(input_ids, options.compute_dtype);
         let mut tokens_per_expert = Vec::with_capacity(self.blocks.len());
         let mut balance_losses = Vec::new();
         for (layer, block) in self.blocks.iter().enumerate() {
@@ -158,7 +155,7 @@ impl YuanModel {
         let rotary = Rotary::new(&self.config, Some(span.position_ids(&device)), tokens, &device);
         let padding = span.padding_mask(&device);
         let real = padding.clone().map(|padding| padding.bool_not().float().unsqueeze_dim::<3>(2));
-        let mut x = self.embedding.forward(input_ids);
+        let mut x = self.embed(input_ids, None);
         let mut tokens_per_expert = Vec::with_capacity(self.blocks.len());
         for (block, layer) in self.blocks.iter().zip(layers) {
             let options = MoeOptions { padding: padding.clone(), ..MoeOptions::default() };
@@ -168,6 +165,17 @@ impl YuanModel {
         }
         cache.advance(tokens);
         HiddenOutput { hidden: self.final_norm.forward(x), tokens_per_expert, balance_loss: None }
+    }
+
+    /// The table's rows of `[batch, seq]` tokens, in the given type or the table's: `[batch, seq, hidden]`.
+    pub fn embed(&self, input_ids: Tensor<2, Int>, dtype: Option<FloatDType>) -> Tensor<3> {
+        let ([batch, seq], weight) = (input_ids.dims(), self.embedding.weight.val());
+        let dtype = dtype.unwrap_or_else(|| weight.dtype().into());
+        ops::embed(weight, input_ids.reshape([batch * seq]), dtype).reshape([
+            batch,
+            seq,
+            self.config.hidden_size,
+        ])
     }
 
     /// The head alone: `[batch, seq, hidden]` → `[batch, seq, vocab]`.

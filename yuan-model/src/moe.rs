@@ -78,7 +78,7 @@ impl MoeLayer {
             Some(padding) => dispatch.tokens_per_expert_where(padding.reshape([batch * seq]).bool_not()),
             None => dispatch.tokens_per_expert(),
         };
-        let rows = self.experts.forward(dispatch.scatter(tokens), &dispatch.rows_per_expert());
+        let rows = self.experts.forward(dispatch.scatter(tokens), || dispatch.rows_per_expert());
         let hidden = dispatch.combine(rows, routing.weights).reshape([batch, seq, width]);
         MoeOutput { hidden, tokens_per_expert, balance_loss }
     }

@@ -23,9 +23,8 @@ impl RmsNorm {
 
     /// Normalises `[batch, seq, hidden]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let ([batch, seq, hidden], dtype) = (x.dims(), x.dtype());
-        let rows = x.cast(FloatDType::F32).reshape([batch * seq, hidden]);
+        let [batch, seq, hidden] = x.dims();
         let weight = self.weight.val().cast(FloatDType::F32);
-        ops::rms_norm(rows, weight, self.epsilon).cast(dtype).reshape([batch, seq, hidden])
+        ops::rms_norm(x.reshape([batch * seq, hidden]), weight, self.epsilon).reshape([batch, seq, hidden])
     }
 }

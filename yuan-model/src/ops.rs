@@ -12,15 +12,31 @@
 )]
 
 use burn::backend::{
-    Backend, Dispatch, backend_extension,
+    Backend, Dispatch, TensorMetadata, backend_extension,
     tensor::{FloatTensor, IntTensor},
 };
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Device, FloatDType, Int, Tensor};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 mod autodiff;
+#[cfg(feature = "cuda")]
+mod cuda;
 #[cfg(feature = "flex")]
 mod flex;
 pub mod portable;
+
+static FAST_PATHS: AtomicBool = AtomicBool::new(true);
+
+/// Whether the fast versions are used where there are any; they are by default.
+pub fn fast_paths() -> bool {
+    FAST_PATHS.load(Ordering::Relaxed)
+}
+
+/// Turns the fast versions of the whole process on or off: off, every operation takes its portable form, which tells
+/// whether a fast one is to blame for something.
+pub fn set_fast_paths(on: bool) {
+    FAST_PATHS.store(on, Ordering::Relaxed);
+}
 
 /// Scalars of one AdamW update of one tensor.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -41,6 +57,10 @@ pub struct AdamWStep {
     pub gradient_scale: f64,
 }
 
+/// Numbers on the host, if they were.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Counts(pub Option<Vec<usize>>);
+
 /// Operations that a backend may replace; the defaults are the portable forms.
 #[backend_extension(
     Flex: cfg(feature = "flex"),
@@ -49,6 +69,26 @@ pub struct AdamWStep {
     Autodiff
 )]
 pub trait YuanOps: Backend {
+    /// See [`dense`].
+    fn dense(rows: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        portable::dense::<Self>(rows, weight)
+    }
+
+    /// Gradient of [`dense`] for its weight: `rowsᵀ · grad`, in their type or in f32.
+    fn dense_weight_backward(rows: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        portable::dense_weight_backward::<Self>(rows, grad)
+    }
+
+    /// See [`embed`].
+    fn embed(weight: FloatTensor<Self>, ids: IntTensor<Self>, dtype: FloatDType) -> FloatTensor<Self> {
+        portable::embed::<Self>(weight, ids, dtype)
+    }
+
+    /// Gradient of [`embed`] for its weight of `vocab` rows, in f32.
+    fn embed_backward(grad: FloatTensor<Self>, ids: IntTensor<Self>, vocab: usize) -> FloatTensor<Self> {
+        portable::embed_backward::<Self>(grad, ids, vocab)
+    }
+
     /// See [`grouped_matmul`].
     fn grouped_matmul(
         rows: FloatTensor<Self>,
@@ -58,7 +98,7 @@ pub trait YuanOps: Backend {
         portable::grouped_matmul::<Self>(rows, weight, &rows_per_group)
     }
 
-    /// Gradient of [`grouped_matmul`] for the weights: `rowsᵀ · grad` of every group.
+    /// Gradient of [`grouped_matmul`] for the weights: `rowsᵀ · grad` of every group, in their type or in f32.
     fn grouped_matmul_weight_backward(
         rows: FloatTensor<Self>,
         grad: FloatTensor<Self>,
@@ -84,7 +124,7 @@ pub trait YuanOps: Backend {
         _inverse: IntTensor<Self>,
         _copies: usize,
     ) -> FloatTensor<Self> {
-        Self::float_select(source, 0, rows)
+        portable::gather_rows::<Self>(source, rows)
     }
 
     /// Gradient of [`gather_rows`] for its source.
@@ -147,13 +187,37 @@ pub trait YuanOps: Backend {
         portable::rotate::<Self>(x, cos, sin)
     }
 
-    /// See [`causal_attention`].
+    /// [`rotate`] of two tensors, the results side by side in every head: `[batch, seq, heads, 2 · head_dim]`.
+    fn rotate_pair(
+        first: FloatTensor<Self>,
+        second: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        portable::rotate_pair::<Self>(first, second, cos, sin)
+    }
+
+    /// See [`rotary_attention`]; `first_keys` is `[1, 1]` where no row is packed.
+    fn rotary_attention(
+        query_key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        first_keys: IntTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let [query, key, value] = portable::rotated_heads::<Self>(query_key, value, cos, sin);
+        Self::float_swap_dims(Self::causal_attention(query, key, value, first_keys).0, 1, 2)
+    }
+
+    /// See [`causal_attention`]; `first_keys` is `[1, 1]` where no row is packed. Also what the gradient may want to know again: the logarithms of the sums of every row's
+    /// exponentials, `[batch, heads, seq]`, or nothing of use, `[1]`.
     fn causal_attention(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
-    ) -> FloatTensor<Self> {
-        portable::causal_attention::<Self>(query, key, value)
+        first_keys: IntTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        portable::causal_attention::<Self>(query, key, value, packed(first_keys))
     }
 
     /// See [`cached_attention`].
@@ -167,14 +231,17 @@ pub trait YuanOps: Backend {
         portable::cached_attention::<Self>(query, key, value, length, &first_keys)
     }
 
-    /// Gradients of [`causal_attention`] for queries, keys and values.
+    /// Gradients of [`causal_attention`] for queries, keys and values, given its output and what came with that.
     fn causal_attention_backward(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
+        first_keys: IntTensor<Self>,
+        _output: FloatTensor<Self>,
+        _log_sums: FloatTensor<Self>,
         grad: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        portable::causal_attention_backward::<Self>(query, key, value, grad)
+        portable::causal_attention_backward::<Self>(query, key, value, packed(first_keys), grad)
     }
 
     /// See [`cross_entropy`].
@@ -214,10 +281,22 @@ pub trait YuanOps: Backend {
         portable::linear_cross_entropy_backward::<Self>(rows, weight, labels, scale, rows_at_once, grad)
     }
 
+    /// See [`dispatch_order`].
+    fn dispatch_order(
+        experts: IntTensor<Self>,
+        num_experts: usize,
+    ) -> (IntTensor<Self>, IntTensor<Self>, IntTensor<Self>) {
+        portable::dispatch_order::<Self>(experts, num_experts)
+    }
+
+    /// See [`read_counts`]: the numbers, if they are on the host already or on their way.
+    fn read_counts(_counts: IntTensor<Self>) -> Counts {
+        Counts(None)
+    }
+
     /// See [`sum_of_squares`].
     fn sum_of_squares(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        let squares = Self::float_mul(x.clone(), x);
-        Self::float_sum(squares)
+        portable::sum_of_squares::<Self>(x)
     }
 
     /// See [`adamw_update`]; returns parameter, first and second moment.
@@ -237,9 +316,30 @@ mod ndarray {
     impl super::YuanOps for burn::backend::NdArray {}
 }
 
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
+#[cfg(all(feature = "wgpu", not(feature = "cuda")))]
 mod cube {
     impl super::YuanOps for burn_cubecl::CubeBackend {}
+}
+
+/// `rows · weight`: `[rows, d_in]` and `[d_in, d_out]` of one type → `[rows, d_out]`.
+///
+/// Where products are narrower than f32, the weight's gradient may come in f32: a weight that was cast from f32 gets it
+/// unrounded.
+///
+/// # Panics
+///
+/// If the shapes do not fit.
+pub fn dense(rows: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    let ([_, d_in], [weight_in, _]) = (rows.dims(), weight.dims());
+    assert_eq!(d_in, weight_in, "rows of width {d_in} against a weight of {weight_in} rows");
+    Tensor::from_dispatch(Dispatch::dense(rows.into_dispatch(), weight.into_dispatch()))
+}
+
+/// Rows `ids` of a table, cast to `dtype`: `[vocab, d]` and `[rows]` → `[rows, d]`.
+///
+/// The gradient is added up in the order of the rows, whatever the backend.
+pub fn embed(weight: Tensor<2>, ids: Tensor<1, Int>, dtype: FloatDType) -> Tensor<2> {
+    Tensor::from_dispatch(Dispatch::embed(weight.into_dispatch(), ids.into_dispatch(), dtype))
 }
 
 /// One matrix product per group of rows, each with its own weight: the experts' product.
@@ -317,6 +417,8 @@ pub fn combine_rows(
 }
 
 /// `weight ⊙ x / sqrt(mean(x²) + ε)` of every row: `[rows, d]` and `[d]` → `[rows, d]`.
+///
+/// Computed in f32 whatever the type of `x`, which the result has too; the weight is in f32.
 pub fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64) -> Tensor<2> {
     Tensor::from_dispatch(Dispatch::rms_norm(x.into_dispatch(), weight.into_dispatch(), epsilon))
 }
@@ -338,13 +440,55 @@ pub fn rotate(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
     Tensor::from_dispatch(Dispatch::rotate(x.into_dispatch(), cos.into_dispatch(), sin.into_dispatch()))
 }
 
-/// `softmax(q kᵀ / sqrt(d)) v` where position `i` sees positions `j ≤ i`.
+/// [`causal_attention`] of queries and keys that come side by side and are [rotated](rotate) first.
 ///
-/// All shapes are `[batch, heads, seq, d]`. The scores are formed again for the gradient
-/// instead of being kept.
-pub fn causal_attention(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>) -> Tensor<4> {
+/// # Shapes
+///
+/// - `query_key`: `[batch, seq, heads, 2 · head_dim]`, in every head the query and then the key
+/// - `value`, output: `[batch, seq, heads, head_dim]`
+/// - `cos`, `sin`: `[batch or 1, seq, 1, pairs]`; they carry no gradient
+/// - `first_keys`: `[batch, seq]`, see [`causal_attention`]
+pub fn rotary_attention(
+    query_key: Tensor<4>,
+    value: Tensor<4>,
+    cos: Tensor<4>,
+    sin: Tensor<4>,
+    first_keys: Option<Tensor<2, Int>>,
+) -> Tensor<4> {
+    let first_keys = or_unpacked(first_keys, &value.device()).into_dispatch();
+    let (query_key, value) = (query_key.into_dispatch(), value.into_dispatch());
+    let (cos, sin) = (cos.into_dispatch(), sin.into_dispatch());
+    Tensor::from_dispatch(Dispatch::rotary_attention(query_key, value, cos, sin, first_keys))
+}
+
+/// `softmax(q kᵀ / sqrt(d)) v` where position `i` sees positions `j ≤ i`, in a packed row those of its document only:
+/// `first_keys[i] ≤ j`.
+///
+/// The scores are formed again for the gradient instead of being kept.
+///
+/// # Shapes
+///
+/// - `query`, `key`, `value`, output: `[batch, heads, seq, d]`
+/// - `first_keys`: `[batch, seq]`, where each position's document starts; it never falls along a row
+pub fn causal_attention(
+    query: Tensor<4>,
+    key: Tensor<4>,
+    value: Tensor<4>,
+    first_keys: Option<Tensor<2, Int>>,
+) -> Tensor<4> {
+    let first_keys = or_unpacked(first_keys, &query.device()).into_dispatch();
     let (query, key, value) = (query.into_dispatch(), key.into_dispatch(), value.into_dispatch());
-    Tensor::from_dispatch(Dispatch::causal_attention(query, key, value))
+    Tensor::from_dispatch(Dispatch::causal_attention(query, key, value, first_keys).0)
+}
+
+/// An operation of a backend cannot leave a tensor out: `[1, 1]` stands for rows of one document.
+fn or_unpacked(first_keys: Option<Tensor<2, Int>>, device: &Device) -> Tensor<2, Int> {
+    first_keys.unwrap_or_else(|| Tensor::zeros([1, 1], device))
+}
+
+/// The first keys that [`causal_attention`] was given; to a row of one position it is all the same.
+fn packed<T: TensorMetadata>(first_keys: T) -> Option<T> {
+    (first_keys.shape()[..] != [1, 1]).then_some(first_keys)
 }
 
 /// Attention of the newest tokens over a cache: queries `length − num_queries ..` of every row see the keys
@@ -399,6 +543,35 @@ pub fn linear_cross_entropy(
 ) -> Tensor<1> {
     let (rows, weight, labels) = (rows.into_dispatch(), weight.into_dispatch(), labels.into_dispatch());
     Tensor::from_dispatch(Dispatch::linear_cross_entropy(rows, weight, labels, scale, rows_at_once))
+}
+
+/// The order in which (token, expert) pairs are computed: by expert, pairs of one expert as they come.
+///
+/// # Shapes
+///
+/// - `experts`: `[tokens, top_k]`, all below `num_experts`
+/// - output: the row of every pair `[tokens · top_k]`, the pair in every row `[tokens · top_k]`, the pairs of every expert
+///   `[num_experts]`
+pub fn dispatch_order(
+    experts: Tensor<2, Int>,
+    num_experts: usize,
+) -> (Tensor<1, Int>, Tensor<1, Int>, Tensor<1, Int>) {
+    let (rows, pairs, counts) = Dispatch::dispatch_order(experts.into_dispatch(), num_experts);
+    (Tensor::from_dispatch(rows), Tensor::from_dispatch(pairs), Tensor::from_dispatch(counts))
+}
+
+/// Brings the counts of [`dispatch_order`] to the host: the one place of a forward pass that waits for the device.
+///
+/// What is launched between the two runs while they travel.
+///
+/// # Panics
+///
+/// If the device fails to hand over its data.
+pub fn read_counts(counts: Tensor<1, Int>) -> Vec<usize> {
+    Dispatch::read_counts(counts.clone().into_dispatch()).0.unwrap_or_else(|| {
+        let counts = counts.into_data().convert::<i64>();
+        counts.iter::<i64>().map(|count| count as usize).collect()
+    })
 }
 
 /// Sum of the squares of all elements, `[1]`; no gradient.

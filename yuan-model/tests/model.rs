@@ -6,9 +6,9 @@ use std::{collections::HashMap, convert::Infallible};
 
 use burn::{
     module::Module,
-    tensor::{Bool, Device, Int, Tensor, TensorData},
+    tensor::{Bool, DType, Device, Int, Tensor, TensorData},
 };
-use support::{devices, gradients, largest_difference, values};
+use support::{Kind, devices, gradients, largest_difference, tolerance, values};
 use yuan_model::{
     ForwardOptions, RouterType, YuanConfig, YuanModel,
     loss::{masked_mean, token_losses},
@@ -131,7 +131,9 @@ fn attention_with_dropout_is_attention_when_nothing_is_dropped() {
             values(&model.forward(tokens(2, 9, &device), ForwardOptions::default()).logits.into_data())
         };
         let worst = largest_difference(&logits(&model), &logits(&dropping));
-        assert!(worst <= 1e-5, "{name}: differs by {worst:e}");
+        // Without dropout there is a fast version, whose products may be more exact than the device's own.
+        let most = tolerance(Kind::Activation, &device, DType::F32);
+        assert!(worst <= most, "{name}: differs by {worst:e}");
     }
 }
 

@@ -2,13 +2,13 @@
 
 use std::time::Instant;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, FloatDType, Tensor};
 use serde::{Deserialize, Serialize};
 use yuan_laep::{
     PrunePlan,
     efficiency::{Cluster, DeviceSpeed, ModelShape, PlacedLayer},
 };
-use yuan_model::YuanConfig;
+use yuan_model::{YuanConfig, ops};
 
 use crate::TrainError;
 
@@ -52,18 +52,19 @@ pub fn model_shape(config: &YuanConfig, seq_len: usize, row_bytes_per_value: f64
     }
 }
 
-/// Measures what a device sustains in f32, in a second or less: square products and sums of two vectors, each
-/// as large as it must be for the device to take some milliseconds, or as it can hold. It has no link.
+/// Measures what a device sustains, in a second or less: square products in `dtype` by the operation that the model uses, and
+/// sums of two vectors in f32, each as large as it must be for the device to take some milliseconds, or as it can hold. It
+/// has no link.
 ///
 /// # Errors
 ///
 /// If the device fails at the smallest of them.
-pub fn measure_device(device: &Device) -> Result<DeviceSpeed, TrainError> {
+pub fn measure_device(device: &Device, dtype: FloatDType) -> Result<DeviceSpeed, TrainError> {
     // Filling costs less than drawing, and multiplying does not depend on what is multiplied.
     let filled = |shape: [usize; 2]| Tensor::<2>::full(shape, 0.5, device);
     let flops = largest_rate([512, 1024, 2048, 4096, 8192], |n| {
-        let (a, b) = (filled([n, n]), filled([n, n]));
-        (2.0 * (n as f64).powi(3), move || finish(a.clone().matmul(b.clone())))
+        let [a, b] = [(); 2].map(|()| filled([n, n]).cast(dtype));
+        (2.0 * (n as f64).powi(3), move || finish(ops::dense(a.clone(), b.clone())))
     });
     let memory_bandwidth = largest_rate([1 << 10, 1 << 12, 1 << 14], |n| {
         let (x, y) = (filled([n, 4096]), filled([n, 4096]));

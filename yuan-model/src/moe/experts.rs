@@ -29,9 +29,13 @@ impl Experts {
     }
 
     /// Rows sorted by expert, `[rows, hidden]` → `[rows, hidden]`; `rows_per_expert` says whose they are.
-    pub fn forward(&self, rows: Tensor<2>, rows_per_expert: &[usize]) -> Tensor<2> {
+    ///
+    /// It is asked late: the device has something to do while the host waits for the counts.
+    pub fn forward(&self, rows: Tensor<2>, rows_per_expert: impl FnOnce() -> Vec<usize>) -> Tensor<2> {
         let dtype = rows.dtype();
-        let gate_up = ops::grouped_matmul(rows, self.gate_up.val().cast(dtype), rows_per_expert);
-        ops::grouped_matmul(ops::swiglu(gate_up), self.down.val().cast(dtype), rows_per_expert)
+        let (gate_up, down) = (self.gate_up.val().cast(dtype), self.down.val().cast(dtype));
+        let rows_per_expert = rows_per_expert();
+        let hidden = ops::swiglu(ops::grouped_matmul(rows, gate_up, &rows_per_expert));
+        ops::grouped_matmul(hidden, down, &rows_per_expert)
     }
 }

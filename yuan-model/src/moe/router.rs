@@ -5,7 +5,7 @@ use burn::{
     tensor::{Device, FloatDType, Int, Tensor, activation::softmax},
 };
 
-use crate::{RouterType, YuanConfig};
+use crate::{RouterType, YuanConfig, ops};
 
 /// Scores the experts of one layer for every token, by itself.
 #[derive(Module, Debug)]
@@ -79,7 +79,7 @@ impl Router {
     /// Score of every expert in f32, `[tokens, experts]`.
     fn logits(&self, tokens: Tensor<2>) -> Tensor<2> {
         // In f32 whatever the rest is in: nearly equal scores decide who computes.
-        let scores = tokens.cast(FloatDType::F32).matmul(self.weight.val().cast(FloatDType::F32));
+        let scores = ops::dense(tokens.cast(FloatDType::F32), self.weight.val().cast(FloatDType::F32));
         if !self.is_attention {
             return scores;
         }

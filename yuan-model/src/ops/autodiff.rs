@@ -12,8 +12,9 @@ use burn::backend::{
     },
     tensor::{FloatTensor, IntTensor},
 };
+use burn::{backend::TensorMetadata, tensor::FloatDType};
 
-use super::{AdamWStep, YuanOps};
+use super::{AdamWStep, Counts, YuanOps, portable};
 
 /// Records a step with the inputs to keep (which become a list of nodes) and other state.
 macro_rules! record {
@@ -35,6 +36,34 @@ macro_rules! record {
 }
 
 impl<B: YuanOps, C: CheckpointStrategy> YuanOps for Autodiff<B, C> {
+    fn dense(rows: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        record!(Dense, [rows, weight], keep [rows, weight], (), B::dense(rows, weight))
+    }
+
+    fn embed(weight: FloatTensor<Self>, ids: IntTensor<Self>, dtype: FloatDType) -> FloatTensor<Self> {
+        let vocab = weight.shape()[0];
+        record!(Embed, [weight], keep [], (ids.clone(), vocab), B::embed(weight, ids, dtype))
+    }
+
+    fn embed_backward(_: FloatTensor<Self>, _: IntTensor<Self>, _: usize) -> FloatTensor<Self> {
+        unreachable!("{INNER}")
+    }
+
+    fn dispatch_order(
+        experts: IntTensor<Self>,
+        num_experts: usize,
+    ) -> (IntTensor<Self>, IntTensor<Self>, IntTensor<Self>) {
+        B::dispatch_order(experts, num_experts)
+    }
+
+    fn read_counts(counts: IntTensor<Self>) -> Counts {
+        B::read_counts(counts)
+    }
+
+    fn dense_weight_backward(_: FloatTensor<Self>, _: FloatTensor<Self>) -> FloatTensor<Self> {
+        unreachable!("{INNER}")
+    }
+
     fn grouped_matmul(
         rows: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -85,14 +114,50 @@ impl<B: YuanOps, C: CheckpointStrategy> YuanOps for Autodiff<B, C> {
         record!(Rotate, [x], keep [], [cos.clone(), sin.clone()], B::rotate(x, cos, sin))
     }
 
+    fn rotary_attention(
+        query_key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        first_keys: IntTensor<Self>,
+    ) -> FloatTensor<Self> {
+        use burn::backend::AutodiffBackend;
+        let (cos, sin) = (Self::inner(cos), Self::inner(sin));
+        let (inner_qk, inner_value) = (Self::inner(query_key.clone()), Self::inner(value.clone()));
+        let [q, k, v] = portable::rotated_heads::<B>(inner_qk, inner_value, cos.clone(), sin.clone());
+        let (output, log_sums) = B::causal_attention(q.clone(), k.clone(), v, first_keys.clone());
+        let saved = ([q, k, cos, sin, output.clone(), log_sums], first_keys);
+        record!(RotaryAttention, [query_key, value], keep[value], saved, {
+            drop((query_key, value));
+            B::float_swap_dims(output, 1, 2)
+        })
+    }
+
+    fn rotate_pair(
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        unreachable!("{INNER}")
+    }
+
     fn causal_attention(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
-    ) -> FloatTensor<Self> {
-        record!(CausalAttention, [query, key, value], keep [query, key, value], (), {
-            B::causal_attention(query, key, value)
-        })
+        first_keys: IntTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        use burn::backend::AutodiffBackend;
+        let inner = |x: &FloatTensor<Self>| Self::inner(x.clone());
+        let (output, log_sums) =
+            B::causal_attention(inner(&query), inner(&key), inner(&value), first_keys.clone());
+        let saved = (first_keys, output.clone(), log_sums.clone());
+        let output = record!(CausalAttention, [query, key, value], keep [query, key, value], saved, {
+            drop((query, key, value));
+            output
+        });
+        (output, Self::from_inner(log_sums))
     }
 
     fn cross_entropy(logits: FloatTensor<Self>, labels: IntTensor<Self>) -> FloatTensor<Self> {
@@ -177,6 +242,9 @@ impl<B: YuanOps, C: CheckpointStrategy> YuanOps for Autodiff<B, C> {
         _: FloatTensor<Self>,
         _: FloatTensor<Self>,
         _: FloatTensor<Self>,
+        _: IntTensor<Self>,
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
         _: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         unreachable!("{INNER}")
@@ -207,6 +275,12 @@ impl<B: YuanOps, C: CheckpointStrategy> YuanOps for Autodiff<B, C> {
 
 /// Why these operations have no form under autodiff.
 const INNER: &str = "gradients and updates are computed on tensors without a graph";
+
+/// What attention keeps beside its inputs: first keys, output, logarithms of the sums.
+type SavedAttention<B> = (IntTensor<B>, FloatTensor<B>, FloatTensor<B>);
+
+/// Rotated queries and keys, cosines, sines, output and logarithms of the sums; first keys.
+type SavedRotaryAttention<B> = ([FloatTensor<B>; 6], IntTensor<B>);
 
 /// Declares a step: its state, and the gradients of its parents from the kept inputs.
 macro_rules! step {
@@ -242,6 +316,11 @@ macro_rules! step {
     };
 }
 
+step!(Embed, 1, kept 0, (IntTensor<B>, usize), |[], (ids, vocab), grad| [B::embed_backward(grad, ids, vocab)]);
+step!(Dense, 2, kept 2, (), |[rows, weight], (), grad| {
+    let d_rows = B::dense(grad.clone(), B::float_transpose(weight));
+    [d_rows, B::dense_weight_backward(rows, grad)]
+});
 step!(GroupedMatmul, 2, kept 2, Vec<usize>, |[rows, weight], counts, grad| {
     let transposed = B::float_swap_dims(weight, 1, 2);
     let d_rows = B::grouped_matmul(grad.clone(), transposed, counts.clone());
@@ -260,8 +339,15 @@ step!(RmsNorm, 2, kept 2, f64, |[x, weight], epsilon, grad| {
 step!(AddPrevious, 1, kept 0, (), |[], (), grad| [B::add_previous_backward(grad)]);
 // The inverse of a rotation turns the other way.
 step!(Rotate, 1, kept 0, [FloatTensor<B>; 2], |[], [cos, sin], grad| [B::rotate(grad, cos, B::float_neg(sin))]);
-step!(CausalAttention, 3, kept 3, (), |[query, key, value], (), grad| {
-    B::causal_attention_backward(query, key, value, grad).into()
+step!(RotaryAttention, 2, kept 1, SavedRotaryAttention<B>, |[value], (saved, first_keys), grad| {
+    let [q, k, cos, sin, output, log_sums] = saved;
+    let [v, grad] = [value, grad].map(|x| B::float_swap_dims(x, 1, 2));
+    let (d_q, d_k, d_v) = B::causal_attention_backward(q, k, v, first_keys, output, log_sums, grad);
+    let [d_q, d_k, d_v] = [d_q, d_k, d_v].map(|x| B::float_swap_dims(x, 1, 2));
+    [B::rotate_pair(d_q, d_k, cos, B::float_neg(sin)), d_v]
+});
+step!(CausalAttention, 3, kept 3, SavedAttention<B>, |[query, key, value], (first_keys, output, log_sums), grad| {
+    B::causal_attention_backward(query, key, value, first_keys, output, log_sums, grad).into()
 });
 step!(LinearCrossEntropy, 2, kept 2, (IntTensor<B>, f64, usize), |[rows, weight], (labels, scale, at_once), grad| {
     B::linear_cross_entropy_backward(rows, weight, labels, scale, at_once, grad).into()

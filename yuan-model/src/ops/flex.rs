@@ -9,7 +9,7 @@ use burn::backend::{
 };
 use burn::tensor::{DType, TensorData};
 
-use super::{AdamWStep, YuanOps, portable};
+use super::{AdamWStep, YuanOps, fast_paths, packed, portable};
 
 mod attention;
 mod elementwise;
@@ -20,42 +20,51 @@ mod rows;
 type Float = FloatTensor<Flex>;
 type Int = IntTensor<Flex>;
 
+/// What the kernels take.
+fn is_fast(tensor: &Float) -> bool {
+    fast_paths() && tensor.dtype() == DType::F32
+}
+
+/// Tries a fast version; it declines what it does not take.
+fn fast<T>(version: impl FnOnce() -> Option<T>) -> Option<T> {
+    if fast_paths() { version() } else { None }
+}
+
 impl YuanOps for Flex {
     fn grouped_matmul(rows: Float, weight: Float, rows_per_group: Vec<usize>) -> Float {
-        if rows.dtype() != DType::F32 {
+        if !is_fast(&rows) {
             return portable::grouped_matmul::<Self>(rows, weight, &rows_per_group);
         }
         grouped::product(&rows, &weight, &rows_per_group)
     }
 
     fn grouped_matmul_weight_backward(rows: Float, grad: Float, rows_per_group: Vec<usize>) -> Float {
-        if rows.dtype() != DType::F32 {
+        if !is_fast(&rows) {
             return portable::grouped_matmul_weight_backward::<Self>(rows, grad, &rows_per_group);
         }
         grouped::weight_gradient(&rows, &grad, &rows_per_group)
     }
 
     fn swiglu(gate_up: Float) -> Float {
-        elementwise::swiglu(&gate_up).unwrap_or_else(|| portable::swiglu::<Self>(gate_up))
+        fast(|| elementwise::swiglu(&gate_up)).unwrap_or_else(|| portable::swiglu::<Self>(gate_up))
     }
 
     fn swiglu_backward(gate_up: Float, grad: Float) -> Float {
-        let fast = elementwise::swiglu_backward(&gate_up, &grad);
+        let fast = fast(|| elementwise::swiglu_backward(&gate_up, &grad));
         fast.unwrap_or_else(|| portable::swiglu_backward::<Self>(gate_up, grad))
     }
 
     fn gather_rows(source: Float, rows: Int, _inverse: Int, _copies: usize) -> Float {
-        use burn::backend::ops::FloatTensorOps;
-        rows::gather(&source, &rows).unwrap_or_else(|| Self::float_select(source, 0, rows))
+        fast(|| rows::gather(&source, &rows)).unwrap_or_else(|| portable::gather_rows::<Self>(source, rows))
     }
 
     fn gather_rows_backward(grad: Float, inverse: Int, copies: usize) -> Float {
-        let fast = rows::gather_sum(&grad, &inverse, copies);
+        let fast = fast(|| rows::gather_sum(&grad, &inverse, copies));
         fast.unwrap_or_else(|| portable::gather_rows_backward::<Self>(grad, inverse, copies))
     }
 
     fn combine_rows(rows: Float, weights: Float, row_of_pair: Int, _pair_of_row: Int) -> Float {
-        let fast = rows::combine(&rows, &weights, &row_of_pair);
+        let fast = fast(|| rows::combine(&rows, &weights, &row_of_pair));
         fast.unwrap_or_else(|| portable::combine_rows::<Self>(rows, weights, row_of_pair))
     }
 
@@ -66,42 +75,44 @@ impl YuanOps for Flex {
         pair_of_row: Int,
         grad: Float,
     ) -> (Float, Float) {
-        let fast = rows::combine_backward(&rows, &weights, &row_of_pair, &pair_of_row, &grad);
+        let fast = fast(|| rows::combine_backward(&rows, &weights, &row_of_pair, &pair_of_row, &grad));
         fast.unwrap_or_else(|| {
             portable::combine_rows_backward::<Self>(rows, weights, row_of_pair, pair_of_row, grad)
         })
     }
 
     fn rms_norm(x: Float, weight: Float, epsilon: f64) -> Float {
-        rows::rms_norm(&x, &weight, epsilon).unwrap_or_else(|| portable::rms_norm::<Self>(x, weight, epsilon))
+        fast(|| rows::rms_norm(&x, &weight, epsilon))
+            .unwrap_or_else(|| portable::rms_norm::<Self>(x, weight, epsilon))
     }
 
     fn rms_norm_backward(x: Float, weight: Float, grad: Float, epsilon: f64) -> (Float, Float) {
-        let fast = rows::rms_norm_backward(&x, &weight, &grad, epsilon);
+        let fast = fast(|| rows::rms_norm_backward(&x, &weight, &grad, epsilon));
         fast.unwrap_or_else(|| portable::rms_norm_backward::<Self>(x, weight, grad, epsilon))
     }
 
     fn add_previous(taps: Float) -> Float {
-        elementwise::add_previous(&taps).unwrap_or_else(|| portable::add_previous::<Self>(taps))
+        fast(|| elementwise::add_previous(&taps)).unwrap_or_else(|| portable::add_previous::<Self>(taps))
     }
 
     fn add_previous_backward(grad: Float) -> Float {
-        let fast = elementwise::add_previous_backward(&grad);
+        let fast = fast(|| elementwise::add_previous_backward(&grad));
         fast.unwrap_or_else(|| portable::add_previous_backward::<Self>(grad))
     }
 
     fn rotate(x: Float, cos: Float, sin: Float) -> Float {
         // Queries and keys are parts of one product, so they come strided.
         let x = x.to_contiguous();
-        elementwise::rotate(&x, &cos, &sin).unwrap_or_else(|| portable::rotate::<Self>(x, cos, sin))
+        fast(|| elementwise::rotate(&x, &cos, &sin)).unwrap_or_else(|| portable::rotate::<Self>(x, cos, sin))
     }
 
-    fn causal_attention(query: Float, key: Float, value: Float) -> Float {
-        if query.dtype() != DType::F32 {
-            return portable::causal_attention::<Self>(query, key, value);
+    fn causal_attention(query: Float, key: Float, value: Float, first_keys: Int) -> (Float, Float) {
+        let first_keys = packed(first_keys);
+        if !is_fast(&query) || first_keys.is_some() {
+            return portable::causal_attention::<Self>(query, key, value, first_keys);
         }
         let [batch, _, seq, _] = query.shape().dims();
-        attention::forward(&query, &key, &value, seq, &vec![0; batch])
+        (attention::forward(&query, &key, &value, seq, &vec![0; batch]), tensor(vec![0.0], [1]))
     }
 
     fn cached_attention(
@@ -111,7 +122,7 @@ impl YuanOps for Flex {
         length: usize,
         first_keys: Vec<usize>,
     ) -> Float {
-        if query.dtype() != DType::F32 {
+        if !is_fast(&query) {
             return portable::cached_attention::<Self>(query, key, value, length, &first_keys);
         }
         attention::forward(&query, &key, &value, length, &first_keys)
@@ -121,28 +132,31 @@ impl YuanOps for Flex {
         query: Float,
         key: Float,
         value: Float,
+        first_keys: Int,
+        _output: Float,
+        _log_sums: Float,
         grad: Float,
     ) -> (Float, Float, Float) {
-        if query.dtype() != DType::F32 {
-            return portable::causal_attention_backward::<Self>(query, key, value, grad);
+        let first_keys = packed(first_keys);
+        if !is_fast(&query) || first_keys.is_some() {
+            return portable::causal_attention_backward::<Self>(query, key, value, first_keys, grad);
         }
         attention::backward(&query, &key, &value, &grad)
     }
 
     fn cross_entropy(logits: Float, labels: Int) -> Float {
-        let fast = rows::cross_entropy(&logits, &labels);
+        let fast = fast(|| rows::cross_entropy(&logits, &labels));
         fast.unwrap_or_else(|| portable::cross_entropy::<Self>(logits, labels))
     }
 
     fn cross_entropy_backward(logits: Float, labels: Int, grad: Float) -> Float {
-        let fast = rows::cross_entropy_backward(&logits, &labels, &grad);
+        let fast = fast(|| rows::cross_entropy_backward(&logits, &labels, &grad));
         fast.unwrap_or_else(|| portable::cross_entropy_backward::<Self>(logits, labels, grad))
     }
 
     fn sum_of_squares(x: Float) -> Float {
-        use burn::backend::ops::FloatTensorOps;
         let x = x.to_contiguous();
-        elementwise::sum_of_squares(&x).unwrap_or_else(|| Self::float_sum(Self::float_mul(x.clone(), x)))
+        fast(|| elementwise::sum_of_squares(&x)).unwrap_or_else(|| portable::sum_of_squares::<Self>(x))
     }
 
     fn adamw_update(
@@ -152,7 +166,8 @@ impl YuanOps for Flex {
         mut moment_2: Float,
         step: AdamWStep,
     ) -> (Float, Float, Float) {
-        let done = elementwise::adamw_update([&mut param, &mut moment_1, &mut moment_2], &grad, &step);
+        let done =
+            fast(|| elementwise::adamw_update([&mut param, &mut moment_1, &mut moment_2], &grad, &step));
         match done {
             Some(()) => (param, moment_1, moment_2),
             None => portable::adamw_update::<Self>(param, grad, moment_1, moment_2, &step),

@@ -6,11 +6,65 @@ use burn::backend::{
     Backend, TensorMetadata, get_or_init_device_settings,
     tensor::{BoolTensor, FloatTensor, IntTensor},
 };
-use burn::tensor::{
-    DType, FloatDType, IndexingUpdateOp, Shape, Slice, TensorData, ops::AttentionModuleOptions,
-};
+use burn::tensor::{FloatDType, IndexingUpdateOp, Shape, Slice, TensorData};
 
 use super::{AdamWStep, YuanOps};
+
+/// See [`ops::dense`](super::dense).
+pub fn dense<B: Backend>(rows: FloatTensor<B>, weight: FloatTensor<B>) -> FloatTensor<B> {
+    B::float_matmul(rows, weight)
+}
+
+/// `rowsᵀ · grad`.
+pub fn dense_weight_backward<B: Backend>(rows: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
+    B::float_matmul(B::float_transpose(rows), grad)
+}
+
+/// See [`ops::embed`](super::embed).
+pub fn embed<B: Backend>(weight: FloatTensor<B>, ids: IntTensor<B>, dtype: FloatDType) -> FloatTensor<B> {
+    B::float_cast(B::float_select(weight, 0, ids), dtype)
+}
+
+/// Every row's gradient added to its place in the table.
+pub fn embed_backward<B: Backend>(grad: FloatTensor<B>, ids: IntTensor<B>, vocab: usize) -> FloatTensor<B> {
+    let grad = B::float_cast(grad, FloatDType::F32);
+    let table = zeros_like::<B>(&grad, Shape::from([vocab, grad.shape()[1]]));
+    B::float_select_assign(table, 0, ids, grad, IndexingUpdateOp::Add)
+}
+
+/// See [`ops::gather_rows`](super::gather_rows).
+pub fn gather_rows<B: Backend>(source: FloatTensor<B>, rows: IntTensor<B>) -> FloatTensor<B> {
+    B::float_select(source, 0, rows)
+}
+
+/// See [`ops::dispatch_order`](super::dispatch_order): a counting sort in tensor operations, nothing is sorted.
+pub fn dispatch_order<B: Backend>(
+    experts: IntTensor<B>,
+    num_experts: usize,
+) -> (IntTensor<B>, IntTensor<B>, IntTensor<B>) {
+    let ([tokens, top_k], device) = (experts.shape().dims(), experts.device());
+    let settings = get_or_init_device_settings::<B>(&device);
+    let (pairs, dtype) = (tokens * top_k, experts.dtype());
+    let arange =
+        |end: usize| B::int_cast(B::int_arange(0..end as i64, &device, settings.int_dtype), dtype.into());
+    let flat = |x: IntTensor<B>, size: usize| B::int_reshape(x, Shape::from([size]));
+    let expert_of_pair = B::int_reshape(experts, Shape::from([pairs, 1]));
+    let wide = Shape::from([pairs, num_experts]);
+    let columns =
+        B::int_expand(B::int_reshape(arange(num_experts), Shape::from([1, num_experts])), wide.clone());
+    let own = B::int_expand(expert_of_pair.clone(), wide);
+    let visits = B::bool_into_int(B::int_equal(own, columns, settings.bool_dtype), settings.int_dtype);
+    // Earlier pairs of the same expert, plus all pairs of earlier experts.
+    let earlier = B::int_sum_dim(B::int_mul(B::int_cumsum(visits.clone(), 0), visits.clone()), 1);
+    let earlier = B::int_sub_scalar(flat(earlier, pairs), 1.into());
+    let counts = flat(B::int_sum_dim(visits, 0), num_experts);
+    let starts = B::int_sub(B::int_cumsum(counts.clone(), 0), counts.clone());
+    let starts = B::int_gather(0, starts, flat(expert_of_pair, pairs));
+    let row_of_pair = B::int_add(earlier, starts);
+    let nothing = B::int_zeros(Shape::from([pairs]), &device, settings.int_dtype);
+    let pair_of_row = B::int_scatter(0, nothing, row_of_pair.clone(), arange(pairs), IndexingUpdateOp::Add);
+    (row_of_pair, pair_of_row, counts)
+}
 
 /// A product per group on its slice of rows; empty groups cost nothing.
 pub fn grouped_matmul<B: Backend>(
@@ -123,8 +177,9 @@ pub fn combine_rows_backward<B: Backend>(
     (d_rows, B::float_reshape(d_weights, Shape::from([tokens, top_k])))
 }
 
-/// The normalised rows, and `1 / sqrt(mean(x²) + ε)` of each.
+/// The normalised rows in f32, and `1 / sqrt(mean(x²) + ε)` of each.
 fn normalised<B: Backend>(x: FloatTensor<B>, epsilon: f64) -> (FloatTensor<B>, FloatTensor<B>) {
+    let x = B::float_cast(x, FloatDType::F32);
     let mean_square = B::float_mean_dim(B::float_mul(x.clone(), x.clone()), 1);
     let inverse = B::float_recip(B::float_sqrt(B::float_add_scalar(mean_square, epsilon.into())));
     (B::float_mul(x, inverse.clone()), inverse)
@@ -132,8 +187,9 @@ fn normalised<B: Backend>(x: FloatTensor<B>, epsilon: f64) -> (FloatTensor<B>, F
 
 /// See [`ops::rms_norm`](super::rms_norm).
 pub fn rms_norm<B: Backend>(x: FloatTensor<B>, weight: FloatTensor<B>, epsilon: f64) -> FloatTensor<B> {
-    let width = weight.shape()[0];
-    B::float_mul(normalised::<B>(x, epsilon).0, B::float_reshape(weight, Shape::from([1, width])))
+    let (width, dtype) = (weight.shape()[0], x.dtype());
+    let weight = B::float_reshape(weight, Shape::from([1, width]));
+    B::float_cast(B::float_mul(normalised::<B>(x, epsilon).0, weight), dtype.into())
 }
 
 /// With `n` the normalised row, `r` its inverse root and `g = grad ⊙ weight`:
@@ -144,13 +200,14 @@ pub fn rms_norm_backward<B: Backend>(
     grad: FloatTensor<B>,
     epsilon: f64,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
-    let width = weight.shape()[0];
+    let (width, dtype) = (weight.shape()[0], x.dtype());
     let (normed, inverse) = normalised::<B>(x, epsilon);
+    let grad = B::float_cast(grad, FloatDType::F32);
     let d_weight = B::float_sum_dim(B::float_mul(grad.clone(), normed.clone()), 0);
     let scaled = B::float_mul(grad, B::float_reshape(weight, Shape::from([1, width])));
     let along = B::float_mean_dim(B::float_mul(scaled.clone(), normed.clone()), 1);
     let d_x = B::float_mul(B::float_sub(scaled, B::float_mul(normed, along)), inverse);
-    (d_x, B::float_reshape(d_weight, Shape::from([width])))
+    (B::float_cast(d_x, dtype.into()), B::float_reshape(d_weight, Shape::from([width])))
 }
 
 /// See [`ops::add_previous`](super::add_previous).
@@ -192,28 +249,72 @@ pub fn rotate<B: Backend>(x: FloatTensor<B>, cos: FloatTensor<B>, sin: FloatTens
     B::float_cat(parts, 3)
 }
 
-/// See [`ops::causal_attention`](super::causal_attention).
+/// Both [rotated](super::rotate), side by side in every head.
+pub fn rotate_pair<B: YuanOps>(
+    first: FloatTensor<B>,
+    second: FloatTensor<B>,
+    cos: FloatTensor<B>,
+    sin: FloatTensor<B>,
+) -> FloatTensor<B> {
+    B::float_cat(vec![B::rotate(first, cos.clone(), sin.clone()), B::rotate(second, cos, sin)], 3)
+}
+
+/// Queries and keys taken apart and rotated, and values, all `[batch, heads, seq, head_dim]`.
+pub(super) fn rotated_heads<B: YuanOps>(
+    query_key: FloatTensor<B>,
+    value: FloatTensor<B>,
+    cos: FloatTensor<B>,
+    sin: FloatTensor<B>,
+) -> [FloatTensor<B>; 3] {
+    let width = value.shape()[3];
+    let half = |range| part::<B>(query_key.clone(), 3, range);
+    let query = B::rotate(half(0..width), cos.clone(), sin.clone());
+    let key = B::rotate(half(width..2 * width), cos, sin);
+    [query, key, value].map(|x| B::float_swap_dims(x, 1, 2))
+}
+
+/// See [`ops::causal_attention`](super::causal_attention); the softmax is in f32 whatever the type.
 ///
-/// In f32 it is Burn's own, which has kernels that never form the scores; narrower types keep their softmax in f32.
+/// Not Burn's own: on CUDA its choice among kernels has been seen to try them for minutes.
 pub fn causal_attention<B: Backend>(
     query: FloatTensor<B>,
     key: FloatTensor<B>,
     value: FloatTensor<B>,
-) -> FloatTensor<B> {
-    if query.dtype() == DType::F32 {
-        let options = AttentionModuleOptions { is_causal: true, ..Default::default() };
-        return B::attention(query, key, value, None, None, options);
-    }
+    first_keys: Option<IntTensor<B>>,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let nothing = B::float_zeros(Shape::from([1]), &query.device(), FloatDType::F32);
     let dtype = value.dtype().into();
-    B::float_matmul(B::float_cast(causal_probabilities::<B>(query, key), dtype), value)
+    let probabilities = causal_probabilities::<B>(query, key, first_keys);
+    (B::float_matmul(B::float_cast(probabilities, dtype), value), nothing)
 }
 
-/// Softmax of the scaled scores in f32, zero in the future.
-fn causal_probabilities<B: Backend>(query: FloatTensor<B>, key: FloatTensor<B>) -> FloatTensor<B> {
-    let scale = 1.0 / (query.shape()[3] as f64).sqrt();
+/// Softmax of the scaled scores in f32, zero in the future and before the first key.
+fn causal_probabilities<B: Backend>(
+    query: FloatTensor<B>,
+    key: FloatTensor<B>,
+    first_keys: Option<IntTensor<B>>,
+) -> FloatTensor<B> {
+    let [batch, heads, seq, width] = query.shape().dims();
     let scores = B::float_cast(B::float_matmul(query, B::float_transpose(key)), FloatDType::F32);
-    let scores = B::float_mul_scalar(scores, scale.into());
-    softmax::<B>(B::float_mask_fill(scores.clone(), future::<B>(&scores), f32::NEG_INFINITY.into()))
+    let scores = B::float_mul_scalar(scores, (1.0 / (width as f64).sqrt()).into());
+    let hidden = future::<B>(&scores);
+    let hidden = match first_keys {
+        Some(first) => B::bool_or(hidden, before::<B>(first, [batch, heads, seq])),
+        None => hidden,
+    };
+    softmax::<B>(B::float_mask_fill(scores, hidden, f32::NEG_INFINITY.into()))
+}
+
+/// True where the key comes before the query's first one: `[batch, seq]` → `[batch, heads, seq, seq]`.
+fn before<B: Backend>(first_keys: IntTensor<B>, [batch, heads, seq]: [usize; 3]) -> BoolTensor<B> {
+    let device = first_keys.device();
+    let settings = get_or_init_device_settings::<B>(&device);
+    let wide = Shape::from([batch, 1, seq, seq]);
+    let keys = B::int_arange(0..seq as i64, &device, settings.int_dtype);
+    let keys = B::int_expand(B::int_reshape(keys, Shape::from([1, 1, 1, seq])), wide.clone());
+    let first = B::int_expand(B::int_reshape(first_keys, Shape::from([batch, 1, seq, 1])), wide);
+    let mask = B::int_lower(keys, first, settings.bool_dtype);
+    B::bool_expand(mask, Shape::from([batch, heads, seq, seq]))
 }
 
 /// True where a key comes after its query, or before the first key of its row and is not the query's own;
@@ -252,10 +353,11 @@ pub fn causal_attention_backward<B: Backend>(
     query: FloatTensor<B>,
     key: FloatTensor<B>,
     value: FloatTensor<B>,
+    first_keys: Option<IntTensor<B>>,
     grad: FloatTensor<B>,
 ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
     let (scale, dtype) = (1.0 / (query.shape()[3] as f64).sqrt(), query.dtype().into());
-    let p = causal_probabilities::<B>(query.clone(), key.clone());
+    let p = causal_probabilities::<B>(query.clone(), key.clone(), first_keys);
     let d_value = B::float_matmul(B::float_transpose(B::float_cast(p.clone(), dtype)), grad.clone());
     let d_p = B::float_cast(B::float_matmul(grad, B::float_transpose(value)), FloatDType::F32);
     let along = B::float_sum_dim(B::float_mul(d_p.clone(), p.clone()), 3);
@@ -391,6 +493,11 @@ fn piece_logits<B: Backend>(
 
 fn int_rows<B: Backend>(labels: &IntTensor<B>, piece: Range<usize>) -> IntTensor<B> {
     B::int_slice(labels.clone(), &[Slice::from(piece)])
+}
+
+/// See [`ops::sum_of_squares`](super::sum_of_squares).
+pub fn sum_of_squares<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    B::float_sum(B::float_mul(x.clone(), x))
 }
 
 /// AdamW as in Loshchilov and Hutter, "Decoupled Weight Decay Regularization", Algorithm 2.

@@ -39,7 +39,7 @@ pub(super) fn loss_and_gradients(
     };
     let leaf = |x: &Tensor<3>| Tensor::from_inner(x.clone()).require_grad();
 
-    let embedded = model.embedding.forward(batch.input_ids).cast(options.precision.dtype());
+    let embedded = model.embed(batch.input_ids, Some(options.precision.dtype()));
     let mut x = embedded.clone().inner();
     let (mut inputs, mut tokens_per_expert) = (Vec::new(), Vec::new());
     let mut balance_losses = Vec::new();

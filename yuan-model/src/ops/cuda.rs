@@ -1,0 +1,302 @@
+//! Fast versions for CUDA: products by cuBLAS, and kernels of our own around them.
+//!
+//! The kernels are CUDA C++ that NVRTC, which CubeCL loads anyway, compiles at their first use, for f32 and for bf16
+//! activations. They read and write CubeCL's memory in place ([`device`]). What they do not take (another type, a width that
+//! is no multiple of eight, a machine without NVRTC or cuBLASLt) goes the portable way.
+
+use burn::tensor::{DType, FloatDType};
+use burn_cubecl::{CubeBackend, tensor::CubeTensor};
+
+use super::{AdamWStep, Counts, YuanOps, packed, portable};
+
+mod attention;
+mod blas;
+mod device;
+mod dispatch;
+mod elementwise;
+mod flash;
+mod optimizer;
+mod products;
+mod rows;
+mod tensors;
+
+use tensors::{VECTOR, has_fast_rows, is_fast};
+
+type Tensor = CubeTensor;
+
+/// Indices as the kernels read them.
+fn is_index(tensor: &Tensor) -> bool {
+    tensor.dtype == DType::I32
+}
+
+fn is_f32(tensor: &Tensor) -> bool {
+    tensor.dtype == DType::F32
+}
+
+/// Halves of whole vectors.
+fn has_fast_halves(tensor: &Tensor) -> bool {
+    is_fast(tensor) && tensor.meta.shape().last().is_some_and(|width| width.is_multiple_of(2 * VECTOR))
+}
+
+fn same_type(tensors: &[&Tensor]) -> bool {
+    tensors.iter().all(|tensor| tensor.dtype == tensors[0].dtype)
+}
+
+fn takes_attention(tensors: &[&Tensor], first_keys: Option<&Tensor>) -> bool {
+    is_fast(tensors[0]) && same_type(tensors) && first_keys.is_none_or(is_index)
+}
+
+impl YuanOps for CubeBackend {
+    fn dense(rows: Tensor, weight: Tensor) -> Tensor {
+        if is_fast(&rows) && same_type(&[&rows, &weight]) {
+            return products::product(rows, weight);
+        }
+        portable::dense::<Self>(rows, weight)
+    }
+
+    fn dense_weight_backward(rows: Tensor, grad: Tensor) -> Tensor {
+        if is_fast(&rows) && same_type(&[&rows, &grad]) {
+            return products::weight_gradient(rows, grad);
+        }
+        portable::dense_weight_backward::<Self>(rows, grad)
+    }
+
+    fn embed(weight: Tensor, ids: Tensor, dtype: FloatDType) -> Tensor {
+        let known = matches!(dtype, FloatDType::F32 | FloatDType::BF16);
+        if has_fast_rows(&weight) && is_f32(&weight) && is_index(&ids) && known {
+            return rows::embed(weight, ids, dtype.into());
+        }
+        portable::embed::<Self>(weight, ids, dtype)
+    }
+
+    fn embed_backward(grad: Tensor, ids: Tensor, vocab: usize) -> Tensor {
+        if has_fast_rows(&grad) && is_index(&ids) && vocab <= dispatch::MOST_SORTED {
+            return rows::embed_backward(grad, ids, vocab);
+        }
+        portable::embed_backward::<Self>(grad, ids, vocab)
+    }
+
+    fn grouped_matmul(rows: Tensor, weight: Tensor, rows_per_group: Vec<usize>) -> Tensor {
+        if is_fast(&rows) && same_type(&[&rows, &weight]) {
+            return products::grouped(rows, weight, &rows_per_group);
+        }
+        portable::grouped_matmul::<Self>(rows, weight, &rows_per_group)
+    }
+
+    fn grouped_matmul_weight_backward(rows: Tensor, grad: Tensor, rows_per_group: Vec<usize>) -> Tensor {
+        if is_fast(&rows) && same_type(&[&rows, &grad]) {
+            return products::grouped_weight_gradient(rows, grad, &rows_per_group);
+        }
+        portable::grouped_matmul_weight_backward::<Self>(rows, grad, &rows_per_group)
+    }
+
+    fn swiglu(gate_up: Tensor) -> Tensor {
+        if has_fast_halves(&gate_up) {
+            return elementwise::swiglu(gate_up);
+        }
+        portable::swiglu::<Self>(gate_up)
+    }
+
+    fn swiglu_backward(gate_up: Tensor, grad: Tensor) -> Tensor {
+        if has_fast_halves(&gate_up) && same_type(&[&gate_up, &grad]) {
+            return elementwise::swiglu_backward(gate_up, grad);
+        }
+        portable::swiglu_backward::<Self>(gate_up, grad)
+    }
+
+    fn gather_rows(source: Tensor, rows: Tensor, _inverse: Tensor, _copies: usize) -> Tensor {
+        if has_fast_rows(&source) && is_index(&rows) {
+            return rows::gather(source, rows);
+        }
+        portable::gather_rows::<Self>(source, rows)
+    }
+
+    fn gather_rows_backward(grad: Tensor, inverse: Tensor, copies: usize) -> Tensor {
+        if has_fast_rows(&grad) && is_index(&inverse) {
+            return rows::gather_sum(grad, inverse, copies);
+        }
+        portable::gather_rows_backward::<Self>(grad, inverse, copies)
+    }
+
+    fn combine_rows(rows: Tensor, weights: Tensor, row_of_pair: Tensor, _pair_of_row: Tensor) -> Tensor {
+        if has_fast_rows(&rows) && same_type(&[&rows, &weights]) && is_index(&row_of_pair) {
+            return rows::combine(rows, weights, row_of_pair);
+        }
+        portable::combine_rows::<Self>(rows, weights, row_of_pair)
+    }
+
+    fn combine_rows_backward(
+        rows: Tensor,
+        weights: Tensor,
+        row_of_pair: Tensor,
+        pair_of_row: Tensor,
+        grad: Tensor,
+    ) -> (Tensor, Tensor) {
+        if has_fast_rows(&rows) && same_type(&[&rows, &weights, &grad]) && is_index(&row_of_pair) {
+            return rows::combine_backward(rows, weights, row_of_pair, grad);
+        }
+        portable::combine_rows_backward::<Self>(rows, weights, row_of_pair, pair_of_row, grad)
+    }
+
+    fn rms_norm(x: Tensor, weight: Tensor, epsilon: f64) -> Tensor {
+        if has_fast_rows(&x) && is_f32(&weight) {
+            return rows::rms_norm(x, weight, epsilon);
+        }
+        portable::rms_norm::<Self>(x, weight, epsilon)
+    }
+
+    fn rms_norm_backward(x: Tensor, weight: Tensor, grad: Tensor, epsilon: f64) -> (Tensor, Tensor) {
+        let fits = weight.meta.shape().num_elements() <= rows::WIDEST_NORM;
+        if has_fast_rows(&x) && fits && is_f32(&weight) && same_type(&[&x, &grad]) {
+            return rows::rms_norm_backward(x, weight, grad, epsilon);
+        }
+        portable::rms_norm_backward::<Self>(x, weight, grad, epsilon)
+    }
+
+    fn add_previous(taps: Tensor) -> Tensor {
+        if has_fast_halves(&taps) {
+            return elementwise::add_previous(taps);
+        }
+        portable::add_previous::<Self>(taps)
+    }
+
+    fn add_previous_backward(grad: Tensor) -> Tensor {
+        if has_fast_rows(&grad) {
+            return elementwise::add_previous_backward(grad);
+        }
+        portable::add_previous_backward::<Self>(grad)
+    }
+
+    fn rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor {
+        if is_fast(&x) && same_type(&[&x, &cos, &sin]) && elementwise::can_rotate(&x, &cos) {
+            return elementwise::rotate(x, cos, sin);
+        }
+        portable::rotate::<Self>(x, cos, sin)
+    }
+
+    fn rotate_pair(first: Tensor, second: Tensor, cos: Tensor, sin: Tensor) -> Tensor {
+        let fast = |x: &Tensor| is_fast(x) && same_type(&[x, &cos, &sin]) && elementwise::can_rotate(x, &cos);
+        if fast(&first) && fast(&second) {
+            return elementwise::rotate_pair([first, second], cos, sin);
+        }
+        portable::rotate_pair::<Self>(first, second, cos, sin)
+    }
+
+    fn causal_attention(query: Tensor, key: Tensor, value: Tensor, first_keys: Tensor) -> (Tensor, Tensor) {
+        let first_keys = packed(first_keys);
+        if !takes_attention(&[&query, &key, &value], first_keys.as_ref()) {
+            return portable::causal_attention::<Self>(query, key, value, first_keys);
+        }
+        if flash::takes(&query) {
+            return flash::forward(query, key, value, first_keys);
+        }
+        let nothing = tensors::empty(&query, [1], DType::F32);
+        (attention::forward(query, key, value, first_keys), nothing)
+    }
+
+    fn cached_attention(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        length: usize,
+        first_keys: Vec<usize>,
+    ) -> Tensor {
+        if takes_attention(&[&query, &key, &value], None) {
+            return attention::cached(query, key, value, length, &first_keys);
+        }
+        portable::cached_attention::<Self>(query, key, value, length, &first_keys)
+    }
+
+    fn causal_attention_backward(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        first_keys: Tensor,
+        output: Tensor,
+        log_sums: Tensor,
+        grad: Tensor,
+    ) -> (Tensor, Tensor, Tensor) {
+        let first_keys = packed(first_keys);
+        if !takes_attention(&[&query, &key, &value, &grad], first_keys.as_ref()) {
+            return portable::causal_attention_backward::<Self>(query, key, value, first_keys, grad);
+        }
+        // Sums are there if the fast version was on when the output was made.
+        if flash::takes(&query) && log_sums.meta.shape().len() == 3 {
+            return flash::backward([query, key, value], first_keys, [output, log_sums], grad);
+        }
+        attention::backward(query, key, value, first_keys, grad)
+    }
+
+    fn cross_entropy(logits: Tensor, labels: Tensor) -> Tensor {
+        if is_fast(&logits) && is_f32(&logits) && is_index(&labels) {
+            return rows::cross_entropy(logits, labels);
+        }
+        portable::cross_entropy::<Self>(logits, labels)
+    }
+
+    fn cross_entropy_backward(logits: Tensor, labels: Tensor, grad: Tensor) -> Tensor {
+        if is_fast(&logits) && is_f32(&logits) && is_f32(&grad) && is_index(&labels) {
+            return rows::cross_entropy_backward(logits, labels, grad, 1.0, DType::F32);
+        }
+        portable::cross_entropy_backward::<Self>(logits, labels, grad)
+    }
+
+    fn linear_cross_entropy(
+        rows: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        scale: f64,
+        rows_at_once: usize,
+    ) -> Tensor {
+        if is_fast(&rows) && same_type(&[&rows, &weight]) && is_index(&labels) {
+            return rows::linear_cross_entropy(rows, weight, labels, scale, rows_at_once);
+        }
+        portable::linear_cross_entropy::<Self>(rows, weight, labels, scale, rows_at_once)
+    }
+
+    fn linear_cross_entropy_backward(
+        rows: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        scale: f64,
+        rows_at_once: usize,
+        grad: Tensor,
+    ) -> (Tensor, Tensor) {
+        if is_fast(&rows) && same_type(&[&rows, &weight]) && is_index(&labels) && is_f32(&grad) {
+            return rows::linear_cross_entropy_backward(rows, weight, labels, scale, rows_at_once, grad);
+        }
+        portable::linear_cross_entropy_backward::<Self>(rows, weight, labels, scale, rows_at_once, grad)
+    }
+
+    fn dispatch_order(experts: Tensor, num_experts: usize) -> (Tensor, Tensor, Tensor) {
+        if dispatch::is_fast(&experts, num_experts) {
+            return dispatch::order(experts, num_experts);
+        }
+        portable::dispatch_order::<Self>(experts, num_experts)
+    }
+
+    fn read_counts(counts: Tensor) -> Counts {
+        let experts = counts.meta.shape().num_elements();
+        Counts(if dispatch::is_fast(&counts, experts) { dispatch::counts(&counts) } else { None })
+    }
+
+    fn sum_of_squares(x: Tensor) -> Tensor {
+        if is_fast(&x) && is_f32(&x) {
+            return optimizer::sum_of_squares(x);
+        }
+        portable::sum_of_squares::<Self>(x)
+    }
+
+    fn adamw_update(
+        param: Tensor,
+        grad: Tensor,
+        moment_1: Tensor,
+        moment_2: Tensor,
+        step: AdamWStep,
+    ) -> (Tensor, Tensor, Tensor) {
+        if is_fast(&param) && is_f32(&param) && same_type(&[&param, &grad, &moment_1, &moment_2]) {
+            return optimizer::adamw(param, grad, moment_1, moment_2, &step);
+        }
+        portable::adamw_update::<Self>(param, grad, moment_1, moment_2, &step)
+    }
+}

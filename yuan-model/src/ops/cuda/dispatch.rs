@@ -1,0 +1,103 @@
+//! The order of (token, expert) pairs: a stable counting sort on the device.
+
+use burn::tensor::DType;
+use burn_cubecl::tensor::CubeTensor;
+
+use super::{
+    device::{Arg, Kernel, MOST_SENT, Session, Source, received, run},
+    tensors::{contiguous, dims, empty, is_ours},
+};
+
+/// Pairs of one block.
+const CHUNK: usize = 256;
+
+fn kernel(name: &'static str) -> Kernel {
+    Kernel::new(Source::Dispatch, name, false)
+}
+
+/// Experts whose counts fit a block's memory, and the way to the host.
+const MOST_EXPERTS: usize = MOST_SENT;
+
+/// [`sorted`] takes numbers below this: two digits of so many values.
+pub(super) const MOST_SORTED: usize = MOST_EXPERTS * MOST_EXPERTS;
+
+pub(super) fn is_fast(experts: &CubeTensor, num_experts: usize) -> bool {
+    is_ours(experts) && experts.dtype == DType::I32 && num_experts <= MOST_EXPERTS
+}
+
+/// The three steps of a counting sort of `count` numbers below `buckets`; results as of [`order`].
+#[derive(Debug, Clone, Copy)]
+struct Sort {
+    count: usize,
+    buckets: usize,
+}
+
+impl Sort {
+    fn chunks(self) -> usize {
+        self.count.div_ceil(CHUNK)
+    }
+
+    /// Uninitialised, for what the steps note in between.
+    fn histogram(self, like: &CubeTensor) -> CubeTensor {
+        empty(like, [self.chunks().max(1), self.buckets], like.dtype)
+    }
+
+    fn launch(
+        self,
+        session: &mut Session<'_>,
+        [numbers, histogram, row_of, of_row, totals]: [u64; 5],
+    ) -> Result<(), String> {
+        let [numbers, histogram, row_of, of_row, totals] =
+            [numbers, histogram, row_of, of_row, totals].map(Arg::Pointer);
+        let (count, buckets, shared) = (Arg::Int(self.count), Arg::Int(self.buckets), 4 * self.buckets);
+        let args = [numbers, histogram, count, buckets];
+        session.launch(kernel("count_pairs"), [self.chunks(), 1], CHUNK, shared, &args)?;
+        let args = [histogram, totals, Arg::Int(self.chunks()), buckets];
+        session.launch(kernel("scan_counts"), [1, 1], 512, shared, &args)?;
+        let args = [numbers, histogram, row_of, of_row, count, buckets];
+        session.launch(kernel("place_pairs"), [self.chunks(), 1], CHUNK, CHUNK / 32 * shared, &args)
+    }
+}
+
+/// See [`ops::dispatch_order`](crate::ops::dispatch_order).
+pub(super) fn order(experts: CubeTensor, num_experts: usize) -> (CubeTensor, CubeTensor, CubeTensor) {
+    let experts = contiguous(experts);
+    let [tokens, top_k] = dims(&experts);
+    let sort = Sort { count: tokens * top_k, buckets: num_experts };
+    let [row_of_pair, pair_of_row] = [(); 2].map(|()| empty(&experts, [sort.count], experts.dtype));
+    let (histogram, counts) = (sort.histogram(&experts), empty(&experts, [num_experts], experts.dtype));
+    run([&experts, &histogram, &row_of_pair, &pair_of_row, &counts], |session, pointers| {
+        sort.launch(session, pointers)?;
+        // On its way while the rows are gathered.
+        session.send(pointers[4], num_experts)
+    });
+    (row_of_pair, pair_of_row, counts)
+}
+
+/// An order that sorts `ids`, all below `bound`, and leaves equal ones as they come: by their low digit, then by the high one.
+pub(super) fn sorted(ids: &CubeTensor, bound: usize) -> CubeTensor {
+    let [count] = dims(ids);
+    let base = (bound as f64).sqrt().ceil() as usize;
+    let sort = Sort { count, buckets: base };
+    let [digits, row_of, low, high, order] = [(); 5].map(|()| empty(ids, [count], ids.dtype));
+    let (histogram, totals) = (sort.histogram(ids), empty(ids, [base], ids.dtype));
+    let tensors = [ids, &digits, &row_of, &low, &high, &order, &histogram, &totals];
+    run(tensors, |session, [ids, digits, row_of, low, high, order, histogram, totals]| {
+        let digit = |session: &mut Session<'_>, order: u64, unit: usize, into: u64| {
+            let sizes = [count, unit, base].map(Arg::Int);
+            let args = [&[ids, order, digits].map(Arg::Pointer)[..], &sizes].concat();
+            session.launch(kernel("digits"), [sort.chunks(), 1], CHUNK, 0, &args)?;
+            sort.launch(session, [digits, histogram, row_of, into, totals])
+        };
+        digit(session, 0, 1, low)?;
+        digit(session, low, base, high)?;
+        let args = [&[low, high, order].map(Arg::Pointer)[..], &[Arg::Int(count)]].concat();
+        session.launch(kernel("follow"), [sort.chunks(), 1], CHUNK, 0, &args)
+    });
+    order
+}
+
+/// The counts of [`order`] on the host, if they are its.
+pub(super) fn counts(counts: &CubeTensor) -> Option<Vec<usize>> {
+    Some(received(counts)?.into_iter().map(|count| count as usize).collect())
+}

@@ -1,0 +1,63 @@
+// Rows of attention scores, one block a row: blockIdx.x is the query within the block of queries, blockIdx.y the head.
+// Scores and results are [heads, queries, keys]; query i of the block is at position first + i and sees the keys before it
+// and itself, from `start[batch, position]` on where that is given (a packed row's document).
+
+
+extern "C" __global__ void causal_softmax(const float *scores, T *out, const int *start, int first, int keys, int heads,
+                                          int seq, int head_offset) {
+    const int position = first + blockIdx.x;
+    const int from = start == nullptr ? 0 : start[(i64)((blockIdx.y + head_offset) / heads) * seq + position];
+    const i64 row = ((i64)blockIdx.y * gridDim.x + blockIdx.x) * keys;
+    float top = __int_as_float(0xff800000), sum = 0.f;
+    for (int i = from + threadIdx.x; i <= position; i += blockDim.x) {
+        const float x = scores[row + i];
+        if (x > top) {
+            sum = sum * __expf(top - x) + 1.f;
+            top = x;
+        } else {
+            sum += __expf(x - top);
+        }
+    }
+    const float all = block_max(top);
+    sum = block_sum(top == all ? sum : sum * __expf(top - all));
+    const float inverse = 1.f / sum;
+    for (int i = threadIdx.x; i < keys; i += blockDim.x) {
+        const bool seen = i >= from && i <= position;
+        out[row + i] = round_to_type(seen ? __expf(scores[row + i] - all) * inverse : 0.f);
+    }
+}
+
+// With p the probabilities and d_p their gradient: d_scores = scale * p * (d_p - sum(d_p p)). Writes p and d_scores as
+// rows of `pitch` elements, heads `plane` apart.
+extern "C" __global__ void causal_softmax_backward(const float *scores, const float *d_p, T *p_out, T *d_out,
+                                                   const int *start, int first, int keys, int heads, int seq,
+                                                   int head_offset, float scale, i64 pitch, i64 plane) {
+    const int position = first + blockIdx.x;
+    const int from = start == nullptr ? 0 : start[(i64)((blockIdx.y + head_offset) / heads) * seq + position];
+    const i64 row = ((i64)blockIdx.y * gridDim.x + blockIdx.x) * keys;
+    float top = __int_as_float(0xff800000), sum = 0.f, along = 0.f;
+    for (int i = from + threadIdx.x; i <= position; i += blockDim.x) {
+        const float x = scores[row + i], d = d_p[row + i];
+        if (x > top) {
+            const float shrink = __expf(top - x);
+            sum = sum * shrink + 1.f;
+            along = along * shrink + d;
+            top = x;
+        } else {
+            const float e = __expf(x - top);
+            sum += e;
+            along += e * d;
+        }
+    }
+    const float all = block_max(top), shrink = top == all ? 1.f : __expf(top - all);
+    sum = block_sum(sum * shrink);
+    const float inverse = 1.f / sum;
+    along = block_sum(along * shrink) * inverse;
+    const i64 to = blockIdx.y * plane + (i64)position * pitch;
+    for (int i = threadIdx.x; i < keys; i += blockDim.x) {
+        const bool seen = i >= from && i <= position;
+        const float p = seen ? __expf(scores[row + i] - all) * inverse : 0.f;
+        p_out[to + i] = round_to_type(p);
+        d_out[to + i] = round_to_type(seen ? scale * p * (d_p[row + i] - along) : 0.f);
+    }
+}

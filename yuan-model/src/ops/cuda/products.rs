@@ -1,0 +1,109 @@
+//! Products by cuBLAS: bf16 or f32 operands, f32 arithmetic.
+//!
+//! Gradients of weights come out in f32 whatever the operands are: they are sums over all tokens, and the optimizer wants
+//! them so.
+
+use burn::tensor::DType;
+use burn_cubecl::tensor::CubeTensor;
+
+use super::{
+    blas::Matrix,
+    device::{LANES, Session, run},
+    tensors::{dims, empty, matrix, readable, strides},
+};
+
+/// `rows · weight`, in their type.
+pub(super) fn product(rows: CubeTensor, weight: CubeTensor) -> CubeTensor {
+    let (rows, weight) = (readable(rows), readable(weight));
+    let ([count, _], [_, columns]) = (dims(&rows), dims(&weight));
+    let out = empty(&rows, [count, columns], rows.dtype);
+    if count > 0 {
+        run([&rows, &weight, &out], |session, [rows_at, weight_at, out_at]| {
+            let parts = [matrix(&rows, rows_at), matrix(&weight, weight_at), matrix(&out, out_at)];
+            session.product(0, parts, 1.0, 0.0, None)
+        });
+    }
+    out
+}
+
+/// `rowsᵀ · grad` in f32.
+pub(super) fn weight_gradient(rows: CubeTensor, grad: CubeTensor) -> CubeTensor {
+    let (rows, grad) = (readable(rows), readable(grad));
+    let ([count, d_in], [_, d_out]) = (dims(&rows), dims(&grad));
+    let out = empty(&rows, [d_in, d_out], DType::F32);
+    run([&rows, &grad, &out], |session, [rows_at, grad_at, out_at]| {
+        if count == 0 {
+            return session.zero(out_at, 4 * d_in * d_out);
+        }
+        let parts = [matrix(&rows, rows_at).t(), matrix(&grad, grad_at), matrix(&out, out_at)];
+        session.product(0, parts, 1.0, 0.0, None)
+    });
+    out
+}
+
+/// See [`ops::grouped_matmul`](crate::ops::grouped_matmul).
+pub(super) fn grouped(rows: CubeTensor, weight: CubeTensor, rows_per_group: &[usize]) -> CubeTensor {
+    let (rows, weight) = (readable(rows), readable(weight));
+    let ([num_rows, _], [_, _, d_out]) = (dims(&rows), dims(&weight));
+    let [apart, ..] = strides::<3>(&weight);
+    let out = empty(&rows, [num_rows, d_out], rows.dtype);
+    let size = rows.dtype.size();
+    run([&rows, &weight, &out], |session, [rows_at, weight_at, out_at]| {
+        let (all, out) = (matrix(&rows, rows_at), matrix(&out, out_at));
+        let first = matrix(&weight, weight_at);
+        on_lanes(session, rows_per_group, |session, lane, group, start, end| {
+            let weight = Matrix { pointer: first.pointer + (group * apart * size) as u64, ..first };
+            let parts = [all.slice_rows(start, end), weight, out.slice_rows(start, end)];
+            session.product(lane, parts, 1.0, 0.0, None)
+        })
+    });
+    out
+}
+
+/// `rowsᵀ · grad` of every group in f32, stacked; zero where a group has no rows.
+pub(super) fn grouped_weight_gradient(
+    rows: CubeTensor,
+    grad: CubeTensor,
+    rows_per_group: &[usize],
+) -> CubeTensor {
+    let (rows, grad) = (readable(rows), readable(grad));
+    let ([_, d_in], [_, d_out]) = (dims(&rows), dims(&grad));
+    let out = empty(&rows, [rows_per_group.len(), d_in, d_out], DType::F32);
+    run([&rows, &grad, &out], |session, [rows_at, grad_at, out_at]| {
+        let (rows, grad) = (matrix(&rows, rows_at), matrix(&grad, grad_at));
+        let bytes = 4 * d_in * d_out;
+        let of_group = |group: usize| Matrix {
+            pointer: out_at + (group * bytes) as u64,
+            rows: d_in,
+            columns: d_out,
+            pitch: d_out,
+            transposed: false,
+            bf16: false,
+        };
+        for group in (0..rows_per_group.len()).filter(|&group| rows_per_group[group] == 0) {
+            session.zero(of_group(group).pointer, bytes)?;
+        }
+        on_lanes(session, rows_per_group, |session, lane, group, start, end| {
+            let parts = [rows.slice_rows(start, end).t(), grad.slice_rows(start, end), of_group(group)];
+            session.product(lane, parts, 1.0, 0.0, None)
+        })
+    });
+    out
+}
+
+/// Hands every group that has rows to `work`, the groups in turn to the lanes: the last blocks of one product run beside the
+/// first of the next.
+fn on_lanes(
+    session: &mut Session<'_>,
+    rows_per_group: &[usize],
+    mut work: impl FnMut(&mut Session<'_>, usize, usize, usize, usize) -> Result<(), String>,
+) -> Result<(), String> {
+    session.fork()?;
+    let (mut start, mut lane) = (0, 0);
+    for (group, &count) in rows_per_group.iter().enumerate().filter(|(_, count)| **count > 0) {
+        work(session, lane, group, start, start + count)?;
+        start += count;
+        lane = (lane + 1) % LANES;
+    }
+    session.join()
+}
