@@ -1,27 +1,24 @@
 #!/usr/bin/env bash
-# One training step of the toy in PyTorch and in ours, with the same threads, one after the other.
+# One training step in PyTorch and in ours on a CPU, with the same threads, two runs of each in turn.
 #
-#     scripts/compare_with_torch.sh PATH/TO/torch_yuan.py PATH/TO/toy.json [THREADS]
+#     scripts/compare_with_torch.sh PATH/TO/torch_yuan.py CONFIG.json [THREADS]
 #
-# Needs a python3 with torch (PYTHON names another one).
+# Needs a python3 with torch (PYTHON names another one). OURS names a program of `benches/train_step.rs` that is built already.
 set -euo pipefail
 if [ $# -lt 2 ]; then
     echo "usage: $0 TORCH_PROGRAM CONFIG.json [THREADS]" >&2
     exit 2
 fi
-program=$1 config=$(realpath "$2") threads=${3:-$(nproc)}
+program=$(realpath "$1") config=$(realpath "$2") threads=${3:-$(nproc)}
 cd "$(dirname "$0")/.."
-cargo bench --bench train_step --no-run
-theirs() {
-    "${PYTHON:-python3}" "$program" "$config" --batch 8 --seq 256 --steps 10 --threads "$threads" |
-        python3 -c 'import json, sys; print(json.loads(sys.stdin.read().splitlines()[-1])["tokens_per_s"])'
-}
+if [ -z "${OURS:-}" ]; then cargo bench --bench train_step --no-run; fi
+shape=(--batch 8 --seq 256 --steps 10)
+speed() { python3 -c 'import json, sys; print(json.loads(sys.stdin.read().splitlines()[-1])["tokens_per_s"])'; }
+theirs() { "${PYTHON:-python3}" "$program" "$config" "${shape[@]}" --threads "$threads" | speed; }
 ours() {
-    YUAN_BENCH_CONFIG=$config RAYON_NUM_THREADS=$threads cargo bench --bench train_step 2>/dev/null |
-        python3 -c '
-import re, sys
-middle = re.search(r"thrpt:\s+\[\S+ \S+ (\S+) (K?)elem/s", sys.stdin.read())
-print(float(middle[1]) * (1000 if middle[2] else 1))'
+    # A program outside Cargo does not know what `.cargo/config.toml` sets.
+    export RAYON_NUM_THREADS=$threads MIMALLOC_PURGE_DELAY=-1
+    ${OURS:-cargo bench --quiet --bench train_step --} "$config" "${shape[@]}" | speed
 }
 a=$(theirs) b=$(ours) c=$(theirs) d=$(ours)
 python3 - "$threads" "$a" "$b" "$c" "$d" <<'PY'

@@ -1,37 +1,45 @@
 #!/usr/bin/env bash
 # Tests and runs on a machine with a GPU that has no Rust and no network: build here, carry, run there.
 #
-#     scripts/gpu.sh pack            # builds with the feature `cuda` and packs programs and text into target/gpu
-#     scripts/gpu.sh test            # there, in a copy of the repository with target/gpu: the suite on CUDA
-#     scripts/gpu.sh EXAMPLE ARGS…   # there: an example, for instance `pretrain --device cuda --data target/gpu/text`
+#     scripts/gpu.sh pack [PEERS]         # builds with the feature `cuda` and packs programs, text and PyTorch peers into target/gpu
+#     scripts/gpu.sh test                 # there, in a copy of the repository with target/gpu: the suite on CUDA
+#     scripts/gpu.sh bench CONFIG ARGS…   # there: training steps of a peers' configuration, PyTorch's and ours in turn
+#     scripts/gpu.sh PROGRAM ARGS…        # there: a program, for instance `pretrain --device cuda --data target/gpu/text`
 #
 # Building needs LLVM, which Burn's build downloads by itself.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 pack=target/gpu
-tests=(parity ops)
-examples=(pretrain ablation)
+tests=(on_gpu train_on_gpu)
+programs=(pretrain)
+features=(--workspace --features "yuan/cuda,yuan-model/cuda,yuan-train/cuda")
 
-pack() {
-    rm -rf "$pack" && mkdir -p "$pack"
-    cargo build --release --workspace --features yuan/cuda,yuan-model/cuda --examples
-    cargo test --release --workspace --features yuan/cuda,yuan-model/cuda --no-run \
-        --message-format=json $(printf -- '--test %s ' "${tests[@]}") |
-        python3 -c '
+# `name executable` of what cargo built.
+executables() {
+    python3 -c '
 import json, sys
 for line in sys.stdin:
     message = json.loads(line)
-    if message.get("executable") and message["target"]["kind"] == ["test"]:
-        print(message["target"]["name"], message["executable"])' |
-        while read -r name file; do cp "$file" "$pack/test-$name"; done
-    for name in "${examples[@]}"; do cp "target/release/examples/$name" "$pack/"; done
+    if message.get("executable"):
+        print(message["target"]["name"], message["executable"])'
+}
+
+pack() {
+    rm -rf "$pack" && mkdir -p "$pack"
+    cargo build --release "${features[@]}" --examples
+    cargo test --release "${features[@]}" --no-run --message-format=json $(printf -- '--test %s ' "${tests[@]}") |
+        executables | while read -r name file; do cp "$file" "$pack/test-$name"; done
+    cargo bench "${features[@]}" --no-run --message-format=json --bench train_step --bench operations |
+        executables | while read -r name file; do cp "$file" "$pack/bench-$name"; done
+    for name in "${programs[@]}"; do cp "target/release/examples/$name" "$pack/"; done
     strip "$pack"/*
     # The programs share most of their code: in one archive it is there once.
-    tar -C "$pack" -cf - . | xz --lzma2=preset=1,dict=256MiB >"$pack.txz"
+    tar -C "$pack" -cf - . | xz -T1 --lzma2=preset=1,dict=512MiB >"$pack.txz"
     rm -rf "$pack" && mkdir "$pack" && mv "$pack.txz" "$pack/programs.txz"
     # Text to learn: a tenth of the sources that this was built from, some 30 MB.
     find "${CARGO_HOME:-$HOME/.cargo}/registry/src" \( -name '*.rs' -o -name '*.md' \) -size -200k |
         sort | awk 'NR % 10 == 0' | tar -cJf "$pack/text.txz" --transform 's|.*/registry/src/[^/]*/||' -T -
+    if [ -n "${1:-}" ]; then cp -r "$1" "$pack/peers"; fi
     du -sh "$pack"
 }
 
@@ -48,21 +56,46 @@ prepare() {
     fi
 }
 
-case "${1:-}" in
-pack) pack ;;
-test)
+# The tests side by side: most of their time goes to compiling kernels.
+suite() {
     prepare
     export YUAN_REFERENCE="$PWD/yuan-model/tests/fixtures"
-    failed=0
-    for name in "${tests[@]}"; do
-        # Operations are compared with the CPU; everything else with upstream's numbers.
-        [ "$name" = ops ] && devices=flex,cuda || devices=cuda
-        echo "== $name on $devices"
-        YUAN_DEVICE=$devices "$pack/test-$name" --test-threads 1 || failed=1
+    check() {
+        local log="$pack/$1.log" device=$2 program=$3
+        shift 3
+        YUAN_DEVICE=$device "$pack/test-$program" --test-threads 1 "$@" >"$log" 2>&1
+    }
+    local failed=0 name
+    check operations flex,cuda on_gpu ops:: &
+    check model cuda on_gpu --skip ops:: --skip fast_paths:: &
+    check fast_paths cuda on_gpu fast_paths:: &
+    check train cuda train_on_gpu &
+    for name in 1 2 3 4; do wait -n || failed=1; done
+    for name in operations model fast_paths train; do
+        echo "== $name"
+        grep -v '\.\.\. ok$' "$pack/$name.log" | cut -c1-400 | tail -40
     done
-    exit $failed
-    ;;
-"") sed -n '2,8p' "$0" >&2 && exit 2 ;;
+    return $failed
+}
+
+bench() {
+    prepare
+    local config=$1 compile
+    shift
+    python3 scripts/torch_operations.py >"$pack/theirs"
+    "$pack/bench-operations" --device cuda --precision bf16 --large >"$pack/ours"
+    python3 scripts/compare_operations.py "$pack/theirs" "$pack/ours"
+    for compile in "" --compile; do
+        python3 "$pack/peers/torch_yuan.py" "$config" --device cuda --batch 8 --seq 2048 --steps 10 $compile
+        "$pack/bench-train_step" "$config" --device cuda --batch 8 --seq 2048 --precision bf16 "$@"
+    done
+}
+
+case "${1:-}" in
+pack) pack "${2:-}" ;;
+test) suite ;;
+bench) bench "${@:2}" ;;
+"") sed -n '2,9p' "$0" >&2 && exit 2 ;;
 *)
     prepare
     program=$1 && shift

@@ -114,6 +114,21 @@ fn bf16_trains_as_f32_does() {
 }
 
 #[test]
+fn a_run_without_fast_versions_learns_the_same() {
+    let temp = tempdir().unwrap();
+    let data = temp.path().join("data");
+    write_corpus(&data);
+    let [fast, portable] = [&[][..], &["--portable"]].map(|more| {
+        let run = temp.path().join(if more.is_empty() { "fast" } else { "portable" });
+        train("flex", &data, &run, more);
+        losses(&run)
+    });
+    let worst = largest_difference(&fast, &portable);
+    assert!(worst < 1e-4, "losses differ by {worst:e}");
+    assert_ne!(fast, portable, "they round differently");
+}
+
+#[test]
 fn a_device_that_is_not_there_is_one_sentence() {
     let message = |device: &str| {
         let output = fail(std::process::Command::new(example("pretrain")).args(["--device", device]));
