@@ -5,9 +5,9 @@ mod support;
 
 use std::sync::Mutex;
 
-use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, FloatDType, Tensor};
 use proptest::prelude::*;
-use support::{Kind, devices, largest_difference, tolerance, values};
+use support::{Kind, devices, ints, largest_difference, tolerance, values};
 use yuan_model::{device, ops};
 
 /// Results of one operation: output and gradients, flat.
@@ -48,26 +48,12 @@ fn agree(what: &str, operation: impl Fn(&Place) -> Results) {
 
 /// Numbers that look random but are the same everywhere, in the place's type.
 fn numbers<const D: usize>(shape: [usize; D], seed: u64, place: &Place) -> Tensor<D> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(1);
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
-    };
-    let data: Vec<f32> = (0..shape.iter().product()).map(|_| next()).collect();
-    Tensor::<D>::from_data(TensorData::new(data, shape), &place.device).cast(place.rounded).cast(place.dtype)
+    support::numbers::<D>(shape, seed, &place.device).cast(place.rounded).cast(place.dtype)
 }
 
 /// The same, in f32 whatever the place.
 fn full<const D: usize>(shape: [usize; D], seed: u64, place: &Place) -> Tensor<D> {
-    let f32 = FloatDType::F32;
-    numbers(shape, seed, &Place { device: place.device.clone(), dtype: f32, rounded: f32 })
-}
-
-fn ints(list: &[usize], device: &Device) -> Tensor<1, Int> {
-    let list: Vec<i64> = list.iter().map(|&i| i as i64).collect();
-    Tensor::from_data(TensorData::new(list.clone(), [list.len()]), device)
+    support::numbers(shape, seed, &place.device)
 }
 
 /// Output, and the gradients of `Σ output ⊙ coefficients` for the inputs.

@@ -131,8 +131,9 @@ fn attention_with_dropout_is_attention_when_nothing_is_dropped() {
             values(&model.forward(tokens(2, 9, &device), ForwardOptions::default()).logits.into_data())
         };
         let worst = largest_difference(&logits(&model), &logits(&dropping));
-        // Without dropout there is a fast version, whose products may be more exact than the device's own.
-        let most = tolerance(Kind::Activation, &device, DType::F32);
+        // On CUDA, attention without dropout has a fast version, whose products are more exact than Burn's in TF32.
+        let on_cuda = tolerance(Kind::Activation, &device, DType::F32);
+        let most = if name.starts_with("cuda") { on_cuda } else { 1e-5 };
         assert!(worst <= most, "{name}: differs by {worst:e}");
     }
 }

@@ -4,9 +4,9 @@
 
 mod support;
 
-use burn::tensor::{DType, Device, Distribution, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Distribution, Tensor};
 use proptest::prelude::*;
-use support::{Kind, devices, largest_difference, tolerance, values};
+use support::{Kind, devices, ints, largest_difference, numbers, tolerance, values};
 use yuan_model::{moe::Dispatch, ops};
 
 /// Results of one operation on one device: output and gradients, flat.
@@ -29,24 +29,6 @@ fn agree(what: &str, operation: impl Fn(&Device) -> Results) {
             );
         }
     }
-}
-
-/// Numbers that look random but are the same on every device.
-fn numbers<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> Tensor<D> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(1);
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
-    };
-    let data: Vec<f32> = (0..shape.iter().product()).map(|_| next()).collect();
-    Tensor::from_data(TensorData::new(data, shape), device)
-}
-
-fn ints(list: &[usize], device: &Device) -> Tensor<1, Int> {
-    let list: Vec<i64> = list.iter().map(|&i| i as i64).collect();
-    Tensor::from_data(TensorData::new(list.clone(), [list.len()]), device)
 }
 
 /// Output, and the gradients of `Σ output ⊙ coefficients` for the inputs.

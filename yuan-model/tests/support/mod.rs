@@ -35,6 +35,24 @@ pub enum Kind {
     Operation,
 }
 
+/// Numbers that look random but are the same on every device.
+pub fn numbers<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> Tensor<D> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(1);
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
+    };
+    let data: Vec<f32> = (0..shape.iter().product()).map(|_| next()).collect();
+    Tensor::from_data(TensorData::new(data, shape), device)
+}
+
+pub fn ints(list: &[usize], device: &Device) -> Tensor<1, Int> {
+    let list: Vec<i64> = list.iter().map(|&i| i as i64).collect();
+    Tensor::from_data(TensorData::new(list.clone(), [list.len()]), device)
+}
+
 /// The one table of tolerances: by what is compared, where it was computed, and in which type.
 pub fn tolerance(kind: Kind, device: &Device, dtype: DType) -> f32 {
     let on_tensor_cores = format!("{device:?}").contains("Cuda");

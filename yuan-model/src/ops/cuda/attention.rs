@@ -13,7 +13,7 @@ use burn_cubecl::{CubeBackend, tensor::CubeTensor};
 use super::{
     blas::{Batch, Matrix},
     device::{Arg, Kernel, Session, Source, run},
-    tensors::{contiguous, dims, empty, is_bf16},
+    tensors::{FirstKeys, contiguous, dims, empty, is_bf16},
 };
 
 /// Queries of a block: at 2,048 positions 12 % more scores than the triangle has.
@@ -97,24 +97,6 @@ impl Plan {
     /// `[heads, seq, head_dim]`, from one head to the next.
     fn plane(&self) -> usize {
         self.seq * self.head_dim
-    }
-}
-
-/// Where documents start, or anything else and the word that there is nothing.
-struct FirstKeys {
-    tensor: CubeTensor,
-    given: bool,
-}
-
-impl FirstKeys {
-    fn new(first_keys: Option<CubeTensor>, otherwise: &CubeTensor) -> Self {
-        let given = first_keys.is_some();
-        Self { tensor: first_keys.map_or_else(|| otherwise.clone(), contiguous), given }
-    }
-
-    /// The kernels' argument: no pointer stands for no documents.
-    fn argument(&self, pointer: u64) -> Arg {
-        Arg::Pointer(if self.given { pointer } else { 0 })
     }
 }
 

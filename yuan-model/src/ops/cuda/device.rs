@@ -16,7 +16,7 @@ use std::{
 
 use burn_cubecl::{CubeDevice, tensor::CubeTensor};
 use cubecl_cuda::CudaRuntime;
-use cubecl_runtime::runtime::Runtime;
+use cubecl_runtime::{client::Client, runtime::Runtime};
 use cudarc::{
     driver::{result as driver, sys},
     nvrtc::{CompileOptions, compile_ptx_with_opts},
@@ -136,11 +136,11 @@ pub(super) fn run<const N: usize>(
 ) {
     let client = &tensors[0].client;
     let handles = tensors.map(|tensor| tensor.handle.clone());
-    let outcome = client.exclusive(|| {
+    alone(client, || {
         let mut pointers = [0; N];
         let mut resources = Vec::with_capacity(N);
         for (pointer, handle) in pointers.iter_mut().zip(handles) {
-            let resource = client.get_resource::<CudaServer>(handle).map_err(|error| format!("{error:?}"))?;
+            let resource = client.get_resource::<CudaServer>(handle).map_err(text)?;
             *pointer = resource.resource().ptr;
             resources.push(resource);
         }
@@ -156,8 +156,12 @@ pub(super) fn run<const N: usize>(
             result
         })
     });
-    match outcome {
-        Ok(Ok(())) => {}
+}
+
+/// Runs `work` on CubeCL's thread for the device; a failure is a panic, as in Burn's own operations.
+fn alone<R: Send + 'static>(client: &Client, work: impl FnOnce() -> Result<R, String> + Send) -> R {
+    match client.exclusive(work) {
+        Ok(Ok(result)) => result,
         Ok(Err(message)) => panic!("CUDA: {message}"),
         Err(error) => panic!("CUDA: {error:?}"),
     }
@@ -411,7 +415,7 @@ pub(super) const MOST_SENT: usize = SLOT / 4;
 /// If the device fails.
 pub(super) fn received(tensor: &CubeTensor) -> Option<Vec<i32>> {
     let (client, handle) = (&tensor.client, tensor.handle.clone());
-    let outcome = client.exclusive(|| {
+    alone(client, || {
         let resource = client.get_resource::<CudaServer>(handle).map_err(text)?;
         STATES.with_borrow_mut(|states| {
             let context = driver::ctx::get_current().map_err(text)?.ok_or("no CUDA context")?;
@@ -423,12 +427,7 @@ pub(super) fn received(tensor: &CubeTensor) -> Option<Vec<i32>> {
                 std::slice::from_raw_parts(slot.memory.cast::<i32>(), slot.count).to_vec()
             };
             state.host.free.push(slot);
-            Ok::<_, String>(Some(numbers))
+            Ok(Some(numbers))
         })
-    });
-    match outcome {
-        Ok(Ok(numbers)) => numbers,
-        Ok(Err(message)) => panic!("CUDA: {message}"),
-        Err(error) => panic!("CUDA: {error:?}"),
-    }
+    })
 }

@@ -9,7 +9,7 @@ use burn_cubecl::tensor::CubeTensor;
 use super::{
     blas::{Batch, Matrix},
     device::{Arg, Kernel, Source, capability, run},
-    tensors::{contiguous, dims, empty, empty_in_order, strides},
+    tensors::{FirstKeys, contiguous, dims, empty, empty_in_order, strides},
 };
 
 const HOPPER: i32 = 90;
@@ -63,18 +63,17 @@ pub(super) fn forward(
     first_keys: Option<CubeTensor>,
 ) -> (CubeTensor, CubeTensor) {
     let [query, key, value] = [query, key, value].map(aligned);
-    let first_keys = first_keys.map(contiguous);
     let [batch, heads, seq, head_dim] = dims(&query);
     let out = empty_in_order(&query, [batch, heads, seq, head_dim], [0, 2, 1, 3], query.dtype);
     let log_sums = empty(&query, [batch, heads, seq], DType::F32);
-    let has_first = first_keys.is_some();
-    let first_keys = first_keys.unwrap_or_else(|| log_sums.clone());
+    let first_keys = FirstKeys::new(first_keys, &log_sums);
     let shared = 2 * head_dim * (QUERIES + 4 * KEYS) + SLACK;
-    run([&query, &key, &value, &out, &log_sums, &first_keys], |session, mut pointers| {
-        pointers[5] *= u64::from(has_first);
-        let sizes = [Arg::Int(seq), Arg::Int(heads), Arg::Float(scale(head_dim))];
+    let tensors = [&query, &key, &value, &out, &log_sums, &first_keys.tensor];
+    run(tensors, |session, [q, k, v, o, log_sums, first]| {
+        let places = [q, k, v, o, log_sums].map(Arg::Pointer);
+        let sizes = [first_keys.argument(first), Arg::Int(seq), Arg::Int(heads), Arg::Float(scale(head_dim))];
         let far = [&query, &key, &value, &out].map(far).concat();
-        let args = [&pointers.map(Arg::Pointer)[..], &sizes, &far].concat();
+        let args = [&places[..], &sizes, &far].concat();
         let grid = [seq.div_ceil(QUERIES), batch * heads];
         session.launch(kernel("flash_forward", head_dim), grid, THREADS, shared, &args)
     });
@@ -97,7 +96,6 @@ pub(super) fn backward(
     let key = if batch == 1 || heads == 1 || far_apart == heads * apart { key } else { contiguous(key) };
     let [far_apart, apart, key_row, _] = strides::<4>(&key);
     let apart = if heads == 1 { far_apart } else { apart };
-    let first_keys = first_keys.map(contiguous);
     let pitch = seq.next_multiple_of(KEYS);
     let at_once = (SQUARE_BYTES / (2 * seq * pitch)).clamp(1, planes.max(1));
     let shape = [batch, heads, seq, head_dim];
@@ -105,8 +103,7 @@ pub(super) fn backward(
     let d_value = empty_in_order(&query, shape, [0, 2, 1, 3], query.dtype);
     let delta = empty(&query, [planes, seq], DType::F32);
     let squares = empty(&query, [at_once, seq, pitch], query.dtype);
-    let has_first = first_keys.is_some();
-    let first_keys = first_keys.unwrap_or_else(|| delta.clone());
+    let first_keys = FirstKeys::new(first_keys, &delta);
     let shared = 2 * head_dim * 6 * KEYS + 2 * KEYS * 128 + 2 * 4 * KEYS + SLACK;
     let tensors = [
         &query,
@@ -115,7 +112,7 @@ pub(super) fn backward(
         &grad,
         &out,
         &log_sums,
-        &first_keys,
+        &first_keys.tensor,
         &d_query,
         &d_key,
         &d_value,
@@ -124,7 +121,6 @@ pub(super) fn backward(
     ];
     run(tensors, |session, pointers| {
         let [q, k, v, g, o, log_sums, first, d_q, d_k, d_v, delta, squares] = pointers;
-        let first = first * u64::from(has_first);
         let rows = planes * seq;
         let sizes = [Arg::Int(rows), Arg::Int(seq), Arg::Int(heads)];
         let far_rows = [&grad, &out].map(far).concat();
@@ -132,15 +128,16 @@ pub(super) fn backward(
         session.launch(kernel("flash_delta", head_dim), [rows.div_ceil(8), 1], THREADS, 0, &args)?;
         for plane in (0..planes).step_by(at_once) {
             let count = at_once.min(planes - plane);
-            if has_first {
+            if first_keys.given {
                 // Documents that have ended are not visited.
                 session.zero(squares, 2 * count * seq * pitch)?;
             }
-            let places = [q, k, v, g, log_sums, delta, d_k, d_v, squares, first].map(Arg::Pointer);
+            let places = [q, k, v, g, log_sums, delta, d_k, d_v, squares].map(Arg::Pointer);
+            let starts = [first_keys.argument(first)];
             let sizes = [seq, heads, plane, PRODUCT_QUERIES].map(Arg::Int);
             let scale = [Arg::Float(scale(head_dim)), Arg::Long(pitch)];
             let far = [&query, &key, &value, &grad, &d_key, &d_value].map(far).concat();
-            let args = [&places[..], &sizes, &scale, &far].concat();
+            let args = [&places[..], &starts, &sizes, &scale, &far].concat();
             let grid = [seq.div_ceil(KEYS), count];
             session.launch(kernel("flash_backward", head_dim), grid, THREADS, shared, &args)?;
 

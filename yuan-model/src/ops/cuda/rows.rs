@@ -4,7 +4,6 @@ use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::{
-    blas::Matrix,
     device::{Arg, Kernel, Source, run},
     dispatch,
     tensors::{VECTOR, contiguous, dims, empty, is_bf16, matrix, readable},
@@ -65,25 +64,23 @@ pub(super) fn rms_norm_backward(
 }
 
 pub(super) fn gather(source: CubeTensor, rows: CubeTensor) -> CubeTensor {
-    let (source, rows) = (contiguous(source), contiguous(rows));
-    let ([_, elements], [count]) = (dims(&source), dims(&rows));
-    let (out, width) = (empty(&source, [count, elements], source.dtype), elements / VECTOR);
-    let kernel = kernel("gather_rows", &source);
-    run([&source, &rows, &out], |session, pointers| {
-        let [source, rows, out] = pointers.map(Arg::Pointer);
-        session.launch(kernel, [count, 1], threads(width), 0, &[source, rows, out, Arg::Int(width)])
-    });
-    out
+    let dtype = source.dtype;
+    pick("gather_rows", source, rows, dtype)
 }
 
 pub(super) fn embed(weight: CubeTensor, ids: CubeTensor, dtype: DType) -> CubeTensor {
-    let (weight, ids) = (contiguous(weight), contiguous(ids));
-    let ([_, elements], [count]) = (dims(&weight), dims(&ids));
-    let (out, width) = (empty(&weight, [count, elements], dtype), elements / VECTOR);
-    let kernel = kernel("embed", &out);
-    run([&weight, &ids, &out], |session, pointers| {
-        let [weight, ids, out] = pointers.map(Arg::Pointer);
-        session.launch(kernel, [count, 1], threads(width), 0, &[weight, ids, out, Arg::Int(width)])
+    pick("embed", weight, ids, dtype)
+}
+
+/// The rows that `rows` names, in another type where the kernel rounds.
+fn pick(name: &'static str, source: CubeTensor, rows: CubeTensor, dtype: DType) -> CubeTensor {
+    let (source, rows) = (contiguous(source), contiguous(rows));
+    let ([_, elements], [count]) = (dims(&source), dims(&rows));
+    let (out, width) = (empty(&source, [count, elements], dtype), elements / VECTOR);
+    let kernel = kernel(name, &out);
+    run([&source, &rows, &out], |session, pointers| {
+        let [source, rows, out] = pointers.map(Arg::Pointer);
+        session.launch(kernel, [count, 1], threads(width), 0, &[source, rows, out, Arg::Int(width)])
     });
     out
 }
@@ -165,21 +162,14 @@ pub(super) fn cross_entropy(logits: CubeTensor, labels: CubeTensor) -> CubeTenso
     out
 }
 
-/// The gradient in f32 or bf16.
-pub(super) fn cross_entropy_backward(
-    logits: CubeTensor,
-    labels: CubeTensor,
-    grad: CubeTensor,
-    scale: f64,
-    dtype: DType,
-) -> CubeTensor {
+pub(super) fn cross_entropy_backward(logits: CubeTensor, labels: CubeTensor, grad: CubeTensor) -> CubeTensor {
     let [logits, labels, grad] = [logits, labels, grad].map(contiguous);
     let [rows, classes] = dims(&logits);
-    let out = empty(&logits, [rows, classes], dtype);
+    let out = empty(&logits, [rows, classes], DType::F32);
     let kernel = kernel("cross_entropy_backward", &out);
     run([&logits, &labels, &grad, &out], |session, pointers| {
         let [logits, labels, grad, out] = pointers.map(Arg::Pointer);
-        let args = [logits, labels, grad, out, Arg::Int(classes), Arg::Float(scale)];
+        let args = [logits, labels, grad, out, Arg::Int(classes), Arg::Float(1.0)];
         session.launch(kernel, [rows, 1], LOGIT_THREADS, 0, &args)
     });
     out
@@ -240,8 +230,7 @@ pub(super) fn linear_cross_entropy_backward(
         |session, [rows_at, weight_at, labels, grad, logits_at, d_logits_at, d_rows_at, d_weight_at]| {
             let (rows, weight) = (matrix(&rows, rows_at), matrix(&weight, weight_at));
             let (logits, d_logits) = (matrix(&logits, logits_at), matrix(&d_logits, d_logits_at));
-            let (d_rows, d_weight): (Matrix, Matrix) =
-                (matrix(&d_rows, d_rows_at), matrix(&d_weight, d_weight_at));
+            let (d_rows, d_weight) = (matrix(&d_rows, d_rows_at), matrix(&d_weight, d_weight_at));
             if num_rows == 0 {
                 return session.zero(d_weight_at, 4 * width * classes);
             }

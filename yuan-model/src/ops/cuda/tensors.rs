@@ -7,7 +7,7 @@ use burn_cubecl::{
 
 use super::{
     blas::Matrix,
-    device::{capability, libraries_are_there},
+    device::{Arg, capability, libraries_are_there},
 };
 
 /// Elements of one vector access.
@@ -72,6 +72,24 @@ pub(super) fn contiguous(tensor: CubeTensor) -> CubeTensor {
     into_contiguous(tensor)
 }
 
+/// Where documents start, or anything else and the word that there is nothing.
+pub(super) struct FirstKeys {
+    pub tensor: CubeTensor,
+    pub given: bool,
+}
+
+impl FirstKeys {
+    pub fn new(first_keys: Option<CubeTensor>, otherwise: &CubeTensor) -> Self {
+        let given = first_keys.is_some();
+        Self { tensor: first_keys.map_or_else(|| otherwise.clone(), contiguous), given }
+    }
+
+    /// The kernels' argument: no pointer stands for no documents.
+    pub fn argument(&self, pointer: u64) -> Arg {
+        Arg::Pointer(if self.given { pointer } else { 0 })
+    }
+}
+
 /// Sizes of a tensor of known rank.
 pub(super) fn dims<const D: usize>(tensor: &CubeTensor) -> [usize; D] {
     tensor.meta.shape().dims()
@@ -92,11 +110,17 @@ fn order([rows, columns]: [usize; 2], [down, along]: [usize; 2]) -> Option<(usiz
     }
 }
 
+/// Sizes and strides of the last two axes.
+fn last_two(tensor: &CubeTensor) -> [[usize; 2]; 2] {
+    let rank = tensor.meta.shape().len();
+    let last = |values: &[usize]| [values[rank - 2], values[rank - 1]];
+    [last(tensor.meta.shape()), last(tensor.meta.strides())]
+}
+
 /// A tensor whose last two axes a product can read in place, copied if it was not one.
 pub(super) fn readable(tensor: CubeTensor) -> CubeTensor {
-    let (shape, strides, rank) = (tensor.meta.shape(), tensor.meta.strides(), tensor.meta.shape().len());
-    let last = |values: &[usize]| [values[rank - 2], values[rank - 1]];
-    match order(last(shape), last(strides)) {
+    let [sizes, strides] = last_two(&tensor);
+    match order(sizes, strides) {
         Some(_) => tensor,
         None => contiguous(tensor),
     }
@@ -104,9 +128,7 @@ pub(super) fn readable(tensor: CubeTensor) -> CubeTensor {
 
 /// The last two axes of a [`readable`] tensor as a matrix, its memory at `pointer`.
 pub(super) fn matrix(tensor: &CubeTensor, pointer: u64) -> Matrix {
-    let (shape, strides, rank) = (tensor.meta.shape(), tensor.meta.strides(), tensor.meta.shape().len());
-    let last = |values: &[usize]| [values[rank - 2], values[rank - 1]];
-    let [rows, columns] = last(shape);
-    let (pitch, transposed) = order([rows, columns], last(strides)).expect("the tensor was made readable");
+    let [[rows, columns], strides] = last_two(tensor);
+    let (pitch, transposed) = order([rows, columns], strides).expect("the tensor was made readable");
     Matrix { pointer, rows, columns, pitch, transposed, bf16: is_bf16(tensor) }
 }

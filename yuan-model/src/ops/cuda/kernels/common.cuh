@@ -60,22 +60,34 @@ __device__ __forceinline__ float warp_max(float x) {
     return x;
 }
 
-// The sum over the block, known to all its threads. Threads are a multiple of 32.
-__device__ __forceinline__ float block_sum(float x) {
+#define NEGATIVE_INFINITY __int_as_float(0xff800000)
+
+// A warp's reduction carried to the block, its result known to all threads. Threads are a multiple of 32; `nothing` changes
+// no result.
+template <float (*WARP)(float)> __device__ __forceinline__ float block_reduce(float x, float nothing) {
     __shared__ float parts[32];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
-    x = warp_sum(x);
+    x = WARP(x);
     __syncthreads();
     if (lane == 0) parts[warp] = x;
     __syncthreads();
-    return warp_sum(lane < warps ? parts[lane] : 0.f);
+    return WARP(lane < warps ? parts[lane] : nothing);
 }
-__device__ __forceinline__ float block_max(float x) {
-    __shared__ float parts[32];
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
-    x = warp_max(x);
-    __syncthreads();
-    if (lane == 0) parts[warp] = x;
-    __syncthreads();
-    return warp_max(lane < warps ? parts[lane] : __int_as_float(0xff800000));
+__device__ __forceinline__ float block_sum(float x) { return block_reduce<warp_sum>(x, 0.f); }
+__device__ __forceinline__ float block_max(float x) { return block_reduce<warp_max>(x, NEGATIVE_INFINITY); }
+
+// Takes one more number into the largest of some, `top`, and the sum of their exponentials less it.
+__device__ __forceinline__ void add_exponential(float x, float &top, float &sum) {
+    if (x > top) {
+        sum = sum * __expf(top - x) + 1.f;
+        top = x;
+    } else {
+        sum += __expf(x - top);
+    }
+}
+// The same two of all that the block's threads have seen.
+__device__ __forceinline__ void share_exponentials(float &top, float &sum) {
+    const float all = block_max(top);
+    sum = block_sum(top == all ? sum : sum * __expf(top - all));
+    top = all;
 }

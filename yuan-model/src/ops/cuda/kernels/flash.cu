@@ -5,7 +5,6 @@
 
 #define PANELS (HEAD_DIM / 64)
 #define LOG2E 1.4426950408889634f
-#define NEGATIVE_INFINITY __int_as_float(0xff800000)
 
 typedef unsigned long long u64;
 

@@ -157,44 +157,31 @@ extern "C" __global__ void combine_rows_backward(const V *x, const T *weights, c
     }
 }
 
+// The largest of a row of logits and the sum of their exponentials less it.
+__device__ __forceinline__ void row_exponentials(const float *row, int width, float &top, float &sum) {
+    top = NEGATIVE_INFINITY, sum = 0.f;
+    for (int i = threadIdx.x; i < width; i += blockDim.x) add_exponential(row[i], top, sum);
+    share_exponentials(top, sum);
+}
+
 // logits of one row in f32, `width` in single elements: loss = log sum exp - logit[label]
 extern "C" __global__ void cross_entropy(const float *logits, const int *labels, float *losses, int width) {
     const float *row = logits + (i64)blockIdx.x * width;
-    float top = __int_as_float(0xff800000), sum = 0.f;
-    for (int i = threadIdx.x; i < width; i += blockDim.x) {
-        const float x = row[i];
-        if (x > top) {
-            sum = sum * __expf(top - x) + 1.f;
-            top = x;
-        } else {
-            sum += __expf(x - top);
-        }
-    }
-    const float all = block_max(top);
-    sum = block_sum(top == all ? sum : sum * __expf(top - all));
-    if (threadIdx.x == 0) losses[blockIdx.x] = all + logf(sum) - row[labels[blockIdx.x]];
+    float top, sum;
+    row_exponentials(row, width, top, sum);
+    if (threadIdx.x == 0) losses[blockIdx.x] = top + logf(sum) - row[labels[blockIdx.x]];
 }
 
 // d_logits = scale * grad * (softmax(logits) - onehot(label)), in the type of activations
 extern "C" __global__ void cross_entropy_backward(const float *logits, const int *labels, const float *grad, T *d_logits,
                                                   int width, float scale) {
     const float *row = logits + (i64)blockIdx.x * width;
-    float top = __int_as_float(0xff800000), sum = 0.f;
-    for (int i = threadIdx.x; i < width; i += blockDim.x) {
-        const float x = row[i];
-        if (x > top) {
-            sum = sum * __expf(top - x) + 1.f;
-            top = x;
-        } else {
-            sum += __expf(x - top);
-        }
-    }
-    const float all = block_max(top);
-    sum = block_sum(top == all ? sum : sum * __expf(top - all));
+    float top, sum;
+    row_exponentials(row, width, top, sum);
     const float factor = scale * grad[blockIdx.x], inverse = 1.f / sum;
     const int label = labels[blockIdx.x];
     T *out = d_logits + (i64)blockIdx.x * width;
     for (int i = threadIdx.x; i < width; i += blockDim.x) {
-        out[i] = round_to_type(factor * (__expf(row[i] - all) * inverse - (i == label ? 1.f : 0.f)));
+        out[i] = round_to_type(factor * (__expf(row[i] - top) * inverse - (i == label ? 1.f : 0.f)));
     }
 }

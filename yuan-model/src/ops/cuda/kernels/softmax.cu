@@ -2,28 +2,22 @@
 // Scores and results are [heads, queries, keys]; query i of the block is at position first + i and sees the keys before it
 // and itself, from `start[batch, position]` on where that is given (a packed row's document).
 
+__device__ __forceinline__ int first_key(const int *start, int heads, int seq, int head_offset, int position) {
+    return start == nullptr ? 0 : start[(i64)((blockIdx.y + head_offset) / heads) * seq + position];
+}
 
 extern "C" __global__ void causal_softmax(const float *scores, T *out, const int *start, int first, int keys, int heads,
                                           int seq, int head_offset) {
     const int position = first + blockIdx.x;
-    const int from = start == nullptr ? 0 : start[(i64)((blockIdx.y + head_offset) / heads) * seq + position];
+    const int from = first_key(start, heads, seq, head_offset, position);
     const i64 row = ((i64)blockIdx.y * gridDim.x + blockIdx.x) * keys;
-    float top = __int_as_float(0xff800000), sum = 0.f;
-    for (int i = from + threadIdx.x; i <= position; i += blockDim.x) {
-        const float x = scores[row + i];
-        if (x > top) {
-            sum = sum * __expf(top - x) + 1.f;
-            top = x;
-        } else {
-            sum += __expf(x - top);
-        }
-    }
-    const float all = block_max(top);
-    sum = block_sum(top == all ? sum : sum * __expf(top - all));
+    float top = NEGATIVE_INFINITY, sum = 0.f;
+    for (int i = from + threadIdx.x; i <= position; i += blockDim.x) add_exponential(scores[row + i], top, sum);
+    share_exponentials(top, sum);
     const float inverse = 1.f / sum;
     for (int i = threadIdx.x; i < keys; i += blockDim.x) {
         const bool seen = i >= from && i <= position;
-        out[row + i] = round_to_type(seen ? __expf(scores[row + i] - all) * inverse : 0.f);
+        out[row + i] = round_to_type(seen ? __expf(scores[row + i] - top) * inverse : 0.f);
     }
 }
 
@@ -33,9 +27,9 @@ extern "C" __global__ void causal_softmax_backward(const float *scores, const fl
                                                    const int *start, int first, int keys, int heads, int seq,
                                                    int head_offset, float scale, i64 pitch, i64 plane) {
     const int position = first + blockIdx.x;
-    const int from = start == nullptr ? 0 : start[(i64)((blockIdx.y + head_offset) / heads) * seq + position];
+    const int from = first_key(start, heads, seq, head_offset, position);
     const i64 row = ((i64)blockIdx.y * gridDim.x + blockIdx.x) * keys;
-    float top = __int_as_float(0xff800000), sum = 0.f, along = 0.f;
+    float top = NEGATIVE_INFINITY, sum = 0.f, along = 0.f;
     for (int i = from + threadIdx.x; i <= position; i += blockDim.x) {
         const float x = scores[row + i], d = d_p[row + i];
         if (x > top) {
