@@ -7,12 +7,21 @@
 
 use std::{path::PathBuf, process::ExitCode, time::Instant};
 
-use burn::module::Module;
+use anyhow::Context;
+use burn::tensor::Device;
 use clap::Parser;
-use serde_json::json;
+use serde_json::{Value, json};
 use yuan::{
-    model::{YuanConfig, YuanModel, named, ops},
-    train::{Precision, TrainConfig, Trainer, data::RowStream},
+    laep::{
+        LayerLoad, LayerPlan, PruneLimits, PrunePlan,
+        efficiency::{Cluster, PlacedLayer},
+    },
+    model::{DeviceMesh, MeshModel, PrunableExperts, YuanConfig, YuanModel, named, ops},
+    train::{
+        LanguageModel, Precision, SpeedModel, TrainConfig, Trainer,
+        data::RowStream,
+        efficiency::{measure_device, measure_link, model_shape},
+    },
 };
 
 /// Every step allocates and frees the same large tensors, which glibc returns to the system each time.
@@ -24,9 +33,15 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 struct Arguments {
     /// A model's config.json; absent: the toy of 29.9 M parameters
     config: Option<PathBuf>,
-    /// Where to compute
-    #[arg(long, default_value = "flex")]
-    device: String,
+    /// Where to compute; several devices share the batch and the experts
+    #[arg(long, default_value = "flex", value_delimiter = ',')]
+    device: Vec<String>,
+    /// Of several devices: rows that each hold all experts
+    #[arg(long, default_value_t = 1)]
+    data_parallel: usize,
+    /// Measure again after pruning experts that carry this share of the load, and after rearranging the rest
+    #[arg(long, value_name = "BETA")]
+    prune: Option<f64>,
     /// Rows of a step
     #[arg(long, default_value_t = 8)]
     batch: usize,
@@ -67,7 +82,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         None => YuanConfig::toy(4096),
     };
     model.router_selection_bias |= arguments.skew != 0.0;
-    let device = yuan::device(&arguments.device)?.autodiff();
+    let devices = arguments.device.iter().map(|name| Ok(yuan::device(name)?));
+    let mesh = DeviceMesh::new(devices.collect::<anyhow::Result<_>>()?, arguments.data_parallel)?.autodiff();
     let config = TrainConfig {
         batch_size: arguments.batch,
         seq_len: arguments.seq,
@@ -81,9 +97,12 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         recompute: arguments.recompute,
         ..TrainConfig::default()
     };
-    device.seed(0);
+    let tokens = random_tokens(model.vocab_size, 256 * (arguments.seq + 1));
+    let rows = || RowStream::new(tokens.clone(), u32::MAX, arguments.seq, Some(0));
+    let streams = [rows()?, rows()?];
+    mesh.home().seed(0);
     let started = Instant::now();
-    let mut weights = named::initialized(YuanModel::new(&model, &device)?);
+    let mut weights = named::initialized(YuanModel::new(&model, mesh.home())?);
     if arguments.skew != 0.0 {
         let falling = |experts: usize| {
             (0..experts).map(|e| -arguments.skew * e as f32 / (experts - 1).max(1) as f32).collect()
@@ -91,50 +110,157 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let shifts: Vec<Vec<f32>> = model.experts_per_layer.iter().map(|&experts| falling(experts)).collect();
         weights = weights.shift_selection_bias(&shifts);
     }
-    let (total, active) = (weights.num_params(), active_parameters(&model));
-    let tokens = random_tokens(model.vocab_size, 256 * (arguments.seq + 1));
-    let rows = || RowStream::new(tokens.clone(), u32::MAX, arguments.seq, Some(0));
-    let (train, valid) = (rows()?, rows()?);
+    let bench = Bench { arguments, model: &model, mesh: &mesh, config: &config, started };
     let run_dir = std::env::temp_dir();
-    let mut trainer = Trainer::new(config.clone(), &run_dir, &device, weights, [train, valid])?;
-
-    let (mut times, mut first, mut loss, mut peak) = (Vec::new(), None, 0.0, 0);
-    let mut busiest = 0.0_f64;
-    for step in 0..arguments.warmup + arguments.steps {
-        let metrics = trainer.train_step()?;
-        loss = metrics.loss;
-        first.get_or_insert_with(|| started.elapsed().as_secs_f64());
-        if step >= arguments.warmup {
-            times.push(metrics.seconds);
-            busiest = metrics.max_over_mean.iter().copied().fold(busiest, f64::max);
+    match mesh.devices() {
+        [device] => bench.stages(Trainer::new(config.clone(), &run_dir, device, weights, streams)?),
+        _ => {
+            let weights = MeshModel::distribute(&weights, &mesh)?;
+            bench.stages(Trainer::new(config.clone(), &run_dir, &mesh, weights, streams)?)
         }
-        peak = peak.max(device.memory_pool_usage().map_or(0, |usage| usage.bytes_reserved));
     }
-    times.sort_by(f64::total_cmp);
-    let (median, tokens) = (times[times.len() / 2], config.tokens_per_step());
-    let (layers, width) = (model.num_hidden_layers(), model.attention_projection_size);
-    let flops = 6.0 * active as f64 * tokens as f64 + 6.0 * (layers * width * arguments.seq * tokens) as f64;
-    let line = json!({
-        "device": arguments.device,
-        "precision": arguments.precision,
-        "portable": arguments.portable,
-        "recompute": arguments.recompute,
-        "skew": arguments.skew,
-        "busiest_over_mean": round(busiest, 2),
-        "total_params": total,
-        "active_params": active,
-        "tokens_per_step": tokens,
-        "first_step_s": first.map(|seconds| round(seconds, 2)),
-        "median_step_s": round(median, 5),
-        "min_step_s": round(times[0], 5),
-        "tokens_per_s": round(tokens as f64 / median, 1),
-        "tflops": round(flops / median / 1e12, 3),
-        "device_gib": round(peak as f64 / f64::from(1 << 30), 2),
-        "host_gib": yuan::train::memory::peak_resident().map(|bytes| round(bytes as f64 / f64::from(1 << 30), 2)),
-        "last_loss": round(loss, 4),
-    });
-    println!("{line}");
-    Ok(())
+}
+
+struct Bench<'a> {
+    arguments: &'a Arguments,
+    model: &'a YuanConfig,
+    mesh: &'a DeviceMesh,
+    config: &'a TrainConfig,
+    started: Instant,
+}
+
+impl Bench<'_> {
+    /// Measures the model as it is and, if asked, after a prune and after the rearrangement that belongs to it.
+    fn stages<M: LanguageModel + PrunableExperts>(&self, mut trainer: Trainer<M>) -> anyhow::Result<()> {
+        let loads = self.measure(&mut trainer, "base", json!({}))?;
+        let Some(beta) = self.arguments.prune else { return Ok(()) };
+        let groups = self.mesh.expert();
+        let limits = PruneLimits {
+            beta: beta.into(),
+            multiple_of: groups,
+            top_k: trainer.model().top_k(),
+            ..PruneLimits::default()
+        };
+        let plan = PrunePlan::new(&loads, &limits, groups)?;
+        let in_old_order = |layer: &LayerPlan| {
+            let mut kept = layer.kept.clone();
+            kept.sort_unstable();
+            kept
+        };
+        let kept: Vec<Vec<usize>> = plan.layers.iter().map(in_old_order).collect();
+        let speed = self.speed()?;
+        let seconds = |placed: fn(&LayerPlan) -> PlacedLayer| {
+            let layers: Vec<_> = plan.layers.iter().map(placed).collect();
+            speed.cluster.step(&speed.shape, &layers).seconds()
+        };
+        let base = seconds(PlacedLayer::before);
+        let facts = |moved: u64, placed: fn(&LayerPlan) -> PlacedLayer| {
+            json!({
+                "experts": plan.experts_per_layer(),
+                "pruned_load": round(plan.pruned_load_fraction(), 4),
+                "mb_moved": round(moved as f64 / 1e6, 1),
+                "predicted_gain": round(base / seconds(placed), 3),
+                "speed": speed.cluster.device,
+            })
+        };
+        let moved = trainer.cut(|model| model.keep_experts(&kept))?;
+        self.measure(&mut trainer, "pruned", facts(moved, PlacedLayer::pruned))?;
+        if groups == 1 {
+            return Ok(());
+        }
+        let order = |(layer, kept): (&LayerPlan, &Vec<usize>)| {
+            let place = |expert: &usize| kept.iter().position(|old| old == expert).unwrap_or_default();
+            layer.kept.iter().map(place).collect()
+        };
+        let order: Vec<Vec<usize>> = plan.layers.iter().zip(&kept).map(order).collect();
+        let moved = trainer.cut(|model| model.keep_experts(&order))?;
+        self.measure(&mut trainer, "pruned and rearranged", facts(moved, PlacedLayer::rearranged)).map(drop)
+    }
+
+    /// Takes steps, prints their line and returns the loads of the last.
+    fn measure<M: LanguageModel + PrunableExperts>(
+        &self,
+        trainer: &mut Trainer<M>,
+        stage: &str,
+        facts: Value,
+    ) -> anyhow::Result<Vec<LayerLoad>> {
+        let arguments = self.arguments;
+        let (mut times, mut first, mut last, mut peak) =
+            (Vec::new(), None, None, vec![0; self.mesh.devices().len()]);
+        let (mut busiest, mut busiest_device) = (0.0_f64, Vec::new());
+        for step in 0..arguments.warmup + arguments.steps {
+            let metrics = trainer.train_step()?;
+            first.get_or_insert_with(|| self.started.elapsed().as_secs_f64());
+            if step >= arguments.warmup {
+                times.push(metrics.seconds);
+                busiest = metrics.max_over_mean.iter().copied().fold(busiest, f64::max);
+                busiest_device.extend(metrics.device_max_over_mean.iter().copied());
+            }
+            last = Some(metrics);
+            for (peak, device) in peak.iter_mut().zip(self.mesh.devices()) {
+                *peak = (*peak).max(device.memory_pool_usage().map_or(0, |usage| usage.bytes_reserved));
+            }
+        }
+        let last = last.context("no step was taken")?;
+        times.sort_by(f64::total_cmp);
+        let (median, tokens) = (times[times.len() / 2], self.config.tokens_per_step());
+        let (layers, width) = (self.model.num_hidden_layers(), self.model.attention_projection_size);
+        let active = active_parameters(self.model);
+        let flops =
+            6.0 * active as f64 * tokens as f64 + 6.0 * (layers * width * arguments.seq * tokens) as f64;
+        let gib = |bytes: u64| round(bytes as f64 / f64::from(1 << 30), 2);
+        let devices = self.mesh.devices().len();
+        let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+        let mut line = json!({
+            "stage": stage,
+            "device": arguments.device.join(","),
+            "data_parallel": self.mesh.data(),
+            "precision": arguments.precision,
+            "portable": arguments.portable,
+            "recompute": arguments.recompute,
+            "skew": arguments.skew,
+            "busiest_over_mean": round(busiest, 2),
+            "total_params": trainer.model().num_parameters(),
+            "active_params": active,
+            "tokens_per_step": tokens,
+            "first_step_s": first.map(|seconds| round(seconds, 2)),
+            "median_step_s": round(median, 5),
+            "min_step_s": round(times[0], 5),
+            "tokens_per_s": round(tokens as f64 / median, 1),
+            "tflops_per_device": round(flops / median / 1e12 / devices as f64, 3),
+            "device_gib": peak.iter().map(|&bytes| gib(bytes)).collect::<Vec<_>>(),
+            "host_gib": yuan::train::memory::peak_resident().map(gib),
+            "last_loss": round(last.loss, 4),
+        });
+        if let (Some(line), Value::Object(facts)) = (line.as_object_mut(), facts) {
+            if !busiest_device.is_empty() {
+                line.insert("device_max_over_mean".into(), json!(round(mean(&busiest_device), 3)));
+            }
+            line.extend(facts);
+        }
+        println!("{line}");
+        Ok(last.loads)
+    }
+
+    /// What the devices and the links between them sustain now.
+    fn speed(&self) -> anyhow::Result<SpeedModel> {
+        let devices: Vec<Device> = self.mesh.devices().iter().map(|device| device.clone().inner()).collect();
+        let mut device = measure_device(&devices[0], self.config.precision.dtype())?;
+        if let [first, .., last] = &devices[..] {
+            device.link_bandwidth = measure_link(first, last)?;
+        }
+        let bytes = if self.config.precision == Precision::Bf16 { 2.0 } else { 4.0 };
+        let cluster = Cluster {
+            device,
+            tokens_per_device: self.config.tokens_per_step() as f64 / devices.len() as f64,
+            micro_batches: 1.0,
+            data_parallel: self.mesh.data() as f64,
+            passes: if self.arguments.recompute { 4.0 } else { 3.0 },
+            weight_bytes: 4.0,
+            optimizer_bytes: 28.0,
+        };
+        Ok(SpeedModel { cluster, shape: model_shape(self.model, self.arguments.seq, bytes) })
+    }
 }
 
 /// Parameters that a token meets in a product, counted as the peer counts them.

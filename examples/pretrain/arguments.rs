@@ -35,9 +35,16 @@ pub struct Arguments {
     /// Start from the weights and the tokenizer of this model: a run, or a directory in Hugging Face's layout
     #[arg(long, value_name = "DIR", conflicts_with_all = ["vocab", "layers", "hidden", "experts", "router", "no_lfa"])]
     pub init: Option<PathBuf>,
-    /// Where to compute: flex, or another backend that this build has
-    #[arg(long, default_value = "flex")]
-    pub device: String,
+    /// Where to compute: flex, or another backend that this build has; several devices (cuda:0,cuda:1, or
+    /// ws://host:port of workers) share the batch and the experts
+    #[arg(long, default_value = "flex", value_delimiter = ',')]
+    pub device: Vec<String>,
+    /// Of several devices: rows that each hold all experts; the devices of a row share them
+    #[arg(long, default_value_t = 1, value_name = "ROWS")]
+    pub data_parallel: usize,
+    /// Of devices of other processes: longest time in seconds in which nothing happens before they are given up
+    #[arg(long, default_value_t = 600, value_name = "SECONDS")]
+    pub patience: u64,
     /// Type of activations and products: f32, or bf16 with everything sensitive and the parameters in f32
     #[arg(long, default_value = "f32", value_parser = ["f32", "bf16"])]
     pub precision: String,
@@ -124,15 +131,18 @@ pub struct Arguments {
     /// or one for each layer
     #[arg(long, default_value = "0.19")]
     pub beta: PerLayer,
-    /// Round the kept experts of each layer up to a multiple of this
-    #[arg(long, default_value_t = 2)]
-    pub multiple_of: usize,
+    /// Round the kept experts of each layer up to a multiple of this; default: the groups
+    #[arg(long)]
+    pub multiple_of: Option<usize>,
     /// Keep at least this many experts in each layer
     #[arg(long, default_value_t = 8)]
     pub min_experts: usize,
-    /// Device groups that the kept experts are spread over
-    #[arg(long, default_value_t = 2)]
-    pub groups: usize,
+    /// Device groups that the kept experts are spread over; default: the devices that share them, or 2 on one
+    #[arg(long)]
+    pub groups: Option<usize>,
+    /// Spread the experts over the groups anew after so many windows, pruned or not; 0: only when pruning
+    #[arg(long, default_value_t = 0, value_name = "WINDOWS")]
+    pub rearrange_every: u64,
     /// Coefficient of the auxiliary loss of Switch and Mixtral
     #[arg(long, default_value_t = 0.0, value_name = "C")]
     pub aux_loss: f64,
@@ -191,12 +201,13 @@ impl Arguments {
                 limits: PruneLimits {
                     alpha: self.alpha.clone(),
                     beta: self.beta.clone(),
-                    multiple_of: self.multiple_of,
+                    multiple_of: self.multiple_of.unwrap_or(self.groups()),
                     min_experts: self.min_experts,
                     top_k: model.moe_top_k,
                     max_pruned_fraction: None,
                 },
-                groups: self.groups,
+                groups: self.groups(),
+                rearrange_every: self.rearrange_every,
                 plan,
                 speed: None,
                 guard: self.guard.map(|margin| Guard { margin, steps: self.guard_steps }),
@@ -222,6 +233,11 @@ impl Arguments {
             fits.with_context(|| format!("{path} is no plan for this model"))?;
         }
         Ok(config)
+    }
+
+    fn groups(&self) -> usize {
+        let sharing = self.device.len() / self.data_parallel.max(1);
+        self.groups.unwrap_or(if self.device.len() == 1 { 2 } else { sharing.max(1) })
     }
 
     fn train_precision(&self) -> Precision {

@@ -7,8 +7,9 @@ mod arguments;
 use std::{
     fs,
     io::{IsTerminal, Write},
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::{Context, bail};
@@ -16,9 +17,9 @@ use arguments::Arguments;
 use burn::tensor::{Device, FloatDType};
 use clap::Parser;
 use yuan::{
-    model::{YuanConfig, YuanModel, named},
+    model::{DeviceMesh, MeshModel, PrunableExperts, YuanConfig, YuanModel, device::REMOTE, named},
     train::{
-        ModelDirectory, PruneExperts, TrainConfig, Trainer,
+        LanguageModel, ModelDirectory, Place, PruneExperts, SelectionBias, TrainConfig, Trainer, Watch,
         callback::{BalanceBias, CheckpointEvery, Display, MetricsFile, Trigger, ValidateEvery},
         checkpoint::Checkpoint,
         data::{self, RowStream, TokenStreams},
@@ -38,18 +39,47 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
     yuan::model::ops::set_fast_paths(!arguments.portable);
-    let device = yuan::device(&arguments.device)?.autodiff();
+    let devices = arguments.device.iter().map(|name| Ok(yuan::device(name)?.autodiff()));
+    let mesh = DeviceMesh::new(devices.collect::<anyhow::Result<_>>()?, arguments.data_parallel)?;
     let run_dir = if arguments.resume { arguments.existing_run()? } else { arguments.new_run()? };
     if !arguments.resume
-        && let Err(error) = prepare(arguments, &run_dir, &device)
+        && let Err(error) = prepare(arguments, &run_dir, mesh.home())
     {
         // Half a preparation is no run; the directory was free before.
         drop(fs::remove_dir_all(&run_dir));
         return Err(error);
     }
-    let mut trainer = open(&run_dir, &device)?;
-    trainer.run()?;
-    close(&run_dir, trainer.config())
+    let config = match &mesh.devices() {
+        [device] => {
+            let mut trainer = open(&run_dir, device, Ok)?;
+            trainer.run()?;
+            trainer.config().clone()
+        }
+        _ => train_on(mesh, arguments, run_dir.clone())?,
+    };
+    close(&run_dir, &config)
+}
+
+/// Trains on several devices, and gives up when one of them is lost.
+fn train_on(mesh: DeviceMesh, arguments: &Arguments, run_dir: PathBuf) -> anyhow::Result<TrainConfig> {
+    let servers = arguments.device.iter().filter_map(|name| name.strip_prefix(REMOTE).map(str::to_owned));
+    let watch = Watch { servers: servers.collect(), patience: Duration::from_secs(arguments.patience) };
+    watch.supervise(move |pulse| {
+        let spread = |model: YuanModel| Ok(MeshModel::distribute(&model, &mesh)?);
+        let mut trainer = open(&run_dir, &mesh, spread)?.with_callback(pulse)?;
+        check_groups(trainer.config(), &mesh)?;
+        trainer.run()?;
+        Ok(trainer.config().clone())
+    })
+}
+
+/// A plan spreads the experts over groups, of which every device of a row gets as many.
+fn check_groups(config: &TrainConfig, mesh: &DeviceMesh) -> anyhow::Result<()> {
+    let (groups, devices) = (config.laep.groups, mesh.expert());
+    if !groups.is_multiple_of(devices) && config.laep.trigger != Trigger::Never {
+        bail!("{groups} groups cannot be spread over the {devices} devices that share the experts");
+    }
+    Ok(())
 }
 
 /// Files of a run that are written once, before the first step.
@@ -122,7 +152,16 @@ fn start_from(
 }
 
 /// Opens a run at its latest checkpoint, or at its start.
-fn open(run_dir: &Path, device: &Device) -> anyhow::Result<Trainer<YuanModel>> {
+///
+/// `spread` brings a fresh model to where it is trained.
+fn open<M>(
+    run_dir: &Path,
+    place: &M::Place,
+    spread: impl FnOnce(YuanModel) -> anyhow::Result<M>,
+) -> anyhow::Result<Trainer<M>>
+where
+    M: LanguageModel + PrunableExperts + SelectionBias,
+{
     let config = run_dir.join(CONFIG);
     let Ok(text) = fs::read_to_string(&config) else {
         bail!("{} holds no run to resume", run_dir.display());
@@ -133,12 +172,13 @@ fn open(run_dir: &Path, device: &Device) -> anyhow::Result<Trainer<YuanModel>> {
     let eod = model.tokens.eod.context("config.json names no end-of-document token")?;
     let streams = row_streams(&TokenStreams::load(run_dir, eod)?, &config)?;
     let trainer = match Checkpoint::latest(run_dir)? {
-        Some(checkpoint) => Trainer::resume(config.clone(), run_dir, device, &checkpoint, streams)?,
+        Some(checkpoint) => Trainer::resume(config.clone(), run_dir, place, &checkpoint, streams)?,
         None => {
+            let home = &place.devices()[0];
             // As if the first step drew them.
-            device.seed(config.seed.wrapping_add(1));
-            let model = named::initialized(YuanModel::new(&model, device)?);
-            Trainer::new(config.clone(), run_dir, device, model, streams)?
+            home.seed(config.seed.wrapping_add(1));
+            let model = spread(named::initialized(YuanModel::new(&model, home)?))?;
+            Trainer::new(config.clone(), run_dir, place, model, streams)?
         }
     };
     Ok(trainer

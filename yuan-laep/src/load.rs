@@ -189,6 +189,21 @@ impl LoadTracker {
         sum
     }
 
+    /// Puts the loads of every layer into another order, as after a rearrangement that prunes nothing:
+    /// `order[layer]` lists old indices.
+    ///
+    /// # Panics
+    ///
+    /// If an index lies behind the last expert.
+    pub fn reorder(&mut self, order: &[Vec<usize>]) {
+        for window in self.completed.iter_mut().chain([&mut self.current]) {
+            for (load, order) in window.layers.iter_mut().zip(order) {
+                let tokens = order.iter().map(|&expert| load.tokens_per_expert[expert]);
+                load.tokens_per_expert = tokens.collect();
+            }
+        }
+    }
+
     /// Forgets everything, as after a prune, which changes the experts.
     pub fn reset(&mut self) {
         self.current = LoadWindow::default();

@@ -49,8 +49,8 @@ impl Block {
         documents: Option<&DocumentMask>,
         options: MoeOptions,
     ) -> MoeOutput {
-        let attended = self.attention.forward(self.attention_norm.forward(x.clone()), rotary, documents);
-        self.after_attention(x, attended, options)
+        let x = self.attend(x, rotary, documents);
+        self.visit_experts(x, options)
     }
 
     /// The same for the tokens after those in the cache, which they join.
@@ -65,12 +65,27 @@ impl Block {
     ) -> MoeOutput {
         let normed = self.attention_norm.forward(x.clone());
         let attended = self.attention.forward_cached(normed, rotary, cache, span, real);
-        self.after_attention(x, attended, options)
+        self.visit_experts(self.add(x, attended), options)
     }
 
-    fn after_attention(&self, x: Tensor<3>, attended: Tensor<3>, options: MoeOptions) -> MoeOutput {
-        let x = x + self.dropout.forward(attended);
+    /// The residual stream after attention.
+    pub(crate) fn attend(
+        &self,
+        x: Tensor<3>,
+        rotary: &Rotary,
+        documents: Option<&DocumentMask>,
+    ) -> Tensor<3> {
+        let attended = self.attention.forward(self.attention_norm.forward(x.clone()), rotary, documents);
+        self.add(x, attended)
+    }
+
+    /// Adds a branch to the residual stream.
+    pub(crate) fn add(&self, x: Tensor<3>, branch: Tensor<3>) -> Tensor<3> {
+        x + self.dropout.forward(branch)
+    }
+
+    fn visit_experts(&self, x: Tensor<3>, options: MoeOptions) -> MoeOutput {
         let moe = self.moe.forward(self.moe_norm.forward(x.clone()), options);
-        MoeOutput { hidden: x + self.dropout.forward(moe.hidden), ..moe }
+        MoeOutput { hidden: self.add(x, moe.hidden), ..moe }
     }
 }

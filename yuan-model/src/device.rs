@@ -19,11 +19,17 @@ pub struct NoDevice {
 /// A device by name: `flex`, `ndarray`, `wgpu` or `cuda`, each behind the feature of its name; the GPUs of a machine
 /// with several are `cuda:0`, `cuda:1`, …
 ///
+/// `ws://host:port` is a device that another process [serves](serve), behind the feature `remote`.
+///
 /// # Errors
 ///
-/// If this build or this machine has no such device; the error lists those that it has.
+/// If this build or this machine has no such device, the error lists those that it has. A server that does not answer
+/// is tried for some 15 seconds.
 pub fn device(name: &str) -> Result<Device, NoDevice> {
     let refuse = |reason: String| Err(NoDevice { wanted: name.into(), reason, found: available() });
+    if name.starts_with(REMOTE) {
+        return remote(name).or_else(refuse);
+    }
     let (kind, index) = match name.split_once(':') {
         Some((kind, index)) => match index.parse::<usize>() {
             Ok(index) => (kind, index),
@@ -44,6 +50,34 @@ pub fn device(name: &str) -> Result<Device, NoDevice> {
         None if count == 0 => refuse(missing(kind).into()),
         None => refuse(format!("there are {count}, counted from 0")),
     }
+}
+
+/// How the name of a device of another process begins.
+pub const REMOTE: &str = "ws://";
+
+#[cfg(feature = "remote")]
+fn remote(url: &str) -> Result<Device, String> {
+    let host = burn::tensor::remote::RemoteHost::websocket(url);
+    Device::remote_options(&host).init().map_err(|error| error.to_string())
+}
+
+#[cfg(not(feature = "remote"))]
+fn remote(_: &str) -> Result<Device, String> {
+    Err("this program was built without the feature `remote`".into())
+}
+
+/// Serves a device to other processes until the process is told to end (Ctrl+C or `SIGTERM`).
+///
+/// The connection is not encrypted, and whoever reaches the port may compute on the device: keep it in a trusted network.
+///
+/// # Errors
+///
+/// If the device cannot be served, or the listener fails.
+#[cfg(feature = "remote")]
+pub fn serve(device: Device, listener: std::net::TcpListener) -> Result<(), String> {
+    use burn::server::{RemoteServer, WebSocketTransport};
+    let transport = WebSocketTransport::from_listener(listener);
+    RemoteServer::new([device]).serve(transport).map_err(|error| error.to_string())
 }
 
 /// Names of the devices of this build that this machine has.

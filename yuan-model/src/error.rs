@@ -58,4 +58,17 @@ pub enum ModelError {
     /// Tensors are missing, superfluous or of the wrong shape; all of them are listed.
     #[error("the tensors do not fit the model: {}", .0.join("; "))]
     Tensors(Vec<String>),
+    /// A device failed to compute or to hand over its results.
+    #[error("the device failed: {0}")]
+    Device(String),
+    /// Several devices cannot be one mesh, or a batch cannot be spread over them.
+    #[error("{0}")]
+    Mesh(String),
+}
+
+impl ModelError {
+    /// For `map_err` on what is read from a device.
+    pub fn device(error: impl std::fmt::Display) -> Self {
+        Self::Device(error.to_string())
+    }
 }

@@ -4,7 +4,7 @@
 //! Read in this order: [`config`] (what a model is), [`model`] (embedding → blocks → norm →
 //! head), [`block`], [`attention`] with [`filter`] and [`rope`], [`moe`] (router, dispatch,
 //! experts), [`cache`] and [`generate`] (text out of the model), [`text`] (tokens in and out), [`ops`] (the operations that matter for speed), [`loss`], [`surgery`] (cutting
-//! experts), [`hf`] (Hugging Face's names, keys and checkpoints), [`storage`] and [`files`] beneath it;
+//! experts), [`mesh`] (many devices), [`hf`] (Hugging Face's names, keys and checkpoints), [`storage`] and [`files`] beneath it;
 //! [`device`](mod@device) names what it all runs on.
 //!
 //! ```
@@ -34,6 +34,7 @@ pub mod generate;
 pub mod hf;
 pub mod loss;
 pub mod masks;
+pub mod mesh;
 pub mod model;
 pub mod moe;
 pub mod named;
@@ -51,6 +52,7 @@ pub use config::{RouterType, SpecialTokens, YuanConfig};
 pub use device::{NoDevice, device};
 pub use error::{ConfigError, ModelError};
 pub use generate::{GenerateError, GenerationOptions};
+pub use mesh::{DeviceMesh, MeshModel};
 pub use model::{ForwardOptions, ModelOutput, YuanModel};
 pub use moe::BalanceLosses;
 pub use params::ParameterCount;

@@ -63,23 +63,51 @@ impl MoeLayer {
     }
 
     /// Sends every token of `[batch, seq, hidden]` through its chosen experts and adds them up by weight.
+    ///
+    /// # Panics
+    ///
+    /// If the device fails.
     pub fn forward(&self, hidden: Tensor<3>, options: MoeOptions) -> MoeOutput {
+        let shape = hidden.dims();
+        let (routed, rows) = self.route(hidden, options.selection_bias);
+        let balance_loss = options.balance.of(&routed.tokens(shape[0], options.padding.as_ref()));
+        let tokens_per_expert = match options.padding {
+            Some(padding) => {
+                let counted = padding.reshape([shape[0] * shape[1]]).bool_not();
+                routed.dispatch.tokens_per_expert_where(counted)
+            }
+            None => routed.dispatch.tokens_per_expert(),
+        };
+        let counts = || routed.dispatch.rows_per_expert().unwrap_or_else(|error| panic!("{error}"));
+        let rows = self.experts.forward(rows, counts);
+        MoeOutput { hidden: routed.combine(rows, shape), tokens_per_expert, balance_loss }
+    }
+
+    /// Chooses the experts of every token of `[batch, seq, hidden]`; also the tokens sorted by expert,
+    /// `[tokens · top_k, hidden]`.
+    pub(crate) fn route(&self, hidden: Tensor<3>, selection_bias: Option<Tensor<1>>) -> (Routed, Tensor<2>) {
         let [batch, seq, width] = hidden.dims();
         let tokens = hidden.reshape([batch * seq, width]);
-        let routing = self.router.forward(tokens.clone(), options.selection_bias);
-        let balance_loss = options.balance.of(&RoutedTokens {
-            logits: &routing.logits,
-            experts: &routing.experts,
-            batch,
-            padding: options.padding.as_ref(),
-        });
+        let routing = self.router.forward(tokens.clone(), selection_bias);
         let dispatch = Dispatch::new(routing.experts.clone(), self.num_experts());
-        let tokens_per_expert = match options.padding {
-            Some(padding) => dispatch.tokens_per_expert_where(padding.reshape([batch * seq]).bool_not()),
-            None => dispatch.tokens_per_expert(),
-        };
-        let rows = self.experts.forward(dispatch.scatter(tokens), || dispatch.rows_per_expert());
-        let hidden = dispatch.combine(rows, routing.weights).reshape([batch, seq, width]);
-        MoeOutput { hidden, tokens_per_expert, balance_loss }
+        let rows = dispatch.scatter(tokens);
+        (Routed { routing, dispatch }, rows)
+    }
+}
+
+/// Where the tokens of one layer went.
+pub(crate) struct Routed {
+    pub(crate) routing: Routing,
+    pub(crate) dispatch: Dispatch,
+}
+
+impl Routed {
+    fn tokens<'a>(&'a self, batch: usize, padding: Option<&'a Tensor<2, Bool>>) -> RoutedTokens<'a> {
+        RoutedTokens { logits: &self.routing.logits, experts: &self.routing.experts, batch, padding }
+    }
+
+    /// Adds up what the experts made of every token: their rows in sorted order → `[batch, seq, hidden]`.
+    pub(crate) fn combine(self, rows: Tensor<2>, shape: [usize; 3]) -> Tensor<3> {
+        self.dispatch.combine(rows, self.routing.weights).reshape(shape)
     }
 }

@@ -5,6 +5,13 @@ use burn::{
     tensor::{DType, FloatDType, Shape, Tensor, TensorData},
 };
 
+mod stored;
+
+pub use stored::{
+    Part, StoredParameter, dtypes_by_id, joined, parameter_devices, read_stored, stored_parameters,
+    write_stored,
+};
+
 /// Where a parameter is, what it is called and how large it is; naming it allocates nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ParameterName {
@@ -167,11 +174,14 @@ impl<F: FnMut(&str, &Shape) -> Option<TensorData>> ModuleMapper for Writer<F> {
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         match (self.write)(&self.path.join("."), &param.lazy_shape()) {
-            Some(data) => {
-                let (id, device, dtype) = (param.id, param.lazy_device(), data.dtype());
-                param.transform_for_load(Tensor::from_data(data, (&device, dtype)), id)
-            }
+            Some(data) => with_data(param, data),
             None => param,
         }
     }
+}
+
+/// The parameter with other data, whose type becomes its own.
+fn with_data<const D: usize>(param: Param<Tensor<D>>, data: TensorData) -> Param<Tensor<D>> {
+    let (id, device, dtype) = (param.id, param.lazy_device(), data.dtype());
+    param.transform_for_load(Tensor::from_data(data, (&device, dtype)), id)
 }

@@ -18,6 +18,8 @@ use burn::backend::{
 use burn::tensor::{Device, FloatDType, Int, Tensor};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::ModelError;
+
 mod autodiff;
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -66,9 +68,15 @@ pub struct Counts(pub Option<Vec<usize>>);
     Flex: cfg(feature = "flex"),
     NdArray: cfg(feature = "ndarray"),
     Cube: cfg(any(feature = "wgpu", feature = "cuda")),
+    Remote: cfg(feature = "remote"),
     Autodiff
 )]
 pub trait YuanOps: Backend {
+    /// See [`transfer`]; `to` is any tensor on the device.
+    fn transfer(x: FloatTensor<Self>, to: IntTensor<Self>) -> FloatTensor<Self> {
+        portable::transfer::<Self>(x, to)
+    }
+
     /// See [`dense`].
     fn dense(rows: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         portable::dense::<Self>(rows, weight)
@@ -316,9 +324,23 @@ mod ndarray {
     impl super::YuanOps for burn::backend::NdArray {}
 }
 
+#[cfg(feature = "remote")]
+mod remote {
+    impl super::YuanOps for burn::backend::Remote {}
+}
+
 #[cfg(all(feature = "wgpu", not(feature = "cuda")))]
 mod cube {
     impl super::YuanOps for burn_cubecl::CubeBackend {}
+}
+
+/// A tensor on another device, with a gradient that travels back; on its own device, itself.
+pub fn transfer<const D: usize>(x: Tensor<D>, device: &Device) -> Tensor<D> {
+    if x.device() == *device {
+        return x;
+    }
+    let to = Tensor::<1, Int>::zeros([1], device);
+    Tensor::from_dispatch(Dispatch::transfer(x.into_dispatch(), to.into_dispatch()))
 }
 
 /// `rows · weight`: `[rows, d_in]` and `[d_in, d_out]` of one type → `[rows, d_out]`.
@@ -564,14 +586,17 @@ pub fn dispatch_order(
 ///
 /// What is launched between the two runs while they travel.
 ///
-/// # Panics
+/// # Errors
 ///
 /// If the device fails to hand over its data.
-pub fn read_counts(counts: Tensor<1, Int>) -> Vec<usize> {
-    Dispatch::read_counts(counts.clone().into_dispatch()).0.unwrap_or_else(|| {
-        let counts = counts.into_data().convert::<i64>();
-        counts.iter::<i64>().map(|count| count as usize).collect()
-    })
+pub fn read_counts(counts: Tensor<1, Int>) -> Result<Vec<usize>, ModelError> {
+    match Dispatch::read_counts(counts.clone().into_dispatch()).0 {
+        Some(counts) => Ok(counts),
+        None => {
+            let counts = counts.try_into_data().map_err(ModelError::device)?.convert::<i64>();
+            Ok(counts.iter::<i64>().map(|count| count as usize).collect())
+        }
+    }
 }
 
 /// Sum of the squares of all elements, `[1]`; no gradient.

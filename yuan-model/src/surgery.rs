@@ -6,10 +6,10 @@
 
 use burn::{
     module::{Module, ModuleMapper, Param, ParamId},
-    tensor::{Int, Tensor, TensorData},
+    tensor::{Device, Int, Tensor, TensorData},
 };
 
-use crate::{ModelError, YuanModel, named};
+use crate::{ModelError, YuanModel, named, ops};
 
 /// A parameter with an axis along which the experts of one layer lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +33,11 @@ pub trait PrunableExperts: Module {
     /// For every layer: the parameters in which its experts lie, the router's included.
     fn expert_axes(&self) -> Vec<Vec<ExpertAxis>>;
 
+    /// Parameters of the model; what several devices hold copies of counts once.
+    fn num_parameters(&self) -> u64 {
+        named::parameter_names(self).iter().map(|name| name.shape.num_elements() as u64).sum()
+    }
+
     /// Takes note of the number of experts that every layer has after its parameters were cut.
     fn set_experts_per_layer(&mut self, experts_per_layer: Vec<usize>);
 
@@ -53,25 +58,93 @@ pub trait PrunableExperts: Module {
     }
 }
 
-/// Slices of one parameter that remain, in their new order.
+/// The slices that a parameter consists of after a cut, in their new order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Selection {
     /// The parameter.
     pub param: ParamId,
+    /// The parameters that the slices come from: itself, or those of several devices among which experts move.
+    pub sources: Vec<ParamId>,
     /// Axis that is cut.
     pub axis: usize,
-    /// Old indices along the axis, in the new order.
+    /// Old indices along the axis, in the new order, counted through all sources one after the other.
     pub kept: Vec<usize>,
+    /// How many of these slices came from another device.
+    pub moved: usize,
 }
 
 impl Selection {
+    /// A selection among a parameter's own slices.
+    pub fn within(param: ParamId, axis: usize, kept: Vec<usize>) -> Self {
+        Self { param, sources: vec![param], axis, kept, moved: 0 }
+    }
+
     /// The remaining slices of a tensor of the parameter's shape, on its device and without a graph.
     pub fn apply<const D: usize>(&self, tensor: Tensor<D>) -> Tensor<D> {
-        let tensor = tensor.inner();
-        let indices: Vec<i64> = self.kept.iter().map(|&i| i as i64).collect();
-        let indices = Tensor::<1, Int>::from_data(TensorData::from(indices.as_slice()), &tensor.device());
-        tensor.select(self.axis, indices)
+        select(tensor.inner(), self.axis, &self.kept)
     }
+
+    /// The selected slices of the sources' tensors, on `device` and without a graph, and how many of them came from
+    /// another device: those, and no others, travel.
+    ///
+    /// # Panics
+    ///
+    /// If there is not one tensor for every source, or an index lies behind the last of them.
+    pub fn gather<const D: usize>(&self, sources: &[Tensor<D>], device: &Device) -> (Tensor<D>, usize) {
+        assert_eq!(sources.len(), self.sources.len(), "a tensor for every source");
+        let (mut start, mut moved) = (0, 0);
+        let (mut parts, mut order) = (Vec::new(), Vec::with_capacity(self.kept.len()));
+        for source in sources {
+            let source = source.clone().inner();
+            let range = start..start + source.dims()[self.axis];
+            let wanted = (0..self.kept.len()).filter(|&place| range.contains(&self.kept[place]));
+            let places: Vec<usize> = wanted.collect();
+            start = range.end;
+            if places.is_empty() {
+                continue;
+            }
+            let indices: Vec<usize> = places.iter().map(|&place| self.kept[place] - range.start).collect();
+            if source.device() != *device {
+                moved += indices.len();
+            }
+            parts.push(ops::transfer(select(source, self.axis, &indices), device));
+            order.extend(places);
+        }
+        assert_eq!(order.len(), self.kept.len(), "an index lies behind the last source");
+        let joined = if parts.len() == 1 { parts.swap_remove(0) } else { Tensor::cat(parts, self.axis) };
+        let mut place_of = vec![0; order.len()];
+        order.iter().enumerate().for_each(|(at, &place)| place_of[place] = at);
+        (select(joined, self.axis, &place_of), moved)
+    }
+}
+
+/// The slices of a tensor at `indices` along `axis`.
+fn select<const D: usize>(tensor: Tensor<D>, axis: usize, indices: &[usize]) -> Tensor<D> {
+    if indices.iter().copied().eq(0..tensor.dims()[axis]) {
+        return tensor;
+    }
+    let indices: Vec<i64> = indices.iter().map(|&i| i as i64).collect();
+    let indices = Tensor::<1, Int>::from_data(TensorData::from(indices.as_slice()), &tensor.device());
+    tensor.select(axis, indices)
+}
+
+/// A parameter with another value, which may have another shape: id and gradient setting stay.
+pub(crate) fn with_value<const D: usize>(
+    param: Param<Tensor<D>>,
+    value: impl FnOnce(Tensor<D>) -> Tensor<D>,
+) -> Param<Tensor<D>> {
+    param.map(|tensor| {
+        let (autodiff, strategy) = (tensor.device().is_autodiff(), tensor.gradient_checkpointing_strategy());
+        let requires_grad = tensor.is_require_grad();
+        let value = value(tensor);
+        match strategy {
+            Some(strategy) if autodiff => value
+                .autodiff()
+                .with_gradient_checkpointing_strategy(strategy)
+                .set_require_grad(requires_grad),
+            _ => value,
+        }
+    })
 }
 
 impl PrunableExperts for YuanModel {
@@ -121,7 +194,7 @@ fn selections<M: PrunableExperts>(model: &M, kept: &[Vec<usize>]) -> Result<Vec<
                 return Err(ModelError::Experts { layer, reason });
             }
             let slices = (0..blocks).flat_map(|block| kept.iter().map(move |e| block * experts + e));
-            selections.push(Selection { param, axis, kept: slices.collect() });
+            selections.push(Selection::within(param, axis, slices.collect()));
         }
     }
     Ok(selections)
@@ -157,18 +230,6 @@ impl ModuleMapper for Cut<'_> {
         let Some(selection) = self.selections.iter().find(|selection| selection.param == param.id) else {
             return param;
         };
-        param.map(|tensor| {
-            let (autodiff, strategy) =
-                (tensor.device().is_autodiff(), tensor.gradient_checkpointing_strategy());
-            let requires_grad = tensor.is_require_grad();
-            let cut = selection.apply(tensor);
-            match strategy {
-                Some(strategy) if autodiff => cut
-                    .autodiff()
-                    .with_gradient_checkpointing_strategy(strategy)
-                    .set_require_grad(requires_grad),
-                _ => cut,
-            }
-        })
+        with_value(param, |tensor| selection.apply(tensor))
     }
 }

@@ -8,6 +8,7 @@
 
 use std::path::Path;
 
+use burn::module::Module;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use yuan_laep::{LayerLoad, LayerStability, LayerSummary, LoadStatistics, PrunePlan};
@@ -123,6 +124,9 @@ pub struct StepMetrics {
     pub seconds: f64,
     /// Per layer: load of the busiest expert over the mean.
     pub max_over_mean: Vec<f64>,
+    /// Per layer: expert rows that the busiest device of a mesh computed over the mean; empty on one device.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub device_max_over_mean: Vec<f64>,
     /// Per layer: tokens per expert over all micro-batches; the metrics file has sums over windows instead.
     #[serde(skip)]
     pub loads: Vec<LayerLoad>,
@@ -200,12 +204,26 @@ pub enum Event {
         parameters_after: u64,
         /// Share of the load that went to the pruned experts.
         pruned_load: f64,
+        /// Bytes of experts and their moments that went from one device to another.
+        #[serde(default)]
+        bytes_moved: u64,
         /// What the plan did to every layer.
         layers: Vec<LayerSummary>,
         /// Speed-up that the efficiency model predicts, if the devices' speed was given.
         predicted_gain: Option<f64>,
         /// The plan that was applied.
         plan: PrunePlan,
+    },
+    /// The experts of every layer were spread over the devices anew, none of them pruned.
+    Rearrange {
+        /// Steps completed.
+        step: u64,
+        /// Per layer: load of the busiest device over the mean as the experts were.
+        groups_before: Vec<f64>,
+        /// The same as they are now.
+        groups_after: Vec<f64>,
+        /// Bytes of experts and their moments that went from one device to another.
+        bytes_moved: u64,
     },
     /// The guard over a prune decided: the loss came back in time, or the prune is about to be undone.
     Guard {
@@ -252,6 +270,7 @@ impl Event {
             | Self::Load { step, .. }
             | Self::Phase { step, .. }
             | Self::Prune { step, .. }
+            | Self::Rearrange { step, .. }
             | Self::Guard { step, .. }
             | Self::RollBack { step, .. }
             | Self::Checkpoint { step }
@@ -307,7 +326,8 @@ impl<M> Context<'_, M> {
         self.session.optimizer()
     }
 
-    /// Cuts the model, and with it, by the selections that `cut` returns, the optimizer's moments.
+    /// Cuts the model, and with it, by the selections that `cut` returns, the optimizer's moments; returns the bytes that
+    /// went from one device to another.
     ///
     /// # Errors
     ///
@@ -315,7 +335,10 @@ impl<M> Context<'_, M> {
     pub fn cut(
         &mut self,
         cut: impl FnOnce(M) -> Result<(M, Vec<Selection>), (M, ModelError)>,
-    ) -> Result<(), TrainError> {
+    ) -> Result<u64, TrainError>
+    where
+        M: Module,
+    {
         self.session.cut(cut)
     }
 

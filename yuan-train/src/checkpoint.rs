@@ -10,13 +10,11 @@
 use std::{
     collections::BTreeMap,
     fs,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
-use burn::{
-    module::Module,
-    tensor::{DType, Device, TensorData},
-};
+use burn::tensor::{DType, TensorData};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use yuan_model::{
@@ -199,7 +197,7 @@ impl Checkpoint {
     pub fn load<M: LanguageModel>(
         &self,
         config: &TrainConfig,
-        device: &Device,
+        place: &M::Place,
     ) -> Result<(M, AdamW, CheckpointState), TrainError> {
         let read = |name: &str| {
             let file = self.path.join(name);
@@ -207,11 +205,11 @@ impl Checkpoint {
         };
         let state: CheckpointState = serde_json::from_str(&read("state.json")?)
             .map_err(|error| damaged(&self.path, format!("state.json: {error}")))?;
-        let model = self.load_model(device)?;
+        let model: M = self.load_model(place)?;
         let moments = TensorFile::open(&self.path.join("optimizer.safetensors"))?;
         let mut optimizer = AdamW::new(config);
         optimizer
-            .restore(&model, state.optimizer_updates, |name| read_tensor(&moments, name).ok())
+            .restore(&model, state.optimizer_updates, |name| read_slices(&moments, name, None).ok())
             .map_err(|reason| damaged(&self.path, format!("optimizer.safetensors: {reason}")))?;
         Ok((model, optimizer, state))
     }
@@ -221,26 +219,27 @@ impl Checkpoint {
     /// # Errors
     ///
     /// As [`load`](Self::load).
-    pub fn load_model<M: LanguageModel>(&self, device: &Device) -> Result<M, TrainError> {
+    pub fn load_model<M: LanguageModel>(&self, place: &M::Place) -> Result<M, TrainError> {
         let file = self.path.join("config.json");
         let config = fs::read_to_string(&file).map_err(TrainError::io("read", &file))?;
-        let model = M::from_config_json(&config, device)
+        let model = M::from_config_json(&config, place)
             .map_err(|error| damaged(&self.path, format!("config.json: {error}")))?;
         self.fill(model)
     }
 
     /// The model's parameters from the checkpoint, all of them and no others.
-    fn fill<M: Module>(&self, model: M) -> Result<M, TrainError> {
+    fn fill<M: LanguageModel>(&self, model: M) -> Result<M, TrainError> {
         let file = TensorFile::open(&self.path.join("model.safetensors"))?;
-        let expected = named::parameter_names(&model).into_iter();
-        let mut wrong = file.mismatches(expected.map(|name| (name.path, name.shape.to_vec())));
+        let stored = model.stored_parameters();
+        let expected = stored.iter().map(|parameter| (parameter.path.clone(), parameter.shape.clone()));
+        let mut wrong = file.mismatches(expected);
         if !wrong.is_empty() {
             wrong.sort_unstable();
             return Err(damaged(&self.path, format!("model.safetensors: {}", wrong.join("; "))));
         }
         let mut result = Ok(());
-        let model = named::write_parameters(model, |name, _| {
-            read_tensor(&file, name).map_err(|error| result = Err(error)).ok()
+        let model = named::write_stored(model, &stored, |name, slices| {
+            read_slices(&file, name, Some(slices)).map_err(|error| result = Err(error)).ok()
         });
         result.map(|()| model)
     }
@@ -250,26 +249,24 @@ fn damaged(path: &Path, reason: impl Into<String>) -> TrainError {
     TrainError::Checkpoint { path: path.to_path_buf(), reason: reason.into() }
 }
 
-fn save_parameters<M: Module>(path: &Path, model: &M) -> Result<(), TrainError> {
-    let dtypes = named::parameter_dtypes(model).into_iter();
-    let outgoing: Vec<_> = named::parameter_names(model)
-        .into_iter()
-        .zip(dtypes)
-        .map(|(name, (_, dtype))| outgoing(name.path, dtype, name.shape.to_vec()))
-        .collect();
-    write_tensors(path, &outgoing, |index| {
-        let name = &outgoing[index].name;
-        let data = named::read_part(model, name, None);
-        data.map(TensorBytes::Data).ok_or_else(|| damaged(path, format!("the model has no `{name}`")))
+fn save_parameters<M: LanguageModel>(path: &Path, model: &M) -> Result<(), TrainError> {
+    let (stored, dtypes) = (model.stored_parameters(), named::dtypes_by_id(model));
+    let described = stored.iter().map(|parameter| {
+        let dtype = dtypes.get(&parameter.parts[0].copies[0]).copied().unwrap_or(DType::F32);
+        outgoing(parameter.path.clone(), dtype, parameter.shape.clone())
+    });
+    write_tensors(path, &described.collect::<Vec<_>>(), |index| {
+        let data = named::read_stored(model, &stored[index]);
+        data.map(TensorBytes::Data).map_err(TrainError::from)
     })
 }
 
-fn save_moments<M: Module>(path: &Path, model: &M, optimizer: &AdamW) -> Result<(), TrainError> {
+fn save_moments<M: LanguageModel>(path: &Path, model: &M, optimizer: &AdamW) -> Result<(), TrainError> {
     let (mut tensors, mut data) = (Vec::new(), Vec::new());
-    optimizer.save(model, |name, moment| {
+    optimizer.save(&model.stored_parameters(), |name, moment| {
         tensors.push(outgoing(name, moment.dtype(), moment.shape().to_vec()));
         data.push(Some(TensorBytes::Data(moment)));
-        Ok::<(), TrainError>(())
+        Ok(())
     })?;
     let twice = || damaged(path, "a moment would be written twice");
     write_tensors(path, &tensors, |index| data[index].take().ok_or_else(twice))
@@ -290,11 +287,25 @@ fn dtype_of(stored: Dtype) -> Option<DType> {
     }
 }
 
-fn read_tensor(file: &TensorFile, name: &str) -> Result<TensorData, TrainError> {
+/// A tensor, or some of its slices along the first axis.
+fn read_slices(
+    file: &TensorFile,
+    name: &str,
+    slices: Option<Range<usize>>,
+) -> Result<TensorData, TrainError> {
     let bytes = file.map(name)?;
     let stored = &file.tensors()[name];
     let dtype = dtype_of(stored.dtype).ok_or_else(|| {
         damaged(file.path(), format!("`{name}` is {:?}, which no parameter is", stored.dtype))
     })?;
-    Ok(TensorData::from_bytes_vec(bytes.as_ref().to_vec(), stored.shape.clone(), dtype))
+    let (bytes, mut shape) = (bytes.as_ref(), stored.shape.clone());
+    let bytes = match (slices, shape.first_mut()) {
+        (Some(slices), Some(all)) => {
+            let size = bytes.len() / (*all).max(1);
+            *all = slices.len();
+            &bytes[slices.start * size..slices.end * size]
+        }
+        _ => bytes,
+    };
+    Ok(TensorData::from_bytes_vec(bytes.to_vec(), shape, dtype))
 }

@@ -74,6 +74,23 @@ pub fn measure_device(device: &Device, dtype: FloatDType) -> Result<DeviceSpeed,
     Ok(DeviceSpeed { flops: flops?, memory_bandwidth: memory_bandwidth?, link_bandwidth: f64::MAX })
 }
 
+/// Bytes a second from one device to another, measured with 64 MB, waiting included.
+///
+/// # Errors
+///
+/// If a device fails.
+pub fn measure_link(from: &Device, to: &Device) -> Result<f64, TrainError> {
+    let source = Tensor::<2>::full([1 << 12, 1 << 12], 0.5, from);
+    finish(source.clone())?;
+    let mut seconds = f64::INFINITY;
+    for _ in 0..4 {
+        let start = Instant::now();
+        finish(ops::transfer(source.clone(), to))?;
+        seconds = seconds.min(start.elapsed().as_secs_f64());
+    }
+    Ok(f64::from(1 << 26) / seconds)
+}
+
 /// Waits for a result by reading one number of it.
 fn finish(result: Tensor<2>) -> Result<(), TrainError> {
     let read = result.slice([0..1, 0..1]).try_into_data();

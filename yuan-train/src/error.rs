@@ -66,6 +66,9 @@ pub enum TrainError {
     /// The device failed to compute or to hand over its results.
     #[error("the device failed: {0}")]
     Device(String),
+    /// A device is gone or hangs.
+    #[error("{0}; the run can be resumed from its latest checkpoint, on other devices too")]
+    Lost(String),
     /// A model configuration was refused.
     #[error(transparent)]
     Config(#[from] ConfigError),

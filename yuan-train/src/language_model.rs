@@ -7,11 +7,16 @@ use burn::{
     optim::GradientsParams,
     tensor::{Device, Int, Tensor},
 };
-use yuan_model::{BalanceLosses, ConfigError, ForwardOptions, YuanConfig, YuanModel, loss::masked_mean};
+use yuan_model::{
+    BalanceLosses, ConfigError, DeviceMesh, ForwardOptions, YuanConfig, YuanModel,
+    loss::masked_mean,
+    named::{self, StoredParameter},
+};
 
-use crate::config::Precision;
+use crate::{TrainError, config::Precision};
 
 mod by_layer;
+mod on_mesh;
 
 /// Rows of tokens with what to predict at each of them.
 #[derive(Debug, Clone)]
@@ -33,6 +38,8 @@ pub struct LossOutput {
     pub balance_loss: Option<Tensor<1>>,
     /// Per layer: tokens that each expert received, `[num_experts]`.
     pub tokens_per_expert: Vec<Tensor<1, Int>>,
+    /// Per layer: rows that each device of a mesh computed in its experts, summed over copies; empty on one device.
+    pub rows_per_device: Vec<Vec<u64>>,
 }
 
 /// How a loss is computed.
@@ -46,21 +53,55 @@ pub struct LossOptions {
     pub recompute: Option<u64>,
 }
 
+/// Where a model lives: on one device or on many.
+pub trait Place: Clone + std::fmt::Debug {
+    /// All devices; the first is where batches come from and where losses and norms are added up.
+    fn devices(&self) -> Vec<Device>;
+}
+
+impl Place for Device {
+    fn devices(&self) -> Vec<Device> {
+        vec![self.clone()]
+    }
+}
+
+impl Place for DeviceMesh {
+    fn devices(&self) -> Vec<Device> {
+        DeviceMesh::devices(self).to_vec()
+    }
+}
+
 /// A model that the [`Trainer`](crate::Trainer) can train and restore.
 pub trait LanguageModel: Module {
+    /// One device, or a mesh of them.
+    type Place: Place;
+
     /// Loss of a batch, and the balancing losses that are asked for.
-    fn loss(&self, batch: Batch, options: LossOptions) -> LossOutput;
+    ///
+    /// # Errors
+    ///
+    /// If a device fails, or the batch does not fit the devices.
+    fn loss(&self, batch: Batch, options: LossOptions) -> Result<LossOutput, TrainError>;
 
     /// Loss of a batch without a graph, and the gradients of `share` times what is minimised.
     ///
     /// A model that can save memory by [`recompute`](LossOptions::recompute) does so here.
+    ///
+    /// # Errors
+    ///
+    /// As [`loss`](Self::loss).
     fn loss_and_gradients(
         &self,
         batch: Batch,
         options: LossOptions,
         share: f64,
-    ) -> (LossOutput, GradientsParams) {
+    ) -> Result<(LossOutput, GradientsParams), TrainError> {
         whole_graph(self, batch, options, share)
+    }
+
+    /// The parameters as they are saved, and what holds them: by default each by itself.
+    fn stored_parameters(&self) -> Vec<StoredParameter> {
+        named::stored_parameters(self)
     }
 
     /// Everything needed to build a model of this shape anew, as JSON.
@@ -71,7 +112,7 @@ pub trait LanguageModel: Module {
     /// # Errors
     ///
     /// If the text is no configuration of this kind of model.
-    fn from_config_json(text: &str, device: &Device) -> Result<Self, ConfigError>;
+    fn from_config_json(text: &str, place: &Self::Place) -> Result<Self, ConfigError>;
 }
 
 /// A model whose routers choose by score plus a bias that balancing without an auxiliary loss moves.
@@ -89,16 +130,18 @@ fn whole_graph<M: LanguageModel>(
     batch: Batch,
     options: LossOptions,
     share: f64,
-) -> (LossOutput, GradientsParams) {
-    let LossOutput { loss, balance_loss, tokens_per_expert } = model.loss(batch, options);
-    let values = (loss.clone().inner(), balance_loss.clone().map(Tensor::inner));
-    let objective = balance_loss.into_iter().fold(loss, |sum, balance| sum + balance);
+) -> Result<(LossOutput, GradientsParams), TrainError> {
+    let output = model.loss(batch, options)?;
+    let (loss, balance_loss) = (output.loss.clone().inner(), output.balance_loss.clone().map(Tensor::inner));
+    let objective = output.balance_loss.into_iter().fold(output.loss, |sum, balance| sum + balance);
     let gradients = GradientsParams::from_grads(objective.mul_scalar(share).backward(), model);
-    (LossOutput { loss: values.0, balance_loss: values.1, tokens_per_expert }, gradients)
+    Ok((LossOutput { loss, balance_loss, ..output }, gradients))
 }
 
 impl LanguageModel for YuanModel {
-    fn loss(&self, batch: Batch, options: LossOptions) -> LossOutput {
+    type Place = Device;
+
+    fn loss(&self, batch: Batch, options: LossOptions) -> Result<LossOutput, TrainError> {
         let options = ForwardOptions {
             position_ids: Some(batch.position_ids),
             balance: options.balance,
@@ -107,7 +150,12 @@ impl LanguageModel for YuanModel {
         };
         let output = self.forward_hidden(batch.input_ids, options);
         let loss = masked_mean(self.token_losses(output.hidden, batch.labels), None);
-        LossOutput { loss, balance_loss: output.balance_loss, tokens_per_expert: output.tokens_per_expert }
+        Ok(LossOutput {
+            loss,
+            balance_loss: output.balance_loss,
+            tokens_per_expert: output.tokens_per_expert,
+            rows_per_device: Vec::new(),
+        })
     }
 
     fn loss_and_gradients(
@@ -115,9 +163,9 @@ impl LanguageModel for YuanModel {
         batch: Batch,
         options: LossOptions,
         share: f64,
-    ) -> (LossOutput, GradientsParams) {
+    ) -> Result<(LossOutput, GradientsParams), TrainError> {
         match options.recompute {
-            Some(seed) => by_layer::loss_and_gradients(self, batch, options, share, seed),
+            Some(seed) => Ok(by_layer::loss_and_gradients(self, batch, options, share, seed)),
             None => whole_graph(self, batch, options, share),
         }
     }

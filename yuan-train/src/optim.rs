@@ -4,7 +4,10 @@
 //! makes a dozen passes over memory; this one keeps them in reach and updates in one pass
 //! ([`ops::adamw_update`]).
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    ops::Range,
+};
 
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId},
@@ -12,12 +15,13 @@ use burn::{
     tensor::{FloatDType, Shape, Tensor, TensorData},
 };
 use yuan_model::{
-    named,
+    ModelError,
+    named::{self, StoredParameter},
     ops::{self, AdamWStep},
     surgery::Selection,
 };
 
-use crate::TrainConfig;
+use crate::{LanguageModel, TrainConfig, TrainError};
 
 /// AdamW (Loshchilov and Hutter 2019); matrices decay, norms and biases (rank one) do not.
 #[derive(Debug, Clone)]
@@ -80,13 +84,25 @@ impl AdamW {
         model.map(&mut Update { moments: &mut self.moments, gradients, step })
     }
 
-    /// Cuts the moments as the parameters were cut; nothing of the dead slices remains.
-    pub fn cut(&mut self, selections: &[Selection]) {
-        for selection in selections {
-            if let Some(moments) = self.moments.get_mut(&selection.param) {
-                moments.cut(selection);
+    /// Cuts the moments as the parameters were cut; nothing of the dead slices remains. Returns the bytes that went from
+    /// one device to another.
+    pub fn cut(&mut self, selections: &[Selection]) -> u64 {
+        let mut moved = 0;
+        // Parameters that take slices from each other change together.
+        for selections in selections.chunk_by(|a, b| a.sources.len() > 1 && a.sources == b.sources) {
+            let sources = &selections[0].sources;
+            let Some(old) = sources.iter().map(|id| self.moments.remove(id)).collect::<Option<Vec<_>>>()
+            else {
+                continue;
+            };
+            for selection in selections {
+                let own = sources.iter().position(|&id| id == selection.param).unwrap_or(0);
+                let (moments, bytes) = Moments::gather(&old, own, selection);
+                self.moments.insert(selection.param, moments);
+                moved += bytes;
             }
         }
+        moved
     }
 
     /// First and second moment of a parameter in its shape, if it was ever updated.
@@ -100,17 +116,22 @@ impl AdamW {
     ///
     /// # Errors
     ///
-    /// Stops at the first error of `write`.
-    pub fn save<M: Module, E>(
+    /// If a device fails, and at the first error of `write`.
+    pub fn save(
         &self,
-        model: &M,
-        mut write: impl FnMut(String, TensorData) -> Result<(), E>,
-    ) -> Result<(), E> {
-        for name in named::parameter_names(model) {
-            let Some(moments) = self.moments.get(&name.id) else { continue };
-            for (suffix, tensor) in SUFFIXES.into_iter().zip([&moments.first, &moments.second]) {
-                let data = reshaped(tensor.to_data(), moments.shape.clone());
-                write(format!("{}.{suffix}", name.path), data)?;
+        parameters: &[StoredParameter],
+        mut write: impl FnMut(String, TensorData) -> Result<(), TrainError>,
+    ) -> Result<(), TrainError> {
+        for parameter in parameters {
+            let of_parts = parameter.parts.iter().map(|part| self.moments.get(&part.copies[0]));
+            let Some(of_parts) = of_parts.collect::<Option<Vec<_>>>() else { continue };
+            for (suffix, moment) in SUFFIXES.into_iter().zip([Moments::first, Moments::second]) {
+                let read = |moments: &&Moments| {
+                    let data = moment(moments).clone().try_into_data().map_err(ModelError::device)?;
+                    Ok(reshaped(data, moments.shape.clone()))
+                };
+                let parts = of_parts.iter().map(read).collect::<Result<Vec<_>, ModelError>>()?;
+                write(format!("{}.{suffix}", parameter.path), named::joined(parts, &parameter.shape))?;
             }
         }
         Ok(())
@@ -122,7 +143,7 @@ impl AdamW {
     ///
     /// Names the moment that is missing or has another shape than its parameter. Before the first update there
     /// are none.
-    pub fn restore<M: Module>(
+    pub fn restore<M: LanguageModel>(
         &mut self,
         model: &M,
         updates: u64,
@@ -133,41 +154,73 @@ impl AdamW {
         if updates == 0 {
             return Ok(());
         }
-        let device = model.devices().into_iter().next().map(burn::tensor::Device::inner).unwrap_or_default();
-        let mut trained = Trained(HashSet::new());
-        model.visit(&mut trained);
-        for parameter in named::parameter_names(model) {
-            if !trained.0.contains(&parameter.id) {
+        let devices = named::parameter_devices(model);
+        for parameter in model.stored_parameters() {
+            if !devices.get(&parameter.parts[0].copies[0]).is_some_and(|(_, trained)| *trained) {
                 continue;
             }
             let mut flat = |suffix: &str| {
                 let name = format!("{}.{suffix}", parameter.path);
                 let data = read(&name).ok_or_else(|| format!("`{name}` is missing"))?;
-                if *data.shape() != parameter.shape {
+                if data.shape()[..] != parameter.shape[..] {
                     return Err(format!(
                         "`{name}` is {:?}, expected {:?}",
                         &data.shape()[..],
-                        &parameter.shape[..]
+                        parameter.shape
                     ));
                 }
                 let elements = data.shape().num_elements();
-                Ok(Tensor::<1>::from_data(reshaped(data, [elements].into()), &device))
+                Ok(reshaped(data, [elements].into()))
             };
-            let [first, second] = [flat(SUFFIXES[0])?, flat(SUFFIXES[1])?];
-            self.moments.insert(parameter.id, Moments { shape: parameter.shape, first, second });
+            let data = [flat(SUFFIXES[0])?, flat(SUFFIXES[1])?];
+            for (slices, part) in parameter.ranges() {
+                let mut shape = parameter.shape.clone();
+                if let Some(first) = shape.first_mut() {
+                    *first = part.slices;
+                }
+                let elements = slices.start * parameter.slice_len()..slices.end * parameter.slice_len();
+                for id in &part.copies {
+                    let device = devices[id].0.clone().inner();
+                    let [first, second] = data
+                        .each_ref()
+                        .map(|data| Tensor::from_data(part_of(data, elements.clone()), &device));
+                    let shape = shape.clone().into();
+                    self.moments.insert(*id, Moments { shape, first, second });
+                }
+            }
         }
         Ok(())
     }
 }
 
 impl Moments {
-    fn cut(&mut self, selection: &Selection) {
-        let (outer, inner) = (&self.shape[..selection.axis], &self.shape[selection.axis + 1..]);
-        let blocks = [outer.iter().product(), self.shape[selection.axis], inner.iter().product::<usize>()];
+    fn first(&self) -> &Tensor<1> {
+        &self.first
+    }
+
+    fn second(&self) -> &Tensor<1> {
+        &self.second
+    }
+
+    /// The selected slices of the sources' moments on the device of `sources[own]`, and the bytes that went there from
+    /// others.
+    fn gather(sources: &[Self], own: usize, selection: &Selection) -> (Self, u64) {
+        let (mut shape, axis) = (sources[own].shape.clone(), selection.axis);
+        let (outer, inner): (usize, usize) =
+            (shape[..axis].iter().product(), shape[axis + 1..].iter().product());
+        let device = sources[own].first.device();
         let along_axis = Selection { axis: 1, ..selection.clone() };
-        let cut = |tensor: &Tensor<1>| along_axis.apply(tensor.clone().reshape(blocks)).flatten(0, 2);
-        (self.first, self.second) = (cut(&self.first), cut(&self.second));
-        self.shape[selection.axis] = selection.kept.len();
+        let mut bytes = 0;
+        let mut gather = |moment: fn(&Self) -> &Tensor<1>| {
+            let block = |source: &Self| moment(source).clone().reshape([outer, source.shape[axis], inner]);
+            let blocks: Vec<Tensor<3>> = sources.iter().map(block).collect();
+            let (gathered, moved) = along_axis.gather(&blocks, &device);
+            bytes += (moved * outer * inner * gathered.dtype().size()) as u64;
+            gathered.flatten(0, 2)
+        };
+        let (first, second) = (gather(Self::first), gather(Self::second));
+        shape[axis] = selection.kept.len();
+        (Self { shape, first, second }, bytes)
     }
 }
 
@@ -176,15 +229,11 @@ fn reshaped(data: TensorData, shape: Shape) -> TensorData {
     TensorData::from_bytes(bytes, shape, dtype)
 }
 
-/// Parameters that have a gradient.
-struct Trained(HashSet<ParamId>);
-
-impl ModuleVisitor for Trained {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if param.val().is_require_grad() {
-            self.0.insert(param.id);
-        }
-    }
+/// Some elements of a flat tensor.
+fn part_of(data: &TensorData, elements: Range<usize>) -> TensorData {
+    let size = data.dtype().size();
+    let bytes = data.as_bytes()[elements.start * size..elements.end * size].to_vec();
+    TensorData::from_bytes_vec(bytes, [elements.len()], data.dtype())
 }
 
 struct Update<'a> {
@@ -224,26 +273,38 @@ impl ModuleMapper for Update<'_> {
     }
 }
 
-/// Square of the global norm: the sum of squares over all gradients, `[1]`, on their device.
-pub fn global_norm_squared<M: Module>(model: &M, gradients: &GradientsParams) -> Option<Tensor<1>> {
-    let mut visitor = SumOfSquares { gradients, sum: None };
+/// Square of the global norm: the sum of squares over all gradients, `[1]`, on the device of the first.
+///
+/// Of copies of a parameter the first one counts; their gradients are the same once
+/// [reduced](crate::reduce::reduce_gradients).
+pub fn global_norm_squared<M: LanguageModel>(model: &M, gradients: &GradientsParams) -> Option<Tensor<1>> {
+    let stored = model.stored_parameters();
+    let counted = stored.iter().flat_map(|parameter| parameter.parts.iter().map(|part| part.copies[0]));
+    let mut visitor = SumOfSquares { gradients, counted: counted.collect(), sums: Vec::new() };
     model.visit(&mut visitor);
-    visitor.sum
+    let sums = visitor.sums.into_iter();
+    sums.reduce(|sum, more| sum.clone() + ops::transfer(more, &sum.device()))
 }
 
 struct SumOfSquares<'a> {
     gradients: &'a GradientsParams,
-    sum: Option<Tensor<1>>,
+    counted: HashSet<ParamId>,
+    /// Of every device.
+    sums: Vec<Tensor<1>>,
 }
 
 impl ModuleVisitor for SumOfSquares<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if !self.counted.contains(&param.id) {
+            return;
+        }
         let Some(gradient) = self.gradients.get::<D>(param.id) else { return };
         let squares = ops::sum_of_squares(gradient.cast(FloatDType::F32));
-        self.sum = Some(match self.sum.take() {
-            Some(sum) => sum + squares,
-            None => squares,
-        });
+        let device = squares.device();
+        match self.sums.iter_mut().find(|sum| sum.device() == device) {
+            Some(sum) => *sum = sum.clone() + squares,
+            None => self.sums.push(squares),
+        }
     }
 }
 

@@ -7,19 +7,22 @@ use std::{
 };
 
 use burn::{
+    module::Module,
     optim::GradientsAccumulator,
-    tensor::{Device, Int, Tensor, TensorData, Transaction},
+    tensor::{Int, Tensor, TensorData, Transaction},
 };
 use serde_json::Value;
 use yuan_laep::LayerLoad;
-use yuan_model::{ModelError, PrunableExperts, surgery::Selection};
+use yuan_model::{ModelError, PrunableExperts, named, surgery::Selection};
 
 use crate::{
     AdamW, Callback, Context, LanguageModel, LossOptions, TrainConfig, TrainError,
     callback::{Event, Requests, StepMetrics},
     checkpoint::{Checkpoint, CheckpointState},
     data::RowStream,
+    language_model::Place,
     optim::{clip_factor, global_norm_squared},
+    reduce::reduce_gradients,
 };
 
 /// Model and optimizer, which must change together.
@@ -51,14 +54,18 @@ impl<M> Session<M> {
         self.model = Some(update(self.take_model()));
     }
 
+    /// Returns the bytes that went from one device to another.
     pub(crate) fn cut(
         &mut self,
         cut: impl FnOnce(M) -> Result<(M, Vec<Selection>), (M, ModelError)>,
-    ) -> Result<(), TrainError> {
+    ) -> Result<u64, TrainError>
+    where
+        M: Module,
+    {
         let (model, outcome) = match cut(self.take_model()) {
             Ok((model, selections)) => {
-                self.optimizer.cut(&selections);
-                (model, Ok(()))
+                let moved = bytes_moved(&model, &selections) + self.optimizer.cut(&selections);
+                (model, Ok(moved))
             }
             Err((model, error)) => (model, Err(error.into())),
         };
@@ -67,11 +74,25 @@ impl<M> Session<M> {
     }
 }
 
+/// Bytes of a cut model's parameters that came from other devices.
+fn bytes_moved<M: Module>(model: &M, selections: &[Selection]) -> u64 {
+    if selections.iter().all(|selection| selection.moved == 0) {
+        return 0;
+    }
+    let (names, dtypes) = (named::parameter_names(model), named::dtypes_by_id(model));
+    let bytes = |selection: &Selection| {
+        let shape = names.iter().find(|name| name.id == selection.param).map(|name| name.shape.clone());
+        let slice = shape.map_or(0, |shape| shape.num_elements() / shape[selection.axis].max(1));
+        selection.moved * slice * dtypes.get(&selection.param).map_or(0, burn::tensor::DType::size)
+    };
+    selections.iter().map(|selection| bytes(selection) as u64).sum()
+}
+
 /// Trains a model on a stream of rows; see [`run`](Self::run).
-pub struct Trainer<M> {
+pub struct Trainer<M: LanguageModel> {
     config: TrainConfig,
     run_dir: PathBuf,
-    device: Device,
+    place: M::Place,
     session: Session<M>,
     train: RowStream,
     validation: RowStream,
@@ -85,7 +106,8 @@ pub struct Trainer<M> {
 }
 
 impl<M: LanguageModel + PrunableExperts> Trainer<M> {
-    /// A run from the start; `device` computes gradients (`device.autodiff()`) and holds `model`.
+    /// A run from the start; `place` is a device that computes gradients (`device.autodiff()`), or a mesh of them, and
+    /// holds `model`.
     ///
     /// # Errors
     ///
@@ -93,19 +115,19 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
     pub fn new(
         config: TrainConfig,
         run_dir: &Path,
-        device: &Device,
+        place: &M::Place,
         model: M,
         [train, validation]: [RowStream; 2],
     ) -> Result<Self, TrainError> {
         config.validate()?;
         let optimizer = AdamW::new(&config);
         let dtype = config.precision.dtype();
-        if !device.supports_dtype(dtype) {
+        if !place.devices().iter().all(|device| device.supports_dtype(dtype)) {
             return Err(TrainError::Setting(format!("the device does not compute in {dtype:?}")));
         }
         Ok(Self {
             run_dir: run_dir.to_path_buf(),
-            device: device.clone(),
+            place: place.clone(),
             session: Session::new(model, optimizer),
             train,
             validation,
@@ -125,12 +147,12 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
     pub fn resume(
         config: TrainConfig,
         run_dir: &Path,
-        device: &Device,
+        place: &M::Place,
         checkpoint: &Checkpoint,
         streams: [RowStream; 2],
     ) -> Result<Self, TrainError> {
-        let (model, optimizer, state) = checkpoint.load::<M>(&config, device)?;
-        let mut trainer = Self::new(config, run_dir, device, model, streams)?;
+        let (model, optimizer, state) = checkpoint.load::<M>(&config, place)?;
+        let mut trainer = Self::new(config, run_dir, place, model, streams)?;
         trainer.session.optimizer = optimizer;
         trainer.saved_states = trainer.take_up(state);
         Ok(trainer)
@@ -171,6 +193,19 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
         self.session.optimizer()
     }
 
+    /// Cuts or rearranges the model and, by the selections that `cut` returns, the optimizer's moments; returns the bytes
+    /// that went from one device to another. In a run it is a callback that does this ([`Context::cut`]).
+    ///
+    /// # Errors
+    ///
+    /// `cut` gives the model back unchanged when it refuses.
+    pub fn cut(
+        &mut self,
+        cut: impl FnOnce(M) -> Result<(M, Vec<Selection>), (M, ModelError)>,
+    ) -> Result<u64, TrainError> {
+        self.session.cut(cut)
+    }
+
     /// Steps completed.
     pub fn step(&self) -> u64 {
         self.step
@@ -191,7 +226,7 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
         self.tell(&Event::Start {
             step: self.step,
             steps: self.config.steps,
-            parameters: model.num_params() as u64,
+            parameters: model.num_parameters(),
             experts_per_layer: model.experts_per_layer(),
         })?;
         while self.step < self.config.steps {
@@ -276,14 +311,17 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
     /// If loss or gradient is not finite, or the device fails.
     pub fn train_step(&mut self) -> Result<StepMetrics, TrainError> {
         let started = Instant::now();
+        let devices = self.place.devices();
         // Dropout draws from the device: a seed per step makes a resumed run draw alike.
         let step_seed = self.config.seed.wrapping_add(self.step + 1);
-        self.device.seed(step_seed);
+        for (index, device) in devices.iter().enumerate() {
+            device.seed(step_seed.wrapping_add((index as u64).wrapping_mul(OTHER_DEVICE)));
+        }
         let model = self.session.take_model();
         let mut accumulator = GradientsAccumulator::<M>::new();
         let mut sums: Option<StepSums> = None;
         for micro_batch in 0..self.config.accumulation {
-            let batch = self.train.next_batch(self.config.batch_size, &self.device);
+            let batch = self.train.next_batch(self.config.batch_size, &devices[0]);
             let options = LossOptions {
                 balance: self.config.balance,
                 precision: self.config.precision,
@@ -293,11 +331,18 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
                     .then(|| step_seed.wrapping_add(micro_batch as u64) ^ RECOMPUTED),
             };
             let share = 1.0 / self.config.accumulation as f64;
-            let (output, gradients) = model.loss_and_gradients(batch, options, share);
+            let (output, gradients) = match model.loss_and_gradients(batch, options, share) {
+                Ok(computed) => computed,
+                Err(error) => {
+                    self.session.model = Some(model);
+                    return Err(error);
+                }
+            };
             let part = StepSums {
                 loss: output.loss.mul_scalar(share),
                 balance: output.balance_loss.map(|loss| loss.mul_scalar(share)),
                 loads: output.tokens_per_expert,
+                rows_per_device: output.rows_per_device,
             };
             sums = Some(match sums {
                 None => part,
@@ -305,14 +350,14 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
             });
             accumulator.accumulate(&model, gradients);
         }
-        let gradients = accumulator.grads();
+        let gradients = reduce_gradients(&model, accumulator.grads(), &model.stored_parameters());
         let norm_squared = global_norm_squared(&model, &gradients);
         let step = self.step + 1;
         let read = match sums {
             Some(sums) => sums.read(step, norm_squared),
             None => Err(TrainError::Setting("accumulation must be at least 1".into())),
         };
-        let ReadStep { loss, balance_loss, norm, loads } = match read {
+        let ReadStep { loss, balance_loss, norm, loads, rows_per_device } = match read {
             Ok(numbers) => numbers,
             Err(error) => {
                 self.session.model = Some(model);
@@ -332,6 +377,7 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
             tokens: self.config.tokens_per_step() as u64,
             seconds: started.elapsed().as_secs_f64(),
             max_over_mean: loads.iter().map(LayerLoad::max_over_mean).collect(),
+            device_max_over_mean: rows_per_device.iter().map(LayerLoad::max_over_mean).collect(),
             loads,
         })
     }
@@ -343,13 +389,13 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
     /// If the loss is not finite, or the device fails.
     pub fn validate(&mut self) -> Result<f64, TrainError> {
         let model = self.session.model().valid();
-        let device = self.device.clone().inner();
+        let device = self.place.devices()[0].clone().inner();
         self.validation.seek(0);
         let options = LossOptions { precision: self.config.precision, ..LossOptions::default() };
         let mut sum = 0.0;
         for _ in 0..self.config.validation_batches {
             let batch = self.validation.next_batch(self.config.batch_size, &device);
-            sum += read_floats(model.loss(batch, options).loss)?[0];
+            sum += read_floats(model.loss(batch, options)?.loss)?[0];
         }
         let value = sum / self.config.validation_batches as f64;
         let not_finite = TrainError::NotFinite { step: self.step, what: "validation loss", value };
@@ -379,7 +425,7 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
         // Its moments need not be in memory beside those of the snapshot.
         self.session.optimizer = AdamW::new(&self.config);
         let snapshot = Checkpoint::snapshot(&self.run_dir);
-        let (model, optimizer, state) = snapshot.load::<M>(&self.config, &self.device)?;
+        let (model, optimizer, state) = snapshot.load::<M>(&self.config, &self.place)?;
         let left = self.step;
         self.session = Session::new(model, optimizer);
         let mut states = self.take_up(state);
@@ -422,11 +468,15 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
 /// Keeps the seeds of recomputed layers apart from those of steps.
 const RECOMPUTED: u64 = 0x5eed_0000_0000_0000;
 
+/// Keeps the seeds of a mesh's devices apart.
+const OTHER_DEVICE: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// What the micro-batches of one step add up to, on their device.
 struct StepSums {
     loss: Tensor<1>,
     balance: Option<Tensor<1>>,
     loads: Vec<Tensor<1, Int>>,
+    rows_per_device: Vec<Vec<u64>>,
 }
 
 /// The same on the host.
@@ -435,13 +485,16 @@ struct ReadStep {
     balance_loss: Option<f64>,
     norm: f64,
     loads: Vec<LayerLoad>,
+    rows_per_device: Vec<LayerLoad>,
 }
 
 impl StepSums {
     fn plus(self, part: Self) -> Self {
         let loads = self.loads.into_iter().zip(part.loads).map(|(sum, more)| sum + more).collect();
         let balance = self.balance.zip(part.balance).map(|(sum, more)| sum + more);
-        Self { loss: self.loss + part.loss, balance, loads }
+        let add = |(sum, more): (Vec<u64>, Vec<u64>)| sum.iter().zip(more).map(|(a, b)| a + b).collect();
+        let rows_per_device = self.rows_per_device.into_iter().zip(part.rows_per_device).map(add).collect();
+        Self { loss: self.loss + part.loss, balance, loads, rows_per_device }
     }
 
     /// Reads losses, gradient norm and loads from the device in a single transfer.
@@ -470,6 +523,7 @@ impl StepSums {
             balance_loss,
             norm,
             loads: read.map(|data| LayerLoad::new(counts(data))).collect(),
+            rows_per_device: self.rows_per_device.into_iter().map(LayerLoad::new).collect(),
         })
     }
 }

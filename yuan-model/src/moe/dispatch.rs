@@ -2,7 +2,7 @@
 
 use burn::tensor::{Bool, Int, Tensor};
 
-use crate::ops;
+use crate::{ModelError, ops};
 
 /// The order in which the (token, expert) pairs of one layer are computed.
 #[derive(Debug, Clone)]
@@ -40,10 +40,10 @@ impl Dispatch {
 
     /// Rows of every expert, padding included, on the host: a product per expert needs its size there.
     ///
-    /// # Panics
+    /// # Errors
     ///
     /// If the device fails to hand over its data.
-    pub fn rows_per_expert(&self) -> Vec<usize> {
+    pub fn rows_per_expert(&self) -> Result<Vec<usize>, ModelError> {
         ops::read_counts(self.tokens_per_expert.clone())
     }
 

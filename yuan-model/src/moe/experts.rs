@@ -19,8 +19,12 @@ pub struct Experts {
 impl Experts {
     /// The experts of layer `layer`; the projections back start smaller by `sqrt(2L)`.
     pub fn new(config: &YuanConfig, layer: usize, device: &Device) -> Self {
-        let (experts, hidden, ffn) =
-            (config.experts_per_layer[layer], config.hidden_size, config.ffn_hidden_size);
+        Self::some(config, config.experts_per_layer[layer], device)
+    }
+
+    /// So many experts: those of a layer that one of several devices holds.
+    pub(crate) fn some(config: &YuanConfig, experts: usize, device: &Device) -> Self {
+        let (hidden, ffn) = (config.hidden_size, config.ffn_hidden_size);
         let normal = |std| Initializer::Normal { mean: 0.0, std };
         Self {
             gate_up: normal(config.initializer_range).init([experts, hidden, 2 * ffn], device),

@@ -36,6 +36,12 @@ macro_rules! record {
 }
 
 impl<B: YuanOps, C: CheckpointStrategy> YuanOps for Autodiff<B, C> {
+    fn transfer(x: FloatTensor<Self>, to: IntTensor<Self>) -> FloatTensor<Self> {
+        let dtype = to.dtype().into();
+        let back = B::int_zeros([1].into(), &x.device(), dtype);
+        record!(Transfer, [x], keep [], back, B::transfer(x, to))
+    }
+
     fn dense(rows: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         record!(Dense, [rows, weight], keep [rows, weight], (), B::dense(rows, weight))
     }
@@ -316,6 +322,7 @@ macro_rules! step {
     };
 }
 
+step!(Transfer, 1, kept 0, IntTensor<B>, |[], back, grad| [B::transfer(grad, back)]);
 step!(Embed, 1, kept 0, (IntTensor<B>, usize), |[], (ids, vocab), grad| [B::embed_backward(grad, ids, vocab)]);
 step!(Dense, 2, kept 2, (), |[rows, weight], (), grad| {
     let d_rows = B::dense(grad.clone(), B::float_transpose(weight));

@@ -47,6 +47,13 @@ fn takes_attention(tensors: &[&Tensor], first_keys: Option<&Tensor>) -> bool {
 }
 
 impl YuanOps for CubeBackend {
+    fn transfer(x: Tensor, to: Tensor) -> Tensor {
+        if tensors::is_ours(&x) && tensors::is_ours(&to) && x.device != to.device {
+            return tensors::transfer(x, &to);
+        }
+        portable::transfer::<Self>(x, to)
+    }
+
     fn dense(rows: Tensor, weight: Tensor) -> Tensor {
         if is_fast(&rows) && same_type(&[&rows, &weight]) {
             return products::product(rows, weight);

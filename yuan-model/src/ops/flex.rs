@@ -14,6 +14,7 @@ use super::{AdamWStep, YuanOps, fast_paths, packed, portable};
 mod attention;
 mod elementwise;
 mod grouped;
+mod matrix;
 mod numeric;
 mod rows;
 
@@ -180,16 +181,15 @@ fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Float {
     Float::from_data(TensorData::new(values, shape))
 }
 
+/// A tensor whose values are yet to be written.
+fn empty<const D: usize>(shape: [usize; D]) -> Float {
+    Float::empty(shape.into(), DType::F32)
+}
+
 /// Indices in host memory, whatever their width.
 fn indices(tensor: &Int) -> Option<Vec<usize>> {
     if let Some(values) = tensor.as_slice::<i64>() {
         return Some(values.iter().map(|&i| i as usize).collect());
     }
     tensor.as_slice::<i32>().map(|values| values.iter().map(|&i| i as usize).collect())
-}
-
-/// Copies a product, whatever its layout, to where it belongs.
-fn copy_into(out: &mut [f32], product: &Float) {
-    let product = product.to_contiguous();
-    out.copy_from_slice(&product.storage::<f32>()[..out.len()]);
 }

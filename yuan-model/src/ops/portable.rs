@@ -10,6 +10,11 @@ use burn::tensor::{FloatDType, IndexingUpdateOp, Shape, Slice, TensorData};
 
 use super::{AdamWStep, YuanOps};
 
+/// See [`ops::transfer`](super::transfer).
+pub fn transfer<B: Backend>(x: FloatTensor<B>, to: IntTensor<B>) -> FloatTensor<B> {
+    B::float_to_device(x, &to.device())
+}
+
 /// See [`ops::dense`](super::dense).
 pub fn dense<B: Backend>(rows: FloatTensor<B>, weight: FloatTensor<B>) -> FloatTensor<B> {
     B::float_matmul(rows, weight)

@@ -145,15 +145,25 @@ impl<M> Callback<M> for Display {
                 parameters_before,
                 parameters_after,
                 pruned_load,
+                bytes_moved,
                 ..
             } => {
                 self.dead.clear();
                 let again = if *round > 1 { format!(" (round {round})") } else { String::new() };
                 self.line(*step, &format!(
-                    "pruned {experts_before:?} experts to {experts_after:?}{again}: {:.1} M parameters to {:.1} M, {:.1} % of the load",
+                    "pruned {experts_before:?} experts to {experts_after:?}{again}: {:.1} M parameters to {:.1} M, {:.1} % of the load{}",
                     *parameters_before as f64 / 1e6,
                     *parameters_after as f64 / 1e6,
-                    100.0 * pruned_load
+                    100.0 * pruned_load,
+                    moved(*bytes_moved)
+                ));
+            }
+            Event::Rearrange { step, groups_before, groups_after, bytes_moved } => {
+                let worst = |groups: &[f64]| groups.iter().copied().fold(1.0, f64::max);
+                let (before, after) = (worst(groups_before), worst(groups_after));
+                self.line(*step, &format!(
+                    "rearranged the experts: busiest group {before:.2} to {after:.2} times the mean in the worst layer{}",
+                    moved(*bytes_moved)
                 ));
             }
             Event::Guard { step, loss, allowed_loss, satisfied } => {
@@ -183,4 +193,8 @@ impl<M> Callback<M> for Display {
         }
         Ok(())
     }
+}
+
+fn moved(bytes: u64) -> String {
+    if bytes == 0 { String::new() } else { format!("; {:.1} MB moved between devices", bytes as f64 / 1e6) }
 }

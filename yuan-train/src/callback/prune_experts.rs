@@ -48,8 +48,11 @@ pub struct LaepConfig {
     pub stability: StabilityTest,
     /// How much may go.
     pub limits: PruneLimits,
-    /// Device groups that the kept experts are spread over.
+    /// Device groups that the kept experts are spread over: the devices of a mesh that share the experts, or a multiple.
     pub groups: usize,
+    /// Windows after which all experts are spread over the groups anew by the latest loads, without pruning any; 0: never.
+    #[serde(default)]
+    pub rearrange_every: u64,
     /// A plan made elsewhere, applied instead of one on the run's own loads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<PrunePlan>,
@@ -69,6 +72,7 @@ impl Default for LaepConfig {
             stability: StabilityTest::default(),
             limits: PruneLimits::default(),
             groups: 1,
+            rearrange_every: 0,
             plan: None,
             speed: None,
             guard: None,
@@ -133,6 +137,8 @@ pub struct PruneExperts {
     state: State,
     /// Decided in this step, to be done at its end; never true when a checkpoint is written.
     due: bool,
+    /// The same for a rearrangement.
+    rearrangement_due: bool,
     /// The latest validation, as step and loss.
     validation: Option<(u64, f64)>,
 }
@@ -149,6 +155,9 @@ struct State {
     watched: Option<Watched>,
     /// A prune was undone: no more of them.
     given_up: bool,
+    /// Windows since the experts were last spread over the groups.
+    #[serde(default)]
+    windows_in_place: u64,
 }
 
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -170,9 +179,15 @@ impl PruneExperts {
     /// If a setting is out of range.
     pub fn new(config: LaepConfig) -> Result<Self, TrainError> {
         config.validate()?;
-        let state =
-            State { tracker: config.tracker()?, stable: None, rounds: 0, watched: None, given_up: false };
-        Ok(Self { config, state, due: false, validation: None })
+        let state = State {
+            tracker: config.tracker()?,
+            stable: None,
+            rounds: 0,
+            watched: None,
+            given_up: false,
+            windows_in_place: 0,
+        };
+        Ok(Self { config, state, due: false, rearrangement_due: false, validation: None })
     }
 
     fn is_pending(&self) -> bool {
@@ -234,13 +249,14 @@ impl PruneExperts {
         let plan = self.plan(context)?;
         plan.check_against(&experts_before, context.model().top_k())?;
         write_whole(&context.run_dir().join(self.file_name(Self::PLAN)), plan.to_json().as_bytes())?;
-        let parameters_before = context.model().num_params() as u64;
+        let parameters_before = context.model().num_parameters();
         let kept: Vec<Vec<usize>> = plan.layers.iter().map(|layer| layer.kept.clone()).collect();
-        context.cut(|model| model.keep_experts(&kept))?;
+        let bytes_moved = context.cut(|model| model.keep_experts(&kept))?;
 
         self.state.tracker.reset();
         self.state.stable = None;
         self.state.rounds += 1;
+        self.state.windows_in_place = 0;
         if let (Some(guard), Some((_, loss))) = (self.config.guard, self.validation) {
             self.state.watched =
                 Some(Watched { until: step + guard.steps, allowed_loss: loss * (1.0 + guard.margin) });
@@ -251,11 +267,30 @@ impl PruneExperts {
             experts_before,
             experts_after: context.model().experts_per_layer(),
             parameters_before,
-            parameters_after: context.model().num_params() as u64,
+            parameters_after: context.model().num_parameters(),
             pruned_load: plan.pruned_load_fraction(),
+            bytes_moved,
             layers: plan.layers.iter().map(LayerPlan::summary).collect(),
             predicted_gain: self.config.speed.map(|speed| speed.gain(&plan)),
             plan,
+        });
+        Ok(())
+    }
+
+    /// Spreads all experts over the groups by the latest loads: Algorithm 2 alone.
+    fn rearrange<M: PrunableExperts>(&mut self, context: &mut Context<'_, M>) -> Result<(), TrainError> {
+        let nothing = PruneLimits { max_pruned_fraction: Some(0.0), ..self.config.limits.clone() };
+        let plan = PrunePlan::new(&self.loads().layers, &nothing, self.config.groups)?;
+        let order: Vec<Vec<usize>> = plan.layers.iter().map(|layer| layer.kept.clone()).collect();
+        let bytes_moved = context.cut(|model| model.keep_experts(&order))?;
+        self.state.tracker.reorder(&order);
+        self.state.windows_in_place = 0;
+        let summaries: Vec<_> = plan.layers.iter().map(LayerPlan::summary).collect();
+        context.emit(Event::Rearrange {
+            step: context.step(),
+            groups_before: summaries.iter().map(|layer| layer.groups_before).collect(),
+            groups_after: summaries.iter().map(|layer| layer.groups_after).collect(),
+            bytes_moved,
         });
         Ok(())
     }
@@ -293,7 +328,7 @@ fn model_size<M: PrunableExperts>(model: &M) -> Option<ModelSize> {
     let size = |name: &named::ParameterName| name.shape.num_elements() as u64;
     let in_layer = parameters.iter().filter(|name| axes.iter().any(|axis| axis.param == name.id));
     Some(ModelSize {
-        parameters: parameters.iter().map(size).sum(),
+        parameters: model.num_parameters(),
         parameters_per_expert: in_layer.map(size).sum::<u64>() / experts.max(1) as u64,
         top_k: model.top_k(),
     })
@@ -341,6 +376,9 @@ impl<M: PrunableExperts> Callback<M> for PruneExperts {
         if self.due && self.config.guard.is_some() {
             context.request_snapshot();
         }
+        self.state.windows_in_place += u64::from(complete);
+        let every = self.config.rearrange_every;
+        self.rearrangement_due = complete && every > 0 && self.state.windows_in_place >= every;
         let deadline = self.state.watched.is_some_and(|watched| metrics.step == watched.until);
         if self.due || deadline {
             // What the model is worth before the cut, and whether it recovered from it.
@@ -351,7 +389,12 @@ impl<M: PrunableExperts> Callback<M> for PruneExperts {
 
     fn on_step_end(&mut self, context: &mut Context<'_, M>) -> Result<(), TrainError> {
         self.watch(context);
-        if std::mem::take(&mut self.due) { self.prune(context) } else { Ok(()) }
+        let rearrange = std::mem::take(&mut self.rearrangement_due);
+        match std::mem::take(&mut self.due) {
+            true => self.prune(context),
+            false if rearrange => self.rearrange(context),
+            false => Ok(()),
+        }
     }
 
     fn on_not_finite(&mut self, context: &mut Context<'_, M>) {

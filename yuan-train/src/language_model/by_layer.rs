@@ -80,5 +80,6 @@ pub(super) fn loss_and_gradients(
         let grads = (embedded * Tensor::from_inner(grad)).sum().backward();
         gradients.accumulate(model, GradientsParams::from_grads(grads, model));
     }
-    (LossOutput { loss: value, balance_loss, tokens_per_expert }, gradients.grads())
+    let output = LossOutput { loss: value, balance_loss, tokens_per_expert, rows_per_device: Vec::new() };
+    (output, gradients.grads())
 }

@@ -8,7 +8,7 @@
 
 use std::{
     cell::RefCell,
-    collections::{HashMap, hash_map::Entry},
+    collections::{HashMap, HashSet, hash_map::Entry},
     ffi::{CString, c_void},
     ptr,
     sync::{Mutex, OnceLock, PoisonError},
@@ -43,6 +43,8 @@ struct State {
     host: HostSlots,
     functions: HashMap<Kernel, sys::CUfunction>,
     modules: HashMap<(Source, bool, usize), sys::CUmodule>,
+    /// Contexts of other devices whose memory this one may write.
+    peers: HashSet<usize>,
 }
 
 struct Lane {
@@ -200,6 +202,7 @@ impl State {
             host: HostSlots::default(),
             functions: HashMap::new(),
             modules: HashMap::new(),
+            peers: HashSet::new(),
         })
     }
 
@@ -402,6 +405,68 @@ impl Session<'_> {
         }
         self.state.host.waiting.insert(pointer, Slot { count, ..slot });
         Ok(())
+    }
+}
+
+/// Copies a tensor's memory to that of a tensor on another device, in order with what both devices were given.
+///
+/// The target's memory may have been another tensor's, whose last reader has to be done; the source must not be written
+/// before the copy is.
+///
+/// # Panics
+///
+/// If a device fails.
+pub(super) fn copy_to_peer(from: &CubeTensor, to: &CubeTensor, bytes: usize) {
+    let (mut target, mut ready, mut copied) = ((0, 0), Mark::default(), Mark::default());
+    run([to], |session, [pointer]| {
+        target = (pointer, session.state.context as usize);
+        ready = session.mark()?;
+        Ok(())
+    });
+    run([from], |session, [pointer]| {
+        session.wait(ready)?;
+        session.send_to_peer(pointer, target, bytes)?;
+        copied = session.mark()?;
+        Ok(())
+    });
+    run([to], |session, _| session.wait(copied));
+}
+
+/// An event of the first lane, which another device waits for once.
+#[derive(Clone, Copy, Default)]
+struct Mark(usize);
+
+impl Session<'_> {
+    fn mark(&self) -> Result<Mark, String> {
+        let event = driver::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(text)?;
+        // SAFETY: event and stream are of this context.
+        unsafe { driver::event::record(event, self.state.lanes[0].stream) }.map_err(text)?;
+        Ok(Mark(event as usize))
+    }
+
+    /// Makes the first lane wait for another device's mark, which is then used up.
+    fn wait(&self, mark: Mark) -> Result<(), String> {
+        let event = mark.0 as sys::CUevent;
+        // SAFETY: the event is alive until here; CUDA keeps what waits for it.
+        unsafe {
+            sys::cuStreamWaitEvent(self.state.lanes[0].stream, event, 0).result().map_err(text)?;
+            driver::event::destroy(event).map_err(text)
+        }
+    }
+
+    /// Copies to memory of another context, over the link between the devices where there is one.
+    fn send_to_peer(&mut self, from: u64, to: (u64, usize), bytes: usize) -> Result<(), String> {
+        let state = &mut *self.state;
+        let (pointer, peer) = (to.0, to.1 as sys::CUcontext);
+        // SAFETY: both contexts live as long as CubeCL's devices; both tensors have so many bytes.
+        unsafe {
+            if state.peers.insert(to.1) {
+                // Without it, copies take a detour through the host; not every pair of devices can.
+                drop(sys::cuCtxEnablePeerAccess(peer, 0).result());
+            }
+            let stream = state.lanes[0].stream;
+            sys::cuMemcpyPeerAsync(pointer, peer, from, state.context, bytes, stream).result().map_err(text)
+        }
     }
 }
 

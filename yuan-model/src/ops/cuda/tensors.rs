@@ -7,7 +7,7 @@ use burn_cubecl::{
 
 use super::{
     blas::Matrix,
-    device::{Arg, capability, libraries_are_there},
+    device::{Arg, capability, copy_to_peer, libraries_are_there},
 };
 
 /// Elements of one vector access.
@@ -46,6 +46,17 @@ pub(super) fn is_bf16(tensor: &CubeTensor) -> bool {
 /// Uninitialised, without gaps between rows.
 pub(super) fn empty(like: &CubeTensor, shape: impl Into<Shape>, dtype: DType) -> CubeTensor {
     empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), shape.into(), dtype)
+}
+
+/// A copy on another CUDA device.
+pub(super) fn transfer(x: CubeTensor, to: &CubeTensor) -> CubeTensor {
+    let x = into_contiguous(x);
+    let there = empty(to, x.meta.shape().clone(), x.dtype);
+    let bytes = x.meta.shape().num_elements() * x.dtype.size();
+    if bytes > 0 {
+        copy_to_peer(&x, &there, bytes);
+    }
+    there
 }
 
 /// Uninitialised in the memory order of `axes`, slowest first: a view of a contiguous tensor with permuted axes.

@@ -1,10 +1,9 @@
-//! The experts' products: each group by itself, groups in parallel.
+//! The experts' products: each group by itself, groups in parallel, operands as they lie and results where they belong.
 
-use burn::backend::{Flex, TensorMetadata, ops::FloatTensorOps};
-use burn::tensor::{Shape, Slice};
+use burn::backend::TensorMetadata;
 use rayon::prelude::*;
 
-use super::{Float, copy_into, tensor};
+use super::{Float, empty, matrix::Matrix};
 
 /// Splits `values` into the parts of the groups, `width` values a row.
 fn parts<'a>(values: &'a mut [f32], rows: &[usize], width: usize) -> Vec<&'a mut [f32]> {
@@ -27,29 +26,28 @@ fn starts(rows_per_group: &[usize]) -> Vec<usize> {
 }
 
 pub(super) fn product(rows: &Float, weight: &Float, rows_per_group: &[usize]) -> Float {
-    let (num_rows, [_, d_in, d_out]) = (rows.shape()[0], weight.shape().dims());
-    let mut output = vec![0.0; num_rows * d_out];
-    let groups =
-        parts(&mut output, rows_per_group, d_out).into_par_iter().zip(starts(rows_per_group)).enumerate();
+    let (num_rows, [_, _, d_out]) = (rows.shape()[0], weight.shape().dims());
+    let mut output = empty([num_rows, d_out]);
+    let groups = parts(output.storage_mut(), rows_per_group, d_out);
+    let groups = groups.into_par_iter().zip(starts(rows_per_group)).enumerate();
     groups.filter(|(_, (out, _))| !out.is_empty()).for_each(|(group, (out, start))| {
-        let range = [Slice::from(start..start + out.len() / d_out), Slice::full()];
-        let weight = weight.narrow(0, group, 1);
-        let weight = Flex::float_reshape(weight, Shape::from([d_in, d_out]));
-        copy_into(out, &Flex::float_matmul(Flex::float_slice(rows.clone(), &range), weight));
+        let rows = Matrix::of(rows, []).rows(start..start + out.len() / d_out);
+        rows.times(Matrix::of(weight, [group]), out);
     });
-    tensor(output, [num_rows, d_out])
+    output
 }
 
 pub(super) fn weight_gradient(rows: &Float, grad: &Float, rows_per_group: &[usize]) -> Float {
     let ([_, d_in], [_, d_out]) = (rows.shape().dims::<2>(), grad.shape().dims::<2>());
-    let mut output = vec![0.0; rows_per_group.len() * d_in * d_out];
-    let counts = rows_per_group.par_iter().zip(starts(rows_per_group));
-    output.par_chunks_mut((d_in * d_out).max(1)).zip(counts).filter(|(_, (count, _))| **count > 0).for_each(
-        |(out, (count, start))| {
-            let range = [Slice::from(start..start + count), Slice::full()];
-            let rows = Flex::float_transpose(Flex::float_slice(rows.clone(), &range));
-            copy_into(out, &Flex::float_matmul(rows, Flex::float_slice(grad.clone(), &range)));
-        },
-    );
-    tensor(output, [rows_per_group.len(), d_in, d_out])
+    let mut output = empty([rows_per_group.len(), d_in, d_out]);
+    let groups = output.storage_mut::<f32>().par_chunks_mut((d_in * d_out).max(1));
+    groups.zip(rows_per_group.par_iter().zip(starts(rows_per_group))).for_each(|(out, (&count, start))| {
+        let [rows, grad] = [rows, grad].map(|x| Matrix::of(x, []).rows(start..start + count));
+        if count == 0 {
+            out.fill(0.0);
+        } else {
+            rows.transposed().times(grad, out);
+        }
+    });
+    output
 }
