@@ -10,7 +10,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 pack=target/gpu
-tests=(on_gpu train_on_gpu)
+tests=(on_gpu train_on_gpu mesh)
 programs=(pretrain)
 features=(--workspace --features "yuan/cuda,yuan-model/cuda,yuan-train/cuda")
 

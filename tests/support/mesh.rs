@@ -6,8 +6,9 @@ use std::{collections::HashMap, path::Path};
 use burn::{
     module::{Module, ModuleVisitor, Param, ParamId},
     optim::GradientsParams,
-    tensor::{Device, Tensor},
+    tensor::{Device, Tensor, TensorData},
 };
+use rand::{RngExt, SeedableRng, rngs::StdRng};
 use yuan::{
     laep::{PruneLimits, StabilityTest},
     model::{
@@ -29,6 +30,16 @@ pub const STEPS: u64 = 10;
 
 /// Largest difference to one device, relative to the largest value: f32 sums in another order.
 pub const TOLERANCE: f64 = 1e-5;
+
+/// By `YUAN_DEVICE` (`cuda:0,cuda:1`), as often as it takes; one CPU does the work of all otherwise.
+pub fn devices() -> Vec<Device> {
+    let wanted = std::env::var("YUAN_DEVICE").unwrap_or_else(|_| "flex".into());
+    wanted.split(',').map(|name| yuan::device(name).unwrap()).collect()
+}
+
+pub fn home() -> Device {
+    devices()[0].clone().autodiff()
+}
 
 pub fn model_config() -> YuanConfig {
     YuanConfig {
@@ -72,15 +83,19 @@ pub fn streams(seq_len: usize) -> [RowStream; 2] {
     [rows(0..2000, Some(3)), rows(2000..2600, None)]
 }
 
-/// The same initial weights wherever they go.
+/// The same initial weights wherever they go. They are not drawn by Burn, which has one random state for all tests.
 pub fn fresh_model(config: &YuanConfig, device: &Device) -> YuanModel {
-    let drawn_on = Device::flex();
-    drawn_on.seed(3);
-    let model = named::initialized(YuanModel::new(config, &drawn_on).unwrap());
-    let data = |path: &str, _: std::ops::Range<usize>| named::read_part(&model, path, None);
-    let empty = YuanModel::new(config, device).unwrap();
-    let stored = named::stored_parameters(&empty);
-    named::write_stored(empty, &stored, data)
+    let model = YuanModel::new(config, device).unwrap();
+    let stored = named::stored_parameters(&model);
+    let mut random = StdRng::seed_from_u64(3);
+    let draw = |parameter: &StoredParameter| {
+        let count: usize = parameter.shape.iter().product();
+        let (mean, spread) = if parameter.shape.len() == 1 { (1.0, 0.1) } else { (0.0, 0.35) };
+        let values: Vec<f32> = (0..count).map(|_| mean + spread * random.random_range(-1.0..1.0)).collect();
+        (parameter.path.clone(), TensorData::new(values, parameter.shape.clone()))
+    };
+    let drawn: HashMap<String, TensorData> = stored.iter().map(draw).collect();
+    named::write_stored(model, &stored, |path, _| drawn.get(path).cloned())
 }
 
 pub fn fresh_mesh_model(config: &YuanConfig, mesh: &DeviceMesh) -> MeshModel {
@@ -106,7 +121,7 @@ pub fn open<M: LanguageModel + PrunableExperts + 'static>(
 }
 
 pub fn open_on_one(config: &TrainConfig, run_dir: &Path) -> Trainer<YuanModel> {
-    let device = Device::flex().autodiff();
+    let device = home();
     open(config, run_dir, &device, || fresh_model(&model_config(), &device))
 }
 

@@ -19,7 +19,7 @@ pub struct NoDevice {
 /// A device by name: `flex`, `ndarray`, `wgpu` or `cuda`, each behind the feature of its name; the GPUs of a machine
 /// with several are `cuda:0`, `cuda:1`, …
 ///
-/// `ws://host:port` is a device that another process [serves](serve), behind the feature `remote`.
+/// `ws://host:port` is a device that another process serves (`device::serve`), behind the feature `remote`.
 ///
 /// # Errors
 ///

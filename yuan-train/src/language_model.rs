@@ -8,14 +8,14 @@ use burn::{
     tensor::{Device, Int, Tensor},
 };
 use yuan_model::{
-    BalanceLosses, ConfigError, DeviceMesh, ForwardOptions, YuanConfig, YuanModel,
-    loss::masked_mean,
+    BalanceLosses, ConfigError, DeviceMesh,
     named::{self, StoredParameter},
 };
 
 use crate::{TrainError, config::Precision};
 
 mod by_layer;
+mod on_device;
 mod on_mesh;
 
 /// Rows of tokens with what to predict at each of them.
@@ -136,55 +136,4 @@ fn whole_graph<M: LanguageModel>(
     let objective = output.balance_loss.into_iter().fold(output.loss, |sum, balance| sum + balance);
     let gradients = GradientsParams::from_grads(objective.mul_scalar(share).backward(), model);
     Ok((LossOutput { loss, balance_loss, ..output }, gradients))
-}
-
-impl LanguageModel for YuanModel {
-    type Place = Device;
-
-    fn loss(&self, batch: Batch, options: LossOptions) -> Result<LossOutput, TrainError> {
-        let options = ForwardOptions {
-            position_ids: Some(batch.position_ids),
-            balance: options.balance,
-            compute_dtype: Some(options.precision.dtype()),
-            ..ForwardOptions::default()
-        };
-        let output = self.forward_hidden(batch.input_ids, options);
-        let loss = masked_mean(self.token_losses(output.hidden, batch.labels), None);
-        Ok(LossOutput {
-            loss,
-            balance_loss: output.balance_loss,
-            tokens_per_expert: output.tokens_per_expert,
-            rows_per_device: Vec::new(),
-        })
-    }
-
-    fn loss_and_gradients(
-        &self,
-        batch: Batch,
-        options: LossOptions,
-        share: f64,
-    ) -> Result<(LossOutput, GradientsParams), TrainError> {
-        match options.recompute {
-            Some(seed) => Ok(by_layer::loss_and_gradients(self, batch, options, share, seed)),
-            None => whole_graph(self, batch, options, share),
-        }
-    }
-
-    fn config_json(&self) -> String {
-        self.config().to_json()
-    }
-
-    fn from_config_json(text: &str, device: &Device) -> Result<Self, ConfigError> {
-        Self::new(&YuanConfig::from_json(text)?, device)
-    }
-}
-
-impl SelectionBias for YuanModel {
-    fn has_selection_bias(&self) -> bool {
-        self.config().router_selection_bias
-    }
-
-    fn shift_selection_bias(self, shifts: &[Vec<f32>]) -> Self {
-        YuanModel::shift_selection_bias(self, shifts)
-    }
 }

@@ -585,7 +585,9 @@ fn the_global_norm_is_clipped_not_each_parameter() {
     let device = Device::flex().autodiff();
     let model = named::initialized(YuanModel::new(&YuanConfig::tiny(VOCAB), &device).unwrap());
     let [mut train, _] = streams();
-    let loss = yuan_train::LanguageModel::loss(&model, train.next_batch(2, &device), Default::default()).unwrap().loss;
+    let loss = yuan_train::LanguageModel::loss(&model, train.next_batch(2, &device), Default::default())
+        .unwrap()
+        .loss;
     let grads = burn::optim::GradientsParams::from_grads(loss.backward(), &model);
     let ours = yuan_train::optim::global_norm_squared(&model, &grads).unwrap().into_scalar::<f32>();
     let mut expected = 0.0;

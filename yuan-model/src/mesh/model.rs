@@ -140,10 +140,9 @@ impl MeshModel {
         dtype: FloatDType,
     ) -> Result<MeshOutput, ModelError> {
         let shards = self.shards(batch)?;
+        let mut x = self.embed(&shards, dtype);
         let (mut tokens_per_expert, mut rows_per_device) = (Vec::new(), Vec::new());
         let mut balance_losses = Vec::new();
-        let embed = |(model, shard): (&YuanModel, &Shard)| model.embed(shard.input_ids.clone(), Some(dtype));
-        let mut x: Vec<_> = self.replicas.iter().zip(&shards).map(embed).collect();
         for layer in 0..self.config.num_hidden_layers() {
             let output = self.layer(layer, x, &shards, balance)?;
             x = output.hidden;
@@ -151,30 +150,49 @@ impl MeshModel {
             rows_per_device.push(output.rows_per_device);
             balance_losses.extend(output.balance_loss);
         }
-        let home = shards[0].device();
-        let losses = self.replicas.iter().zip(x).zip(shards).map(|((model, x), shard)| {
-            let hidden = model.final_norm.forward(x);
-            ops::transfer(masked_mean(model.token_losses(hidden, shard.labels), None), &home)
-        });
-        // As many tokens on every device: the mean of means is the mean.
-        let sum = losses.reduce(|sum, loss| sum + loss);
-        let sum = sum.ok_or_else(|| ModelError::Mesh("a mesh needs at least one device".into()))?;
         Ok(MeshOutput {
-            loss: sum.div_scalar(self.replicas.len() as f64),
+            loss: self.loss_of_hidden(x, &shards)?,
             balance_loss: balance_losses.into_iter().reduce(|sum, more| sum + more),
             tokens_per_expert,
             rows_per_device,
         })
     }
 
+    /// The table's rows of every device's tokens, in the given type: `[batch share, seq, hidden]` each.
+    pub fn embed(&self, shards: &[Shard], dtype: FloatDType) -> Vec<Tensor<3>> {
+        let embed = |(model, shard): (&YuanModel, &Shard)| model.embed(shard.input_ids.clone(), Some(dtype));
+        self.replicas.iter().zip(shards).map(embed).collect()
+    }
+
+    /// Mean cross-entropy over the batch of what the last layer left on every device, `[1]`, on the mesh's home.
+    ///
+    /// # Errors
+    ///
+    /// If there are no devices.
+    pub fn loss_of_hidden(&self, x: Vec<Tensor<3>>, shards: &[Shard]) -> Result<Tensor<1>, ModelError> {
+        let nothing = || ModelError::Mesh("a mesh needs at least one device".into());
+        let home = shards.first().map(Shard::device).ok_or_else(nothing)?;
+        let losses = self.replicas.iter().zip(x).zip(shards).map(|((model, x), shard)| {
+            let hidden = model.final_norm.forward(x);
+            ops::transfer(masked_mean(model.token_losses(hidden, shard.labels.clone()), None), &home)
+        });
+        // As many tokens on every device: the mean of means is the mean.
+        let sum = losses.reduce(|sum, loss| sum + loss).ok_or_else(nothing)?;
+        Ok(sum.div_scalar(self.replicas.len() as f64))
+    }
+
     /// One layer on all devices.
-    fn layer(
+    ///
+    /// # Errors
+    ///
+    /// If a device fails.
+    pub fn layer(
         &self,
         layer: usize,
         x: Vec<Tensor<3>>,
         shards: &[Shard],
         balance: BalanceLosses,
-    ) -> Result<LayerOutput, ModelError> {
+    ) -> Result<MeshLayerOutput, ModelError> {
         let blocks = || self.replicas.iter().map(|replica| &replica.blocks[layer]);
         let (mut residual, mut routed, mut rows) = (Vec::new(), Vec::new(), Vec::new());
         for ((block, x), shard) in blocks().zip(x).zip(shards) {
@@ -214,11 +232,15 @@ impl MeshModel {
                 block.add(x, hidden)
             };
         let hidden = blocks().zip(residual).zip(routed).zip(returned).map(combine).collect();
-        Ok(LayerOutput { hidden, tokens_per_expert, rows_per_device, balance_loss })
+        Ok(MeshLayerOutput { hidden, tokens_per_expert, rows_per_device, balance_loss })
     }
 
     /// Cuts a batch into one part for each device, in order.
-    fn shards(&self, batch: MeshBatch) -> Result<Vec<Shard>, ModelError> {
+    ///
+    /// # Errors
+    ///
+    /// If its rows cannot be spread evenly.
+    pub fn shards(&self, batch: MeshBatch) -> Result<Vec<Shard>, ModelError> {
         let [rows, seq] = batch.input_ids.dims();
         let share = rows / self.replicas.len();
         if share * self.replicas.len() != rows {
@@ -250,7 +272,8 @@ impl MeshModel {
 }
 
 /// What one device computes of a batch.
-struct Shard {
+#[derive(Debug)]
+pub struct Shard {
     input_ids: Tensor<2, Int>,
     labels: Tensor<2, Int>,
     rotary: Rotary,
@@ -263,12 +286,17 @@ impl Shard {
     }
 }
 
-/// One layer on all devices.
-struct LayerOutput {
-    hidden: Vec<Tensor<3>>,
-    tokens_per_expert: Tensor<1, Int>,
-    rows_per_device: Vec<u64>,
-    balance_loss: Option<Tensor<1>>,
+/// What one layer did on all devices.
+#[derive(Debug, Clone)]
+pub struct MeshLayerOutput {
+    /// The residual stream on every device, `[batch share, seq, hidden]`.
+    pub hidden: Vec<Tensor<3>>,
+    /// Tokens that each expert received from all devices, `[num_experts]`, on the mesh's home.
+    pub tokens_per_expert: Tensor<1, Int>,
+    /// Rows that the devices at each place of a row received, summed over the rows.
+    pub rows_per_device: Vec<u64>,
+    /// Weighted sum of the balancing losses that are on, `[1]`, on the mesh's home.
+    pub balance_loss: Option<Tensor<1>>,
 }
 
 /// The balancing losses over all tokens of the batch, as one device would compute them.

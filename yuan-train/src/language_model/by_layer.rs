@@ -7,79 +7,127 @@
 use burn::{
     module::Module,
     optim::{GradientsAccumulator, GradientsParams},
-    tensor::{FloatDType, Tensor},
+    tensor::{Device, FloatDType, Gradients, Int, Tensor},
 };
-use yuan_model::{
-    Block, YuanModel,
-    attention::DocumentMask,
-    loss::masked_mean,
-    moe::{MoeOptions, MoeOutput},
-    rope::Rotary,
-};
+use yuan_model::{BalanceLosses, ops};
 
 use super::{Batch, LossOptions, LossOutput};
+use crate::TrainError;
+
+/// A model as its layers, on one device or several; a hidden state is one tensor for each.
+pub(super) trait Layered: Module {
+    /// What every layer is given beside the hidden state.
+    type Inputs;
+
+    fn inputs(&self, batch: Batch) -> Result<Self::Inputs, TrainError>;
+
+    fn num_layers(&self) -> usize;
+
+    fn embed(&self, inputs: &Self::Inputs, dtype: FloatDType) -> Vec<Tensor<3>>;
+
+    fn layer(
+        &self,
+        layer: usize,
+        x: Vec<Tensor<3>>,
+        inputs: &Self::Inputs,
+        balance: BalanceLosses,
+    ) -> Result<LayerOutput, TrainError>;
+
+    fn loss_of_hidden(&self, x: Vec<Tensor<3>>, inputs: &Self::Inputs) -> Result<Tensor<1>, TrainError>;
+}
+
+pub(super) struct LayerOutput {
+    pub hidden: Vec<Tensor<3>>,
+    pub tokens_per_expert: Tensor<1, Int>,
+    /// Of every device of a mesh.
+    pub rows_per_device: Option<Vec<u64>>,
+    pub balance_loss: Option<Tensor<1>>,
+}
 
 /// Loss of a batch and the gradients of `share` times its objective; `seed` decides dropout, which has to draw alike in
 /// both passes over a layer.
-pub(super) fn loss_and_gradients(
-    model: &YuanModel,
+pub(super) fn loss_and_gradients<M: Layered>(
+    model: &M,
     batch: Batch,
     options: LossOptions,
     share: f64,
     seed: u64,
-) -> (LossOutput, GradientsParams) {
-    let ([_, seq], device) = (batch.input_ids.dims(), batch.input_ids.device());
-    let documents =
-        model.config().reset_attention_mask.then(|| DocumentMask::new(batch.position_ids.clone()));
-    let rotary = Rotary::new(model.config(), Some(batch.position_ids), seq, &device);
-    let moe = || MoeOptions { balance: options.balance, ..MoeOptions::default() };
-    let forward = |layer: usize, block: &Block, x: Tensor<3>| -> MoeOutput {
-        device.seed(seed.wrapping_add((layer as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
-        block.forward(x, &rotary, documents.as_ref(), moe())
+) -> Result<(LossOutput, GradientsParams), TrainError> {
+    let inputs = model.inputs(batch)?;
+    let embedded = model.embed(&inputs, options.precision.dtype());
+    let devices: Vec<Device> = embedded.iter().map(Tensor::device).collect();
+    let forward = |model: &M, layer: usize, x: Vec<Tensor<3>>| {
+        let of_layer = seed.wrapping_add((layer as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        for (index, device) in devices.iter().enumerate() {
+            device.seed(of_layer.wrapping_add((index as u64).wrapping_mul(0xd1b5_4a32_d192_ed03)));
+        }
+        model.layer(layer, x, &inputs, options.balance)
     };
-    let leaf = |x: &Tensor<3>| Tensor::from_inner(x.clone()).require_grad();
+    let leaf = |x: &[Tensor<3>]| -> Vec<Tensor<3>> {
+        x.iter().map(|x| Tensor::from_inner(x.clone()).require_grad()).collect()
+    };
+    let inner = |x: Vec<Tensor<3>>| -> Vec<Tensor<3>> { x.into_iter().map(Tensor::inner).collect() };
+    // The gradient of this sum for the outputs is what came from above.
+    let weighted = |x: Vec<Tensor<3>>, grads: Vec<Tensor<3>>| {
+        let sums = x.into_iter().zip(grads).map(|(x, grad)| {
+            ops::transfer((x * Tensor::from_inner(grad)).sum().cast(FloatDType::F32), &devices[0])
+        });
+        sums.reduce(|sum, more| sum + more)
+    };
 
-    let embedded = model.embed(batch.input_ids, Some(options.precision.dtype()));
-    let mut x = embedded.clone().inner();
-    let (mut inputs, mut tokens_per_expert) = (Vec::new(), Vec::new());
-    let mut balance_losses = Vec::new();
+    let mut x = inner(embedded.clone());
+    let mut output = LossOutput {
+        loss: Tensor::zeros([1], &devices[0].clone().inner()),
+        balance_loss: None,
+        tokens_per_expert: Vec::new(),
+        rows_per_device: Vec::new(),
+    };
+    let mut kept = Vec::new();
     // Parameters that want no gradient leave no graph, whose memory Burn would free no earlier than at the next
     // backward pass; dropout is on all the same.
-    let without_graph = model.blocks.clone().no_grad();
-    for (layer, block) in without_graph.iter().enumerate() {
-        let output = forward(layer, block, Tensor::from_inner(x.clone()));
-        inputs.push(std::mem::replace(&mut x, output.hidden.inner()));
-        tokens_per_expert.push(output.tokens_per_expert);
-        balance_losses.extend(output.balance_loss.map(Tensor::inner));
+    let without_graph = model.clone().no_grad();
+    for layer in 0..model.num_layers() {
+        let from_inner = x.iter().map(|x| Tensor::from_inner(x.clone())).collect();
+        let computed = forward(&without_graph, layer, from_inner)?;
+        kept.push(std::mem::replace(&mut x, inner(computed.hidden)));
+        output.tokens_per_expert.push(computed.tokens_per_expert);
+        output.rows_per_device.extend(computed.rows_per_device);
+        if let Some(balance) = computed.balance_loss.map(Tensor::inner) {
+            output.balance_loss = Some(match output.balance_loss {
+                Some(sum) => sum + balance,
+                None => balance,
+            });
+        }
     }
-    let balance_loss = balance_losses.into_iter().reduce(|sum, more| sum + more);
+    drop(without_graph);
 
     let mut gradients = GradientsAccumulator::new();
+    // The gradients of leaves, if they have any.
+    let take = |leaves: &[Tensor<3>], grads: &mut Gradients| -> Option<Vec<Tensor<3>>> {
+        leaves.iter().map(|leaf| leaf.grad_remove(grads)).collect()
+    };
     let last = leaf(&x);
-    let hidden = model.final_norm.forward(last.clone());
-    let loss = masked_mean(model.token_losses(hidden, batch.labels), None);
-    let value = loss.clone().inner();
+    let loss = model.loss_of_hidden(last.clone(), &inputs)?;
+    output.loss = loss.clone().inner();
     let mut grads = loss.mul_scalar(share).backward();
-    let mut from_above = last.grad_remove(&mut grads);
+    let mut from_above = take(&last, &mut grads);
     gradients.accumulate(model, GradientsParams::from_grads(grads, model));
-    for ((layer, block), input) in model.blocks.iter().enumerate().zip(inputs).rev() {
-        let Some(grad) = from_above.take() else { break };
+    for (layer, input) in kept.into_iter().enumerate().rev() {
+        let Some(above) = from_above.take() else { break };
         let input = leaf(&input);
-        let output = forward(layer, block, input.clone());
-        // The gradient of this sum for the output is what came from above.
-        let objective = (output.hidden * Tensor::from_inner(grad)).sum().cast(FloatDType::F32);
-        let objective = match output.balance_loss {
-            Some(balance) => objective + balance.mul_scalar(share),
-            None => objective,
+        let computed = forward(model, layer, input.clone())?;
+        let balance = computed.balance_loss.map(|balance| balance.mul_scalar(share));
+        let Some(objective) =
+            weighted(computed.hidden, above).into_iter().chain(balance).reduce(|a, b| a + b)
+        else {
+            break;
         };
         let mut grads = objective.backward();
-        from_above = input.grad_remove(&mut grads);
+        from_above = take(&input, &mut grads);
         gradients.accumulate(model, GradientsParams::from_grads(grads, model));
     }
-    if let Some(grad) = from_above {
-        let grads = (embedded * Tensor::from_inner(grad)).sum().backward();
-        gradients.accumulate(model, GradientsParams::from_grads(grads, model));
+    if let Some(objective) = from_above.and_then(|above| weighted(embedded, above)) {
+        gradients.accumulate(model, GradientsParams::from_grads(objective.backward(), model));
     }
-    let output = LossOutput { loss: value, balance_loss, tokens_per_expert, rows_per_device: Vec::new() };
-    (output, gradients.grads())
+    Ok((output, gradients.grads()))
 }

@@ -1,28 +1,41 @@
 //! Yuan's model over a mesh of devices, for the loop.
 
+use burn::{
+    optim::GradientsParams,
+    tensor::{FloatDType, Tensor},
+};
 use yuan_model::{
-    ConfigError, DeviceMesh, MeshModel, YuanConfig,
-    mesh::{MeshBatch, MeshOutput},
+    BalanceLosses, ConfigError, DeviceMesh, MeshModel, YuanConfig,
+    mesh::{MeshBatch, MeshOutput, Shard},
     named::StoredParameter,
 };
 
-use super::{Batch, LanguageModel, LossOptions, LossOutput, SelectionBias};
+use super::{
+    Batch, LanguageModel, LossOptions, LossOutput, SelectionBias,
+    by_layer::{self, LayerOutput, Layered},
+    whole_graph,
+};
 use crate::TrainError;
 
 impl LanguageModel for MeshModel {
     type Place = DeviceMesh;
 
     fn loss(&self, batch: Batch, options: LossOptions) -> Result<LossOutput, TrainError> {
-        if options.recompute.is_some() {
-            return Err(TrainError::Setting(
-                "a mesh keeps all activations: train without recomputation".into(),
-            ));
-        }
-        let Batch { input_ids, labels, position_ids } = batch;
-        let batch = MeshBatch { input_ids, labels, position_ids };
         let MeshOutput { loss, balance_loss, tokens_per_expert, rows_per_device } =
-            MeshModel::loss(self, batch, options.balance, options.precision.dtype())?;
+            MeshModel::loss(self, batch.into(), options.balance, options.precision.dtype())?;
         Ok(LossOutput { loss, balance_loss, tokens_per_expert, rows_per_device })
+    }
+
+    fn loss_and_gradients(
+        &self,
+        batch: Batch,
+        options: LossOptions,
+        share: f64,
+    ) -> Result<(LossOutput, GradientsParams), TrainError> {
+        match options.recompute {
+            Some(seed) => by_layer::loss_and_gradients(self, batch, options, share, seed),
+            None => whole_graph(self, batch, options, share),
+        }
     }
 
     fn stored_parameters(&self) -> Vec<StoredParameter> {
@@ -45,5 +58,48 @@ impl SelectionBias for MeshModel {
 
     fn shift_selection_bias(self, shifts: &[Vec<f32>]) -> Self {
         MeshModel::shift_selection_bias(self, shifts)
+    }
+}
+
+impl From<Batch> for MeshBatch {
+    fn from(batch: Batch) -> Self {
+        let Batch { input_ids, labels, position_ids } = batch;
+        Self { input_ids, labels, position_ids }
+    }
+}
+
+impl Layered for MeshModel {
+    type Inputs = Vec<Shard>;
+
+    fn inputs(&self, batch: Batch) -> Result<Vec<Shard>, TrainError> {
+        Ok(self.shards(batch.into())?)
+    }
+
+    fn num_layers(&self) -> usize {
+        self.config().num_hidden_layers()
+    }
+
+    fn embed(&self, inputs: &Vec<Shard>, dtype: FloatDType) -> Vec<Tensor<3>> {
+        MeshModel::embed(self, inputs, dtype)
+    }
+
+    fn layer(
+        &self,
+        layer: usize,
+        x: Vec<Tensor<3>>,
+        inputs: &Vec<Shard>,
+        balance: BalanceLosses,
+    ) -> Result<LayerOutput, TrainError> {
+        let output = MeshModel::layer(self, layer, x, inputs, balance)?;
+        Ok(LayerOutput {
+            hidden: output.hidden,
+            tokens_per_expert: output.tokens_per_expert,
+            rows_per_device: Some(output.rows_per_device),
+            balance_loss: output.balance_loss,
+        })
+    }
+
+    fn loss_of_hidden(&self, x: Vec<Tensor<3>>, inputs: &Vec<Shard>) -> Result<Tensor<1>, TrainError> {
+        Ok(MeshModel::loss_of_hidden(self, x, inputs)?)
     }
 }
