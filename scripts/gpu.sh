@@ -4,6 +4,8 @@
 #     scripts/gpu.sh pack [PEERS]         # builds with the feature `cuda` and packs programs, text and PyTorch peers into target/gpu
 #     scripts/gpu.sh test                 # there, in a copy of the repository with target/gpu: the suite on CUDA
 #     scripts/gpu.sh bench CONFIG ARGS…   # there: training steps of a peers' configuration, PyTorch's and ours in turn
+#     scripts/gpu.sh mesh CONFIG          # on a machine with several GPUs: the tests of meshes, then steps on meshes of 1, 2, 4, … of them
+#     scripts/gpu.sh scale CONFIG         # there: steps with other numbers of tokens, experts and layers
 #     scripts/gpu.sh PROGRAM ARGS…        # there: a program, for instance `pretrain --device cuda --data target/gpu/text`
 #
 # Building needs LLVM, which Burn's build downloads by itself.
@@ -34,7 +36,7 @@ pack() {
     for name in "${programs[@]}"; do cp "target/release/examples/$name" "$pack/"; done
     strip "$pack"/*
     # The programs share most of their code: in one archive it is there once.
-    tar -C "$pack" -cf - . | xz -T1 --lzma2=preset=1,dict=512MiB >"$pack.txz"
+    tar -C "$pack" -cf - . | xz -T1 --lzma2=preset=3,dict=512MiB >"$pack.txz"
     rm -rf "$pack" && mkdir "$pack" && mv "$pack.txz" "$pack/programs.txz"
     # Text to learn: a tenth of the sources that this was built from, some 30 MB.
     find "${CARGO_HOME:-$HOME/.cargo}/registry/src" \( -name '*.rs' -o -name '*.md' \) -size -200k |
@@ -91,11 +93,49 @@ bench() {
     done
 }
 
+# Weak scaling, 8 rows a GPU: as it is, pruned, and pruned and rearranged; unequal loads make the difference.
+mesh() {
+    prepare
+    local config=$1 count=0 shape data devices all
+    count=$(nvidia-smi -L | wc -l)
+    all=$(seq -s, -f 'cuda:%g' 0 $((count - 1)))
+    YUAN_DEVICE=$all timeout 200 "$pack/test-mesh" --test-threads 1 2>&1 | tail -30 || true
+    for shape in 1x1 1x2 2x1 1x4 2x2 4x1 1x8 2x4 8x1; do
+        data=${shape%x*} devices=$((data * ${shape#*x}))
+        [ "$devices" -le "$count" ] || continue
+        echo "== $shape"
+        timeout 100 "$pack/bench-train_step" "$config" --device "$(seq -s, -f 'cuda:%g' 0 $((devices - 1)))" \
+            --data-parallel "$data" --batch $((8 * devices)) --seq 2048 --precision bf16 --skew 6 --prune 0.19 2>&1 | tail -5 || true
+    done
+}
+
+# The configuration with one number changed at a time.
+scale() {
+    prepare
+    local config=$1 change rows
+    step() {
+        timeout 60 "$pack/bench-train_step" "$@" --device cuda --seq 2048 --precision bf16 --steps 5 |
+            python3 -c 'import json, sys; line = json.loads(sys.stdin.readline()); print({key: line[key] for key in ("total_params", "tokens_per_step", "median_step_s", "tokens_per_s", "device_gib")})'
+    }
+    for rows in 2 4 8 16; do echo "== rows $rows" && step "$config" --batch $rows || true; done
+    for change in moe_num_experts=8 moe_num_experts=16 moe_num_experts=64 num_hidden_layers=3 num_hidden_layers=6; do
+        echo "== $change"
+        python3 -c '
+import json, sys
+config, (key, value) = json.load(open(sys.argv[1])), sys.argv[2].split("=")
+(config["moe_config"] if key in config["moe_config"] else config)[key] = int(value)
+json.dump(config, open(sys.argv[3], "w"))' "$config" "$change" "$pack/changed.json"
+        step "$pack/changed.json" --batch 8 || true
+    done
+}
+
 case "${1:-}" in
+mesh) mesh "$2" ;;
+scale) scale "$2" ;;
 pack) pack "${2:-}" ;;
 test) suite ;;
 bench) bench "${@:2}" ;;
-"") sed -n '2,9p' "$0" >&2 && exit 2 ;;
+"") sed -n '2,11p' "$0" >&2 && exit 2 ;;
 *)
     prepare
     program=$1 && shift
