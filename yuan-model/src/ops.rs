@@ -77,6 +77,11 @@ pub trait YuanOps: Backend {
         portable::transfer::<Self>(x, to)
     }
 
+    /// See [`transfer_int`]; `to` is any tensor on the device.
+    fn transfer_int(x: IntTensor<Self>, to: IntTensor<Self>) -> IntTensor<Self> {
+        portable::transfer_int::<Self>(x, to)
+    }
+
     /// See [`dense`].
     fn dense(rows: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         portable::dense::<Self>(rows, weight)
@@ -341,6 +346,15 @@ pub fn transfer<const D: usize>(x: Tensor<D>, device: &Device) -> Tensor<D> {
     }
     let to = Tensor::<1, Int>::zeros([1], device);
     Tensor::from_dispatch(Dispatch::transfer(x.into_dispatch(), to.into_dispatch()))
+}
+
+/// [`transfer`] of integers.
+pub fn transfer_int<const D: usize>(x: Tensor<D, Int>, device: &Device) -> Tensor<D, Int> {
+    if x.device() == *device {
+        return x;
+    }
+    let to = Tensor::<1, Int>::zeros([1], device);
+    Tensor::from_dispatch(Dispatch::transfer_int(x.into_dispatch(), to.into_dispatch()))
 }
 
 /// `rows · weight`: `[rows, d_in]` and `[d_in, d_out]` of one type → `[rows, d_out]`.

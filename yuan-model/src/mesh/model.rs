@@ -257,7 +257,7 @@ impl MeshModel {
                 _ => device.clone(),
             };
             let part = |x: &Tensor<2, Int>| {
-                x.clone().slice_dim(0, index * share..(index + 1) * share).to_device(&device)
+                ops::transfer_int(x.clone().slice_dim(0, index * share..(index + 1) * share), &device)
             };
             let position_ids = part(&batch.position_ids);
             Shard {
@@ -306,7 +306,8 @@ fn balance_loss(routed: &[Routed], shards: &[Shard], balance: BalanceLosses) -> 
     }
     let home = shards[0].device();
     let logits = routed.iter().map(|routed| ops::transfer(routed.routing.logits.clone(), &home)).collect();
-    let experts = routed.iter().map(|routed| routed.routing.experts.clone().to_device(&home)).collect();
+    let experts =
+        routed.iter().map(|routed| ops::transfer_int(routed.routing.experts.clone(), &home)).collect();
     balance.of(&RoutedTokens {
         logits: &Tensor::cat(logits, 0),
         experts: &Tensor::cat(experts, 0),

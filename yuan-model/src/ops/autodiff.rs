@@ -42,6 +42,10 @@ impl<B: YuanOps, C: CheckpointStrategy> YuanOps for Autodiff<B, C> {
         record!(Transfer, [x], keep [], back, B::transfer(x, to))
     }
 
+    fn transfer_int(x: IntTensor<Self>, to: IntTensor<Self>) -> IntTensor<Self> {
+        B::transfer_int(x, to)
+    }
+
     fn dense(rows: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         record!(Dense, [rows, weight], keep [rows, weight], (), B::dense(rows, weight))
     }

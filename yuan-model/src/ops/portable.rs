@@ -15,6 +15,11 @@ pub fn transfer<B: Backend>(x: FloatTensor<B>, to: IntTensor<B>) -> FloatTensor<
     B::float_to_device(x, &to.device())
 }
 
+/// See [`ops::transfer_int`](super::transfer_int).
+pub fn transfer_int<B: Backend>(x: IntTensor<B>, to: IntTensor<B>) -> IntTensor<B> {
+    B::int_to_device(x, &to.device())
+}
+
 /// See [`ops::dense`](super::dense).
 pub fn dense<B: Backend>(rows: FloatTensor<B>, weight: FloatTensor<B>) -> FloatTensor<B> {
     B::float_matmul(rows, weight)

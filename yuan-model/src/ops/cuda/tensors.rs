@@ -13,12 +13,14 @@ use super::{
 /// Elements of one vector access.
 pub(super) const VECTOR: usize = 8;
 
-/// On CUDA, with all that our work there needs.
+/// On CUDA, with the libraries that our work there needs.
+pub(super) fn is_cuda(tensor: &CubeTensor) -> bool {
+    matches!(tensor.device, CubeDevice::Cuda(_)) && tensor.qparams.is_none() && libraries_are_there()
+}
+
+/// [`is_cuda`], with fast paths on.
 pub(super) fn is_ours(tensor: &CubeTensor) -> bool {
-    crate::ops::fast_paths()
-        && matches!(tensor.device, CubeDevice::Cuda(_))
-        && tensor.qparams.is_none()
-        && libraries_are_there()
+    crate::ops::fast_paths() && is_cuda(tensor)
 }
 
 /// [`is_ours`], with activations of a type that the kernels know on this card.
