@@ -118,7 +118,7 @@ scale() {
             python3 -c 'import json, sys; line = json.loads(sys.stdin.readline()); print({key: line[key] for key in ("total_params", "tokens_per_step", "median_step_s", "tokens_per_s", "device_gib")})'
     }
     for rows in 2 4 8 16; do echo "== rows $rows" && step "$config" --batch $rows || true; done
-    for change in moe_num_experts=8 moe_num_experts=16 moe_num_experts=64 num_hidden_layers=3 num_hidden_layers=6; do
+    for change in moe_num_experts=8 moe_num_experts=16 moe_num_experts=48 num_hidden_layers=3 num_hidden_layers=6; do
         echo "== $change"
         python3 -c '
 import json, sys

@@ -76,7 +76,8 @@ fn train_on(mesh: DeviceMesh, arguments: &Arguments, run_dir: PathBuf) -> anyhow
 /// A plan spreads the experts over groups, of which every device of a row gets as many.
 fn check_groups(config: &TrainConfig, mesh: &DeviceMesh) -> anyhow::Result<()> {
     let (groups, devices) = (config.laep.groups, mesh.expert());
-    if !groups.is_multiple_of(devices) && config.laep.trigger != Trigger::Never {
+    let is_spread = config.laep.trigger != Trigger::Never || config.laep.rearrange_every > 0;
+    if is_spread && !groups.is_multiple_of(devices) {
         bail!("{groups} groups cannot be spread over the {devices} devices that share the experts");
     }
     Ok(())
