@@ -39,8 +39,8 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
     yuan::model::ops::set_fast_paths(!arguments.portable);
-    let devices = arguments.device.iter().map(|name| Ok(yuan::device(name)?.autodiff()));
-    let mesh = DeviceMesh::new(devices.collect::<anyhow::Result<_>>()?, arguments.data_parallel)?;
+    let devices = arguments.device.iter().map(|name| Ok(yuan::device(name)?));
+    let mesh = DeviceMesh::new(devices.collect::<anyhow::Result<_>>()?, arguments.data_parallel)?.autodiff();
     let run_dir = if arguments.resume { arguments.existing_run()? } else { arguments.new_run()? };
     if !arguments.resume
         && let Err(error) = prepare(arguments, &run_dir, mesh.home())
