@@ -80,7 +80,8 @@ fn mesh(workers: &[Worker], data: usize) -> DeviceMesh {
 fn a_mesh_of_processes_has_the_losses_and_gradients_of_one_device() {
     let home = Device::flex().autodiff();
     let expected = gradients(&fresh_model(&model_config(), &home), &home, LossOptions::default());
-    let config = train_config();
+    // A remote operation is a message: accumulation is tested where devices are near (`mesh.rs`).
+    let config = TrainConfig { accumulation: 1, ..train_config() };
     let one = tempdir().unwrap();
     let mut trainer = open_on_one(&config, one.path());
     trainer.run().unwrap();

@@ -49,8 +49,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         drop(fs::remove_dir_all(&run_dir));
         return Err(error);
     }
-    let config = match &mesh.devices() {
-        [device] => {
+    let is_remote = arguments.device.iter().any(|name| name.starts_with(REMOTE));
+    let config = match mesh.devices() {
+        [device] if !is_remote => {
             let mut trainer = open(&run_dir, device, Ok)?;
             trainer.run()?;
             trainer.config().clone()
