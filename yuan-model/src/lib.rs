@@ -53,7 +53,7 @@ pub use device::{NoDevice, device};
 pub use error::{ConfigError, ModelError};
 pub use generate::{GenerateError, GenerationOptions};
 pub use mesh::{DeviceMesh, MeshModel};
-pub use model::{ForwardOptions, ModelOutput, YuanModel};
+pub use model::{Batch, ForwardOptions, ModelOutput, YuanModel};
 pub use moe::BalanceLosses;
 pub use params::ParameterCount;
 pub use rope::YarnConfig;

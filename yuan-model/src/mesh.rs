@@ -16,7 +16,7 @@ pub mod exchange;
 mod model;
 mod placement;
 
-pub use model::{MeshBatch, MeshLayerOutput, MeshModel, MeshOutput, Shard};
+pub use model::{MeshLayerOutput, MeshModel, MeshOutput, Shard};
 
 /// Devices in `data` rows of `expert`, row by row.
 #[derive(Debug, Clone, PartialEq)]

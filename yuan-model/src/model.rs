@@ -30,6 +30,17 @@ pub struct YuanModel {
     config: YuanConfig,
 }
 
+/// Rows of tokens with what to predict at each of them.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// `[batch, seq]`
+    pub input_ids: Tensor<2, Int>,
+    /// The token that follows each input, `[batch, seq]`.
+    pub labels: Tensor<2, Int>,
+    /// Position of each token in its document, `[batch, seq]`.
+    pub position_ids: Tensor<2, Int>,
+}
+
 /// What a forward pass may be given beside the tokens.
 #[derive(Debug, Clone, Default)]
 pub struct ForwardOptions {

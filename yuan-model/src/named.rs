@@ -2,14 +2,16 @@
 
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId},
-    tensor::{DType, FloatDType, Shape, Tensor, TensorData},
+    tensor::{DType, Device, FloatDType, Shape, Tensor, TensorData},
 };
+
+use crate::ModelError;
 
 mod stored;
 
 pub use stored::{
-    Part, StoredParameter, dtypes_by_id, joined, parameter_devices, read_stored, stored_parameters,
-    write_stored,
+    Part, StoredParameter, dtypes_by_id, joined, parameter_devices, read_stored, slices_of,
+    stored_parameters, write_stored,
 };
 
 /// Where a parameter is, what it is called and how large it is; naming it allocates nothing.
@@ -107,8 +109,12 @@ trait FloatParam {
     fn id(&self) -> ParamId;
     fn shape(&self) -> Shape;
     fn dtype(&self) -> DType;
+    fn device(&self) -> Device;
+    fn is_trained(&self) -> bool;
     /// All of it, or one slice along its first axis.
     fn data(&self, index: Option<usize>) -> TensorData;
+    /// All of it, unless the device fails.
+    fn try_data(&self) -> Result<TensorData, ModelError>;
 }
 
 impl<const D: usize> FloatParam for Param<Tensor<D>> {
@@ -122,6 +128,18 @@ impl<const D: usize> FloatParam for Param<Tensor<D>> {
 
     fn dtype(&self) -> DType {
         self.val().dtype()
+    }
+
+    fn device(&self) -> Device {
+        self.lazy_device()
+    }
+
+    fn is_trained(&self) -> bool {
+        self.val().is_require_grad()
+    }
+
+    fn try_data(&self) -> Result<TensorData, ModelError> {
+        self.val().try_into_data().map_err(ModelError::device)
     }
 
     fn data(&self, index: Option<usize>) -> TensorData {

@@ -14,20 +14,11 @@ use yuan_model::{
 
 use crate::{TrainError, config::Precision};
 
+pub use yuan_model::Batch;
+
 mod by_layer;
 mod on_device;
 mod on_mesh;
-
-/// Rows of tokens with what to predict at each of them.
-#[derive(Debug, Clone)]
-pub struct Batch {
-    /// `[batch, seq]`
-    pub input_ids: Tensor<2, Int>,
-    /// The token that follows each input, `[batch, seq]`.
-    pub labels: Tensor<2, Int>,
-    /// Position of each token in its document, `[batch, seq]`.
-    pub position_ids: Tensor<2, Int>,
-}
 
 /// Loss of a batch and where its tokens went.
 #[derive(Debug, Clone)]

@@ -4,10 +4,7 @@
 //! makes a dozen passes over memory; this one keeps them in reach and updates in one pass
 //! ([`ops::adamw_update`]).
 
-use std::{
-    collections::{HashMap, HashSet},
-    ops::Range,
-};
+use std::collections::{HashMap, HashSet};
 
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId},
@@ -183,7 +180,7 @@ impl AdamW {
                     let device = devices[id].0.clone().inner();
                     let [first, second] = data
                         .each_ref()
-                        .map(|data| Tensor::from_data(part_of(data, elements.clone()), &device));
+                        .map(|data| Tensor::from_data(named::slices_of(data, elements.clone()), &device));
                     let shape = shape.clone().into();
                     self.moments.insert(*id, Moments { shape, first, second });
                 }
@@ -229,13 +226,6 @@ fn reshaped(data: TensorData, shape: Shape) -> TensorData {
     TensorData::from_bytes(bytes, shape, dtype)
 }
 
-/// Some elements of a flat tensor.
-fn part_of(data: &TensorData, elements: Range<usize>) -> TensorData {
-    let size = data.dtype().size();
-    let bytes = data.as_bytes()[elements.start * size..elements.end * size].to_vec();
-    TensorData::from_bytes_vec(bytes, [elements.len()], data.dtype())
-}
-
 struct Update<'a> {
     moments: &'a mut HashMap<ParamId, Moments>,
     gradients: GradientsParams,
@@ -277,8 +267,11 @@ impl ModuleMapper for Update<'_> {
 ///
 /// Of copies of a parameter the first one counts; their gradients are the same once
 /// [reduced](crate::reduce::reduce_gradients).
-pub fn global_norm_squared<M: LanguageModel>(model: &M, gradients: &GradientsParams) -> Option<Tensor<1>> {
-    let stored = model.stored_parameters();
+pub fn global_norm_squared<M: Module>(
+    model: &M,
+    gradients: &GradientsParams,
+    stored: &[StoredParameter],
+) -> Option<Tensor<1>> {
     let counted = stored.iter().flat_map(|parameter| parameter.parts.iter().map(|part| part.copies[0]));
     let mut visitor = SumOfSquares { gradients, counted: counted.collect(), sums: Vec::new() };
     model.visit(&mut visitor);

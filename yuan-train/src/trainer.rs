@@ -350,8 +350,9 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
             });
             accumulator.accumulate(&model, gradients);
         }
-        let gradients = reduce_gradients(&model, accumulator.grads(), &model.stored_parameters());
-        let norm_squared = global_norm_squared(&model, &gradients);
+        let stored = model.stored_parameters();
+        let gradients = reduce_gradients(&model, accumulator.grads(), &stored);
+        let norm_squared = global_norm_squared(&model, &gradients, &stored);
         let step = self.step + 1;
         let read = match sums {
             Some(sums) => sums.read(step, norm_squared),

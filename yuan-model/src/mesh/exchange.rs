@@ -57,17 +57,7 @@ impl Exchange {
     /// Sends the rows of every device, `[rows, hidden]` sorted by expert, to the devices of their experts; nothing
     /// arrives where no token goes.
     pub fn send(&self, rows: Vec<Tensor<2>>, devices: &[Device]) -> Vec<Option<Arrived>> {
-        let mut parts: Vec<Vec<Tensor<2>>> = vec![Vec::new(); devices.len()];
-        for (from, rows) in rows.into_iter().enumerate() {
-            let mut start = 0;
-            for (to, device) in devices.iter().enumerate() {
-                let end = start + self.sent(from, to);
-                if end > start {
-                    parts[to].push(ops::transfer(rows.clone().slice_dim(0, start..end), device));
-                }
-                start = end;
-            }
-        }
+        let parts = deal(rows.into_iter().map(Some), devices, |from, to| self.sent(from, to));
         let arrive = |(to, parts): (usize, Vec<Tensor<2>>)| {
             let rows = joined(parts)?;
             let rows = match self.order(to) {
@@ -82,23 +72,15 @@ impl Exchange {
 
     /// Sends what the experts made of the rows back to where they came from: the inverse of [`send`](Self::send).
     pub fn send_back(&self, rows: Vec<Option<Tensor<2>>>, devices: &[Device]) -> Vec<Option<Tensor<2>>> {
-        let mut parts: Vec<Vec<Tensor<2>>> = vec![Vec::new(); devices.len()];
-        for (at, rows) in rows.into_iter().enumerate() {
-            let Some(rows) = rows else { continue };
-            let rows = match self.order(at) {
+        let in_order_of_arrival = |(at, rows): (usize, Option<Tensor<2>>)| {
+            let rows = rows?;
+            Some(match self.order(at) {
                 Some(order) => order.unsort(rows, &devices[at]),
                 None => rows,
-            };
-            let mut start = 0;
-            for (to, device) in devices.iter().enumerate() {
-                let end = start + self.sent(to, at);
-                if end > start {
-                    parts[to].push(ops::transfer(rows.clone().slice_dim(0, start..end), device));
-                }
-                start = end;
-            }
-        }
-        parts.into_iter().map(joined).collect()
+            })
+        };
+        let rows = rows.into_iter().enumerate().map(in_order_of_arrival);
+        deal(rows, devices, |at, to| self.sent(to, at)).into_iter().map(joined).collect()
     }
 
     /// Rows from one device to another.
@@ -162,4 +144,25 @@ fn joined(mut parts: Vec<Tensor<2>>) -> Option<Tensor<2>> {
         1 => parts.pop(),
         _ => Some(Tensor::cat(parts, 0)),
     }
+}
+
+/// Cuts the rows of every device into neighbouring parts, `count(from, to)` rows each, and gives them to their devices.
+fn deal(
+    rows: impl Iterator<Item = Option<Tensor<2>>>,
+    devices: &[Device],
+    count: impl Fn(usize, usize) -> usize,
+) -> Vec<Vec<Tensor<2>>> {
+    let mut parts: Vec<Vec<Tensor<2>>> = vec![Vec::new(); devices.len()];
+    for (from, rows) in rows.enumerate() {
+        let Some(rows) = rows else { continue };
+        let mut start = 0;
+        for (to, device) in devices.iter().enumerate() {
+            let end = start + count(from, to);
+            if end > start {
+                parts[to].push(ops::transfer(rows.clone().slice_dim(0, start..end), device));
+            }
+            start = end;
+        }
+    }
+    parts
 }

@@ -12,7 +12,7 @@ use super::{
     exchange::{Arrived, Exchange},
 };
 use crate::{
-    ConfigError, ModelError, YuanConfig, YuanModel,
+    Batch, ConfigError, ModelError, YuanConfig, YuanModel,
     attention::DocumentMask,
     loss::masked_mean,
     moe::{BalanceLosses, Experts, Routed, RoutedTokens},
@@ -32,17 +32,6 @@ pub struct MeshModel {
     pub(super) config: YuanConfig,
     #[module(skip)]
     pub(super) mesh: DeviceMesh,
-}
-
-/// Rows of tokens with what to predict at each of them, on any device.
-#[derive(Debug, Clone)]
-pub struct MeshBatch {
-    /// `[batch, seq]`
-    pub input_ids: Tensor<2, Int>,
-    /// The token that follows each input, `[batch, seq]`.
-    pub labels: Tensor<2, Int>,
-    /// Position of each token in its document, `[batch, seq]`.
-    pub position_ids: Tensor<2, Int>,
 }
 
 /// Loss of a batch and where its tokens went.
@@ -98,7 +87,7 @@ impl MeshModel {
         let stored = empty.stored_parameters();
         let read = |path: &str, slices: Range<usize>| {
             let whole = named::read_part(model, path, None)?;
-            Some(slices_of(&whole, slices))
+            Some(named::slices_of(&whole, slices))
         };
         Ok(named::write_stored(empty, &stored, read))
     }
@@ -135,7 +124,7 @@ impl MeshModel {
     /// If the rows of the batch cannot be spread evenly, or a device fails.
     pub fn loss(
         &self,
-        batch: MeshBatch,
+        batch: Batch,
         balance: BalanceLosses,
         dtype: FloatDType,
     ) -> Result<MeshOutput, ModelError> {
@@ -240,7 +229,7 @@ impl MeshModel {
     /// # Errors
     ///
     /// If its rows cannot be spread evenly.
-    pub fn shards(&self, batch: MeshBatch) -> Result<Vec<Shard>, ModelError> {
+    pub fn shards(&self, batch: Batch) -> Result<Vec<Shard>, ModelError> {
         let [rows, seq] = batch.input_ids.dims();
         let share = rows / self.replicas.len();
         if share * self.replicas.len() != rows {
@@ -322,18 +311,6 @@ fn sum_of_counts(counts: &[Vec<usize>], home: &Device) -> Tensor<1, Int> {
     let sum = |expert| counts.iter().map(|counts| counts[expert] as i64).sum();
     let sums: Vec<i64> = (0..experts).map(sum).collect();
     Tensor::from_data(TensorData::from(sums.as_slice()), home)
-}
-
-/// Slices of a tensor along its first axis.
-fn slices_of(data: &TensorData, slices: Range<usize>) -> TensorData {
-    let mut shape = data.shape().to_vec();
-    let (all, bytes) = (shape.first().copied().unwrap_or(1).max(1), data.as_bytes());
-    let size = bytes.len() / all;
-    let part = bytes[slices.start * size..slices.end * size].to_vec();
-    if let Some(first) = shape.first_mut() {
-        *first = slices.len();
-    }
-    TensorData::from_bytes_vec(part, shape, data.dtype())
 }
 
 /// A number of experts for each of `devices`, as equal as can be.

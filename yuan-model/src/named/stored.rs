@@ -3,11 +3,11 @@
 use std::{collections::HashMap, ops::Range};
 
 use burn::{
-    module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId},
+    module::{Module, ModuleMapper, Param, ParamId},
     tensor::{DType, Device, Tensor, TensorData},
 };
 
-use super::parameter_names;
+use super::{for_each, parameter_names};
 use crate::ModelError;
 
 /// A parameter of the whole model.
@@ -62,14 +62,34 @@ pub fn stored_parameters<M: Module>(module: &M) -> Vec<StoredParameter> {
 ///
 /// If a device fails, or the module has no such parameter.
 pub fn read_stored<M: Module>(module: &M, stored: &StoredParameter) -> Result<TensorData, ModelError> {
-    let mut read =
-        Read { wanted: stored.parts.iter().map(|part| part.copies[0]).collect(), found: HashMap::new() };
-    module.visit(&mut read);
-    let parts = read.wanted.iter().map(|id| {
+    let wanted: Vec<ParamId> = stored.parts.iter().map(|part| part.copies[0]).collect();
+    let mut found = HashMap::new();
+    for_each(module, |_, param| {
+        if wanted.contains(&param.id()) {
+            found.insert(param.id(), param.try_data());
+        }
+    });
+    let parts = wanted.iter().map(|id| {
         let missing = || ModelError::Tensors(vec![format!("{} is missing", stored.path)]);
-        read.found.remove(id).unwrap_or_else(|| Err(missing()))
+        found.remove(id).unwrap_or_else(|| Err(missing()))
     });
     Ok(joined(parts.collect::<Result<_, _>>()?, &stored.shape))
+}
+
+/// Slices of a tensor along its first axis.
+///
+/// # Panics
+///
+/// If there are not as many.
+pub fn slices_of(data: &TensorData, slices: Range<usize>) -> TensorData {
+    let mut shape = data.shape().to_vec();
+    let (all, bytes) = (shape.first().copied().unwrap_or(1).max(1), data.as_bytes());
+    let size = bytes.len() / all;
+    let part = bytes[slices.start * size..slices.end * size].to_vec();
+    if let Some(first) = shape.first_mut() {
+        *first = slices.len();
+    }
+    TensorData::from_bytes_vec(part, shape, data.dtype())
 }
 
 /// Parts along the first axis as one.
@@ -102,37 +122,20 @@ pub fn write_stored<M: Module>(
 
 /// The device of every float parameter and whether it is trained.
 pub fn parameter_devices<M: Module>(module: &M) -> HashMap<ParamId, (Device, bool)> {
-    let mut devices = Devices(HashMap::new());
-    module.visit(&mut devices);
-    devices.0
+    let mut devices = HashMap::new();
+    for_each(module, |_, param| {
+        devices.insert(param.id(), (param.device(), param.is_trained()));
+    });
+    devices
 }
 
 /// The type of every float parameter.
 pub fn dtypes_by_id<M: Module>(module: &M) -> HashMap<ParamId, DType> {
-    let mut dtypes = Dtypes(HashMap::new());
-    module.visit(&mut dtypes);
-    dtypes.0
-}
-
-struct Dtypes(HashMap<ParamId, DType>);
-
-impl ModuleVisitor for Dtypes {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.0.insert(param.id, param.val().dtype());
-    }
-}
-
-struct Read {
-    wanted: Vec<ParamId>,
-    found: HashMap<ParamId, Result<TensorData, ModelError>>,
-}
-
-impl ModuleVisitor for Read {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if self.wanted.contains(&param.id) {
-            self.found.insert(param.id, param.val().try_into_data().map_err(ModelError::device));
-        }
-    }
+    let mut dtypes = HashMap::new();
+    for_each(module, |_, param| {
+        dtypes.insert(param.id(), param.dtype());
+    });
+    dtypes
 }
 
 struct Write<'a, F> {
@@ -150,13 +153,5 @@ impl<F: FnMut(&str, Range<usize>) -> Option<TensorData>> ModuleMapper for Write<
             Some(data) => super::with_data(param, data),
             None => param,
         }
-    }
-}
-
-struct Devices(HashMap<ParamId, (Device, bool)>);
-
-impl ModuleVisitor for Devices {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.0.insert(param.id, (param.lazy_device(), param.val().is_require_grad()));
     }
 }

@@ -11,7 +11,7 @@ use burn::{
 };
 use yuan_model::{BalanceLosses, ops};
 
-use super::{Batch, LossOptions, LossOutput};
+use super::{Batch, LanguageModel, LossOptions, LossOutput, whole_graph};
 use crate::TrainError;
 
 /// A model as its layers, on one device or several; a hidden state is one tensor for each.
@@ -44,9 +44,21 @@ pub(super) struct LayerOutput {
     pub balance_loss: Option<Tensor<1>>,
 }
 
-/// Loss of a batch and the gradients of `share` times its objective; `seed` decides dropout, which has to draw alike in
-/// both passes over a layer.
-pub(super) fn loss_and_gradients<M: Layered>(
+/// Loss of a batch and the gradients of `share` times its objective, by layer if that is asked for.
+pub(super) fn loss_and_gradients<M: LanguageModel + Layered>(
+    model: &M,
+    batch: Batch,
+    options: LossOptions,
+    share: f64,
+) -> Result<(LossOutput, GradientsParams), TrainError> {
+    match options.recompute {
+        Some(seed) => recomputed(model, batch, options, share, seed),
+        None => whole_graph(model, batch, options, share),
+    }
+}
+
+/// `seed` decides dropout, which has to draw alike in both passes over a layer.
+fn recomputed<M: Layered>(
     model: &M,
     batch: Batch,
     options: LossOptions,

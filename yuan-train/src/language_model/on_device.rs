@@ -12,7 +12,6 @@ use yuan_model::{
 use super::{
     Batch, LanguageModel, LossOptions, LossOutput, SelectionBias,
     by_layer::{self, LayerOutput, Layered},
-    whole_graph,
 };
 use crate::TrainError;
 
@@ -42,10 +41,7 @@ impl LanguageModel for YuanModel {
         options: LossOptions,
         share: f64,
     ) -> Result<(LossOutput, GradientsParams), TrainError> {
-        match options.recompute {
-            Some(seed) => by_layer::loss_and_gradients(self, batch, options, share, seed),
-            None => whole_graph(self, batch, options, share),
-        }
+        by_layer::loss_and_gradients(self, batch, options, share)
     }
 
     fn config_json(&self) -> String {

@@ -6,14 +6,13 @@ use burn::{
 };
 use yuan_model::{
     BalanceLosses, ConfigError, DeviceMesh, MeshModel, YuanConfig,
-    mesh::{MeshBatch, MeshOutput, Shard},
+    mesh::{MeshOutput, Shard},
     named::StoredParameter,
 };
 
 use super::{
     Batch, LanguageModel, LossOptions, LossOutput, SelectionBias,
     by_layer::{self, LayerOutput, Layered},
-    whole_graph,
 };
 use crate::TrainError;
 
@@ -22,7 +21,7 @@ impl LanguageModel for MeshModel {
 
     fn loss(&self, batch: Batch, options: LossOptions) -> Result<LossOutput, TrainError> {
         let MeshOutput { loss, balance_loss, tokens_per_expert, rows_per_device } =
-            MeshModel::loss(self, batch.into(), options.balance, options.precision.dtype())?;
+            MeshModel::loss(self, batch, options.balance, options.precision.dtype())?;
         Ok(LossOutput { loss, balance_loss, tokens_per_expert, rows_per_device })
     }
 
@@ -32,10 +31,7 @@ impl LanguageModel for MeshModel {
         options: LossOptions,
         share: f64,
     ) -> Result<(LossOutput, GradientsParams), TrainError> {
-        match options.recompute {
-            Some(seed) => by_layer::loss_and_gradients(self, batch, options, share, seed),
-            None => whole_graph(self, batch, options, share),
-        }
+        by_layer::loss_and_gradients(self, batch, options, share)
     }
 
     fn stored_parameters(&self) -> Vec<StoredParameter> {
@@ -61,18 +57,11 @@ impl SelectionBias for MeshModel {
     }
 }
 
-impl From<Batch> for MeshBatch {
-    fn from(batch: Batch) -> Self {
-        let Batch { input_ids, labels, position_ids } = batch;
-        Self { input_ids, labels, position_ids }
-    }
-}
-
 impl Layered for MeshModel {
     type Inputs = Vec<Shard>;
 
     fn inputs(&self, batch: Batch) -> Result<Vec<Shard>, TrainError> {
-        Ok(self.shards(batch.into())?)
+        Ok(self.shards(batch)?)
     }
 
     fn num_layers(&self) -> usize {
