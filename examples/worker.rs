@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use clap::Parser;
+use tracing_subscriber::EnvFilter;
 
 /// Every step allocates and frees the same large tensors, which glibc returns to the system each time.
 #[global_allocator]
@@ -36,6 +37,9 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    // Burn's server would tell of every tensor that it fetches; RUST_LOG=info does.
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("error"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let device = yuan::device(&arguments.device)?;
     let listener = TcpListener::bind(&arguments.listen)
         .with_context(|| format!("cannot listen on {}", arguments.listen))?;

@@ -20,8 +20,6 @@ gpus=${GPUS:-${SLURM_GPUS_ON_NODE:-8}}
 device=${DEVICE:-cuda}
 
 if [ "${1:-}" = --workers-of-this-node ]; then
-    # Burn's server tells of every tensor that it fetches.
-    export RUST_LOG=${RUST_LOG:-error}
     # One process for each device: they share nothing, and one that dies takes no other with it.
     for ((gpu = 0; gpu < gpus; gpu++)); do
         name=$device

@@ -72,12 +72,27 @@ fn workers(count: usize) -> Vec<Worker> {
     (0..count).map(|_| Worker::start()).collect()
 }
 
+/// A process that does not answer any more must fail a test, not hang all of them.
+fn in_time(test: impl FnOnce() + Send + 'static) {
+    let test = std::thread::spawn(test);
+    let begin = Instant::now();
+    while !test.is_finished() {
+        assert!(begin.elapsed() < Duration::from_secs(300), "hangs");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    test.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
 fn mesh(workers: &[Worker], data: usize) -> DeviceMesh {
     DeviceMesh::new(workers.iter().map(Worker::device).collect(), data).unwrap().autodiff()
 }
 
 #[test]
 fn a_mesh_of_processes_has_the_losses_and_gradients_of_one_device() {
+    in_time(compare_with_one_device);
+}
+
+fn compare_with_one_device() {
     let home = Device::flex().autodiff();
     let expected = gradients(&fresh_model(&model_config(), &home), &home, LossOptions::default());
     // A remote operation is a message: accumulation is tested where devices are near (`mesh.rs`).
@@ -184,6 +199,10 @@ fn a_mesh_that_loses_a_process_ends_with_a_sentence_and_goes_on_on_fewer_devices
 
 #[test]
 fn pretrain_trains_on_a_mesh_of_workers_and_names_those_that_are_missing() {
+    in_time(train_on_workers);
+}
+
+fn train_on_workers() {
     let data = tempdir().unwrap();
     write_corpus(data.path());
     let runs = tempdir().unwrap();

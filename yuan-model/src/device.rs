@@ -1,8 +1,14 @@
 //! Devices by name, and a plain sentence where one is missing.
 
+#[cfg(feature = "remote")]
+mod serve;
+
 use burn::tensor::Device;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 use burn::tensor::DeviceType;
+
+#[cfg(feature = "remote")]
+pub use serve::serve;
 
 /// A device that is not there.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -64,20 +70,6 @@ fn remote(url: &str) -> Result<Device, String> {
 #[cfg(not(feature = "remote"))]
 fn remote(_: &str) -> Result<Device, String> {
     Err("this program was built without the feature `remote`".into())
-}
-
-/// Serves a device to other processes until the process is told to end (Ctrl+C or `SIGTERM`).
-///
-/// The connection is not encrypted, and whoever reaches the port may compute on the device: keep it in a trusted network.
-///
-/// # Errors
-///
-/// If the device cannot be served, or the listener fails.
-#[cfg(feature = "remote")]
-pub fn serve(device: Device, listener: std::net::TcpListener) -> Result<(), String> {
-    use burn::server::{RemoteServer, WebSocketTransport};
-    let transport = WebSocketTransport::from_listener(listener);
-    RemoteServer::new([device]).serve(transport).map_err(|error| error.to_string())
 }
 
 /// Names of the devices of this build that this machine has.
