@@ -36,15 +36,16 @@ pub fn serve(device: Device, listener: TcpListener) -> Result<(), String> {
 }
 
 /// How long a transfer whose wake-up was lost waits for another one.
-const WAKE_INTERVAL: Duration = Duration::from_millis(500);
+const WAKE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Wakes the transfers from this server to others, again and again.
 ///
 /// Another server that asks for a tensor which is not there yet waits to be woken when one is. Burn 0.22.1 looks first
 /// and registers for the wake-up afterwards (`burn-communication`, `get_exposed_tensor_bytes`), so that a tensor that
-/// arrives in between wakes nobody: one of some 40,000 transfers on busy cores then waits for ever, and the training
-/// with it. But every tensor that arrives wakes all who wait, so this server sends one to itself now and then, which is
-/// such a transfer only between two names of it that do not look the same.
+/// arrives in between wakes nobody: that transfer waits for ever, and the training with it. On busy cores it is one of
+/// some 40,000, on a virtual machine whose cores are taken away one of a few hundred. But every tensor that arrives
+/// wakes all who wait, so this server sends one to itself now and then, which is such a transfer only between two names
+/// of it that do not look the same. The two sessions cost a tenth of a core each, since Burn's polls when it is idle.
 fn wake_transfers(address: SocketAddr, ended: &AtomicBool) {
     let [Ok(near), Ok(far)] = names(address).map(|name| remote(&name)) else { return };
     let one = Tensor::<1>::zeros([1], &near);
