@@ -27,6 +27,9 @@ struct Arguments {
     /// Address and port to listen on; port 0 takes a free one. Whoever reaches it may compute here: keep it inside
     #[arg(long, default_value = "127.0.0.1:0", value_name = "HOST:PORT")]
     listen: String,
+    /// Compute with Burn's own operations instead of ours
+    #[arg(long)]
+    portable: bool,
     /// End when standard input does: for programs that start workers and may be killed themselves
     #[arg(long)]
     until_stdin_ends: bool,
@@ -40,6 +43,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     // Burn's server would tell of every tensor that it fetches; RUST_LOG=info does.
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("error"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    yuan::model::ops::set_fast_paths(!arguments.portable);
     let device = yuan::device(&arguments.device)?;
     let listener = TcpListener::bind(&arguments.listen)
         .with_context(|| format!("cannot listen on {}", arguments.listen))?;

@@ -26,6 +26,11 @@ mod cuda;
 #[cfg(feature = "flex")]
 mod flex;
 pub mod portable;
+#[cfg(feature = "remote")]
+mod remote;
+
+#[cfg(feature = "remote")]
+pub(crate) use remote::served_operations;
 
 static FAST_PATHS: AtomicBool = AtomicBool::new(true);
 
@@ -327,11 +332,6 @@ pub trait YuanOps: Backend {
 #[cfg(feature = "ndarray")]
 mod ndarray {
     impl super::YuanOps for burn::backend::NdArray {}
-}
-
-#[cfg(feature = "remote")]
-mod remote {
-    impl super::YuanOps for burn::backend::Remote {}
 }
 
 #[cfg(all(feature = "wgpu", not(feature = "cuda")))]

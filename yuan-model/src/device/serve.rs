@@ -1,5 +1,10 @@
 //! Serving a device to other processes.
 
+#![cfg_attr(
+    feature = "ndarray",
+    allow(deprecated, reason = "users ask for ndarray, which upstream deprecates in favour of flex")
+)]
+
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     sync::{
@@ -10,12 +15,20 @@ use std::{
     time::Duration,
 };
 
+#[cfg(feature = "flex")]
+use burn::backend::Flex;
+#[cfg(feature = "ndarray")]
+use burn::backend::NdArray;
 use burn::{
+    backend::DispatchDevice,
     server::{RemoteServer, WebSocketTransport},
     tensor::Tensor,
 };
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+use burn_cubecl::CubeBackend;
 
 use super::{Device, REMOTE, remote};
+use crate::ops::served_operations;
 
 /// Serves a device to other processes until the process is told to end (Ctrl+C or `SIGTERM`).
 ///
@@ -30,7 +43,19 @@ pub fn serve(device: Device, listener: TcpListener) -> Result<(), String> {
     let ended = Arc::new(AtomicBool::new(false));
     let until = ended.clone();
     thread::spawn(move || wake_transfers(address, &until));
-    let served = RemoteServer::new([device]).serve(transport).map_err(|error| error.to_string());
+    let device = device.inner();
+    let server = RemoteServer::new([device.clone()]);
+    // A server takes operations for the backend of its devices only.
+    let server = match device.as_dispatch() {
+        #[cfg(feature = "flex")]
+        DispatchDevice::Flex(_) => server.with_custom_ops::<Flex>(served_operations()),
+        #[cfg(feature = "ndarray")]
+        DispatchDevice::NdArray(_) => server.with_custom_ops::<NdArray>(served_operations()),
+        #[cfg(any(feature = "wgpu", feature = "cuda"))]
+        DispatchDevice::Cube(_) => server.with_custom_ops::<CubeBackend>(served_operations()),
+        _ => server,
+    };
+    let served = server.serve(transport).map_err(|error| error.to_string());
     ended.store(true, Ordering::Relaxed);
     served
 }
