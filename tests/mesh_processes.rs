@@ -37,8 +37,14 @@ struct Worker {
 
 impl Worker {
     fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// With a secret, if it is not empty.
+    fn start_with(token: &str) -> Self {
         let mut process = Command::new(example("worker"))
             .arg("--until-stdin-ends")
+            .env(yuan::model::device::TOKEN, token)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -218,6 +224,18 @@ fn train_on_workers() {
     let odd = ["--device", &devices, "--batch", "3"];
     let error = fail(tiny_pretrain(data.path(), &runs.path().join("odd")).args(odd));
     assert!(error.contains("a batch of 3 rows cannot be spread evenly over 2 devices"), "{error}");
+    let shy = Worker::start_with("secret");
+    let asked = |token: &str| {
+        let run = runs.path().join(format!("asked {token}"));
+        let mut pretrain = tiny_pretrain(data.path(), &run);
+        pretrain.args(["--device", &shy.url, "--steps", "1"]).env(yuan::model::device::TOKEN, token);
+        pretrain
+    };
+    succeed(&mut asked("secret"));
+    let error = fail(&mut asked("guess"));
+    let refused = format!("there is no device \"{}\": its YUAN_TOKEN is not the one", shy.url);
+    assert!(error.contains(&refused), "{error}");
+
     workers[1].kill();
     let error = fail(tiny_pretrain(data.path(), &runs.path().join("dead")).args(["--device", &devices]));
     assert!(error.contains(&format!("there is no device \"{}\"", workers[1].url)), "{error}");

@@ -61,10 +61,26 @@ pub fn device(name: &str) -> Result<Device, NoDevice> {
 /// How the name of a device of another process begins.
 pub const REMOTE: &str = "ws://";
 
+/// The environment variable with the secret of a training's processes: where it is set, [`device`] shows it to servers,
+/// and `serve` turns away clients that have another one or none.
+pub const TOKEN: &str = "YUAN_TOKEN";
+
+#[cfg(feature = "remote")]
+fn token() -> Option<String> {
+    std::env::var(TOKEN).ok().filter(|token| !token.is_empty())
+}
+
 #[cfg(feature = "remote")]
 fn remote(url: &str) -> Result<Device, String> {
-    let host = burn::tensor::remote::RemoteHost::websocket(url);
-    Device::remote_options(&host).init().map_err(|error| error.to_string())
+    use burn::tensor::remote::{ConnectError, RemoteHost};
+    let mut host = RemoteHost::websocket(url);
+    if let Some(token) = token() {
+        host = host.with_credential(token);
+    }
+    Device::remote_options(&host).init().map_err(|error| match error {
+        ConnectError::Unauthorized => format!("its {TOKEN} is not the one that this process has"),
+        error => error.to_string(),
+    })
 }
 
 #[cfg(not(feature = "remote"))]

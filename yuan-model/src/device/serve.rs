@@ -21,18 +21,19 @@ use burn::backend::Flex;
 use burn::backend::NdArray;
 use burn::{
     backend::DispatchDevice,
-    server::{RemoteServer, WebSocketTransport},
+    server::{RemoteServer, TokenAuthorizer, WebSocketTransport},
     tensor::Tensor,
 };
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 use burn_cubecl::CubeBackend;
 
-use super::{Device, REMOTE, remote};
+use super::{Device, REMOTE, remote, token};
 use crate::ops::served_operations;
 
 /// Serves a device to other processes until the process is told to end (Ctrl+C or `SIGTERM`).
 ///
-/// The connection is not encrypted, and whoever reaches the port may compute on the device: keep it in a trusted network.
+/// The connection is not encrypted. Whoever reaches the port may compute on the device, or whoever knows the [`TOKEN`](super::TOKEN)
+/// where there is one: keep it in a trusted network.
 ///
 /// # Errors
 ///
@@ -54,6 +55,12 @@ pub fn serve(device: Device, listener: TcpListener) -> Result<(), String> {
         #[cfg(any(feature = "wgpu", feature = "cuda"))]
         DispatchDevice::Cube(_) => server.with_custom_ops::<CubeBackend>(served_operations()),
         _ => server,
+    };
+    let server = match token() {
+        Some(token) => {
+            server.with_authorizer(TokenAuthorizer::new(token).map_err(|error| error.to_string())?)
+        }
+        None => server,
     };
     let served = server.serve(transport).map_err(|error| error.to_string());
     ended.store(true, Ordering::Relaxed);

@@ -55,11 +55,8 @@ pub fn dispatch_order<B: Backend>(
     let ([tokens, top_k], device) = (experts.shape().dims(), experts.device());
     let settings = get_or_init_device_settings::<B>(&device);
     let (pairs, dtype) = (tokens * top_k, experts.dtype());
-    // Burn's remote backend has no cast of integers.
-    let arange = |end: usize| {
-        let numbers = B::int_arange(0..end as i64, &device, settings.int_dtype);
-        if numbers.dtype() == dtype { numbers } else { B::int_cast(numbers, dtype.into()) }
-    };
+    let arange =
+        |end: usize| B::int_cast(B::int_arange(0..end as i64, &device, settings.int_dtype), dtype.into());
     let flat = |x: IntTensor<B>, size: usize| B::int_reshape(x, Shape::from([size]));
     let expert_of_pair = B::int_reshape(experts, Shape::from([pairs, 1]));
     let wide = Shape::from([pairs, num_experts]);
