@@ -32,6 +32,8 @@ if [ "${1:-}" = --workers-of-this-node ]; then
     exit 1
 fi
 
+# Only this job's processes may compute on its workers; srun hands its environment on.
+export YUAN_TOKEN=${YUAN_TOKEN:-$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')}
 nodes=${NODES:-$(scontrol show hostnames "$SLURM_JOB_NODELIST")}
 devices=
 for node in $nodes; do

@@ -23,8 +23,10 @@ use yuan::{
         mesh::exchange::Exchange,
     },
     train::{
-        AdamW, LossOptions, PruneExperts, TrainConfig, callback::Event, checkpoint::Checkpoint,
-        report::History,
+        AdamW, LossOptions, PruneExperts, TrainConfig,
+        callback::Event,
+        checkpoint::Checkpoint,
+        report::{History, html_report},
     },
 };
 
@@ -80,6 +82,9 @@ fn a_run_on_a_mesh_is_the_run_on_one_device_through_prune_and_rearrangement() {
         let mut trainer = open_on_mesh(&config, run.path(), &mesh(shape));
         trainer.run().unwrap();
         assert_same_story(&story(run.path()), &expected);
+        let page = html_report("mesh", &History::read(run.path()).unwrap()).unwrap();
+        assert!(page.contains("spread over the device groups anew"));
+        assert_eq!(page.contains("device load over training"), shape[1] > 1);
         // Ten steps of AdamW carry rounding on: its updates do not grow with the gradient.
         assert_close(&state(trainer.model(), trainer.optimizer()), &expected_state, 100.0 * TOLERANCE);
     }
@@ -262,7 +267,7 @@ proptest! {
                 assert_eq!(arrived.rows_per_expert.iter().sum::<usize>(), expected.len());
                 let found: Vec<f32> = arrived.rows.clone().into_data().iter::<f32>().collect();
                 assert_eq!(found, expected);
-                arrived.rows
+                arrived
             }));
         }
         for (device, back) in exchange.send_back(returned, &devices).into_iter().enumerate() {

@@ -129,7 +129,7 @@ fn select<const D: usize>(tensor: Tensor<D>, axis: usize, indices: &[usize]) -> 
 }
 
 /// A parameter with another value, which may have another shape: id and gradient setting stay.
-pub(crate) fn with_value<const D: usize>(
+pub fn with_value<const D: usize>(
     param: Param<Tensor<D>>,
     value: impl FnOnce(Tensor<D>) -> Tensor<D>,
 ) -> Param<Tensor<D>> {

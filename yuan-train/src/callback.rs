@@ -124,7 +124,7 @@ pub struct StepMetrics {
     pub seconds: f64,
     /// Per layer: load of the busiest expert over the mean.
     pub max_over_mean: Vec<f64>,
-    /// Per layer: expert rows that the busiest device of a mesh computed over the mean; empty on one device.
+    /// Per layer: expert rows that the busiest device of a mesh computed over the mean; empty where one has them all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub device_max_over_mean: Vec<f64>,
     /// Per layer: tokens per expert over all micro-batches; the metrics file has sums over windows instead.
@@ -222,6 +222,9 @@ pub enum Event {
         groups_before: Vec<f64>,
         /// The same as they are now.
         groups_after: Vec<f64>,
+        /// Per layer: which expert of before is at each place now.
+        #[serde(default)]
+        order: Vec<Vec<usize>>,
         /// Bytes of experts and their moments that went from one device to another.
         bytes_moved: u64,
     },

@@ -15,7 +15,7 @@ use yuan_model::{
     ModelError,
     named::{self, StoredParameter},
     ops::{self, AdamWStep},
-    surgery::Selection,
+    surgery::{self, Selection},
 };
 
 use crate::{LanguageModel, TrainConfig, TrainError};
@@ -244,21 +244,13 @@ impl ModuleMapper for Update<'_> {
         let id = param.id;
         let weight_decay = if D == 1 { 0.0 } else { self.step.weight_decay };
         let step = AdamWStep { weight_decay, ..self.step };
-        param.map(|tensor| {
-            let (shape, strategy) = (tensor.shape(), tensor.gradient_checkpointing_strategy());
-            let requires_grad = tensor.is_require_grad();
+        surgery::with_value(param, |tensor| {
+            let shape = tensor.shape();
             let value = tensor.inner().flatten::<1>(0, D - 1);
             let (value, [first, second]) =
                 ops::adamw_update(value, gradient, [moments.first, moments.second], step);
             self.moments.insert(id, Moments { shape: moments.shape, first, second });
-            let value = value.reshape(shape);
-            match strategy {
-                Some(strategy) => value
-                    .autodiff()
-                    .with_gradient_checkpointing_strategy(strategy)
-                    .set_require_grad(requires_grad),
-                None => value,
-            }
+            value.reshape(shape)
         })
     }
 }

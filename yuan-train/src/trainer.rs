@@ -378,7 +378,12 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
             tokens: self.config.tokens_per_step() as u64,
             seconds: started.elapsed().as_secs_f64(),
             max_over_mean: loads.iter().map(LayerLoad::max_over_mean).collect(),
-            device_max_over_mean: rows_per_device.iter().map(LayerLoad::max_over_mean).collect(),
+            // Where one device has all experts there is nothing to balance.
+            device_max_over_mean: rows_per_device
+                .iter()
+                .filter(|rows| rows.num_experts() > 1)
+                .map(LayerLoad::max_over_mean)
+                .collect(),
             loads,
         })
     }

@@ -26,6 +26,15 @@ pub struct Arrived {
     pub rows: Tensor<2>,
     /// Rows of each expert of the device.
     pub rows_per_expert: Vec<usize>,
+    /// How they were sorted, if they had to be.
+    order: Option<Order>,
+}
+
+impl Arrived {
+    /// The same with what `compute` makes of the rows, given how many each expert has: as many, in their order.
+    pub fn computed(self, compute: impl FnOnce(Tensor<2>, &[usize]) -> Tensor<2>) -> Self {
+        Self { rows: compute(self.rows, &self.rows_per_expert), ..self }
+    }
 }
 
 impl Exchange {
@@ -59,27 +68,29 @@ impl Exchange {
     pub fn send(&self, rows: Vec<Tensor<2>>, devices: &[Device]) -> Vec<Option<Arrived>> {
         let parts = deal(rows.into_iter().map(Some), devices, |from, to| self.sent(from, to));
         let arrive = |(to, parts): (usize, Vec<Tensor<2>>)| {
-            let rows = joined(parts)?;
-            let rows = match self.order(to) {
-                Some(order) => order.sort(rows, &devices[to]),
+            let (rows, order) = (joined(parts)?, self.order(to, &devices[to]));
+            let rows = match &order {
+                Some(Order { arrived_at, sorted_at }) => {
+                    ops::gather_rows(rows, arrived_at.clone(), sorted_at.clone(), 1)
+                }
                 None => rows,
             };
             let received = |expert| self.counts.iter().map(|counts| counts[expert]).sum();
-            Some(Arrived { rows, rows_per_expert: self.experts[to].clone().map(received).collect() })
+            Some(Arrived { rows, rows_per_expert: self.experts[to].clone().map(received).collect(), order })
         };
         parts.into_iter().enumerate().map(arrive).collect()
     }
 
     /// Sends what the experts made of the rows back to where they came from: the inverse of [`send`](Self::send).
-    pub fn send_back(&self, rows: Vec<Option<Tensor<2>>>, devices: &[Device]) -> Vec<Option<Tensor<2>>> {
-        let in_order_of_arrival = |(at, rows): (usize, Option<Tensor<2>>)| {
-            let rows = rows?;
-            Some(match self.order(at) {
-                Some(order) => order.unsort(rows, &devices[at]),
+    pub fn send_back(&self, arrived: Vec<Option<Arrived>>, devices: &[Device]) -> Vec<Option<Tensor<2>>> {
+        let in_order_of_arrival = |arrived: Option<Arrived>| {
+            let Arrived { rows, order, .. } = arrived?;
+            Some(match order {
+                Some(Order { arrived_at, sorted_at }) => ops::gather_rows(rows, sorted_at, arrived_at, 1),
                 None => rows,
             })
         };
-        let rows = rows.into_iter().enumerate().map(in_order_of_arrival);
+        let rows = arrived.into_iter().map(in_order_of_arrival);
         deal(rows, devices, |at, to| self.sent(to, at)).into_iter().map(joined).collect()
     }
 
@@ -89,7 +100,7 @@ impl Exchange {
     }
 
     /// How device `to` sorts what arrives; nothing to do where one device sends, or one expert receives.
-    fn order(&self, to: usize) -> Option<Order> {
+    fn order(&self, to: usize, device: &Device) -> Option<Order> {
         let experts = self.experts[to].clone();
         if self.counts.len() == 1 || experts.len() == 1 {
             return None;
@@ -105,37 +116,22 @@ impl Exchange {
             ranges.push(of_source.collect::<Vec<_>>());
         }
         let by_expert = (0..experts.len()).flat_map(|expert| ranges.iter().map(move |of| of[expert].clone()));
-        let arrived_at: Vec<usize> = by_expert.flatten().collect();
-        Some(Order { arrived_at })
+        let arrived_at: Vec<i32> = by_expert.flatten().map(|place| place as i32).collect();
+        let mut sorted_at = vec![0; arrived_at.len()];
+        arrived_at.iter().zip(0..).for_each(|(&arrived, sorted)| sorted_at[arrived as usize] = sorted);
+        let [arrived_at, sorted_at] = [arrived_at, sorted_at]
+            .map(|places| Tensor::from_data(TensorData::from(places.as_slice()), device));
+        Some(Order { arrived_at, sorted_at })
     }
 }
 
-/// A permutation of rows.
+/// A permutation of rows, `[rows]` each.
+#[derive(Debug, Clone)]
 struct Order {
     /// For every sorted row, the place at which it arrived.
-    arrived_at: Vec<usize>,
-}
-
-impl Order {
-    fn sort(&self, rows: Tensor<2>, device: &Device) -> Tensor<2> {
-        let [sorted, arrived] = self.indices(device);
-        ops::gather_rows(rows, sorted, arrived, 1)
-    }
-
-    fn unsort(&self, rows: Tensor<2>, device: &Device) -> Tensor<2> {
-        let [sorted, arrived] = self.indices(device);
-        ops::gather_rows(rows, arrived, sorted, 1)
-    }
-
-    /// The permutation and its inverse.
-    fn indices(&self, device: &Device) -> [Tensor<1, Int>; 2] {
-        let mut sorted_at = vec![0; self.arrived_at.len()];
-        self.arrived_at.iter().enumerate().for_each(|(sorted, &arrived)| sorted_at[arrived] = sorted);
-        [&self.arrived_at, &sorted_at].map(|indices| {
-            let indices: Vec<i32> = indices.iter().map(|&index| index as i32).collect();
-            Tensor::from_data(TensorData::from(indices.as_slice()), device)
-        })
-    }
+    arrived_at: Tensor<1, Int>,
+    /// Its inverse.
+    sorted_at: Tensor<1, Int>,
 }
 
 fn joined(mut parts: Vec<Tensor<2>>) -> Option<Tensor<2>> {

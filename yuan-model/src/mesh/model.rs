@@ -1,16 +1,13 @@
 //! The model over a mesh: the layers of [`YuanModel`], device by device, with an exchange of tokens in each.
 
-use std::ops::Range;
+use std::{collections::HashMap, ops::Range};
 
 use burn::{
     module::Module,
     tensor::{Device, FloatDType, Int, Tensor, TensorData},
 };
 
-use super::{
-    DeviceMesh,
-    exchange::{Arrived, Exchange},
-};
+use super::{DeviceMesh, exchange::Exchange};
 use crate::{
     Batch, ConfigError, ModelError, YuanConfig, YuanModel,
     attention::DocumentMask,
@@ -85,9 +82,17 @@ impl MeshModel {
     pub fn distribute(model: &YuanModel, mesh: &DeviceMesh) -> Result<Self, ConfigError> {
         let empty = Self::new(model.config(), mesh)?;
         let stored = empty.stored_parameters();
+        let shapes: HashMap<&str, &[usize]> =
+            stored.iter().map(|parameter| (parameter.path.as_str(), &parameter.shape[..])).collect();
         let read = |path: &str, slices: Range<usize>| {
-            let whole = named::read_part(model, path, None)?;
-            Some(named::slices_of(&whole, slices))
+            let mut shape = shapes.get(path)?.to_vec();
+            if slices.len() == shape.first().copied().unwrap_or(1) {
+                return named::read_part(model, path, None);
+            }
+            // Experts one by one: no device reads those of another.
+            shape[0] = slices.len();
+            let parts = slices.map(|index| named::read_part(model, path, Some(index)));
+            Some(named::joined(parts.collect::<Option<_>>()?, &shape))
         };
         Ok(named::write_stored(empty, &stored, read))
     }
@@ -208,8 +213,8 @@ impl MeshModel {
             rows_per_device.iter_mut().zip(exchange.rows_per_device()).for_each(|(sum, n)| *sum += n as u64);
             let arrived = exchange.send(rows.by_ref().take(width).collect(), devices);
             let computed = replicas.iter().zip(arrived).map(|(replica, arrived)| {
-                let Arrived { rows, rows_per_expert } = arrived?;
-                Some(replica.blocks[layer].moe.experts.forward(rows, || rows_per_expert))
+                let experts = &replica.blocks[layer].moe.experts;
+                Some(arrived?.computed(|rows, counts| experts.forward(rows, || counts.to_vec())))
             });
             returned.extend(exchange.send_back(computed.collect(), devices));
         }

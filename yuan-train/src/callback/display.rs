@@ -158,7 +158,7 @@ impl<M> Callback<M> for Display {
                     moved(*bytes_moved)
                 ));
             }
-            Event::Rearrange { step, groups_before, groups_after, bytes_moved } => {
+            Event::Rearrange { step, groups_before, groups_after, bytes_moved, .. } => {
                 let worst = |groups: &[f64]| groups.iter().copied().fold(1.0, f64::max);
                 let (before, after) = (worst(groups_before), worst(groups_after));
                 self.line(*step, &format!(

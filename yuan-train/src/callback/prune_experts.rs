@@ -290,6 +290,7 @@ impl PruneExperts {
             step: context.step(),
             groups_before: summaries.iter().map(|layer| layer.groups_before).collect(),
             groups_after: summaries.iter().map(|layer| layer.groups_after).collect(),
+            order,
             bytes_moved,
         });
         Ok(())

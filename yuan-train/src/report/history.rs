@@ -139,6 +139,14 @@ impl History {
         })
     }
 
+    /// Steps after which the experts were spread over the devices anew without a prune, and it was not undone.
+    pub fn rearrangements(&self) -> impl Iterator<Item = u64> {
+        self.lasting().filter_map(|(_, event)| match event {
+            Event::Rearrange { step, .. } => Some(*step),
+            _ => None,
+        })
+    }
+
     /// The run before its first prune, after it, after the second …; nothing for an empty file.
     pub fn phases(&self) -> Vec<Phase> {
         let mut phases: Vec<(Phase, Vec<f64>)> = Vec::new();

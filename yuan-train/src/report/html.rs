@@ -24,6 +24,7 @@ pub fn html_report(name: &str, history: &History) -> Result<String, TrainError> 
     page.figure(&pictures::loss(history)?, "Training and validation loss. Lower is better.");
     page.validations();
     page.prunes()?;
+    page.devices()?;
     page.loads()?;
     let title = escape(name);
     let (style, body) = (include_str!("html.css"), page.html);
@@ -49,6 +50,8 @@ enum Show {
     Percent(usize),
     /// In millions.
     Millions,
+    /// In millions of bytes.
+    Megabytes,
 }
 
 impl Show {
@@ -57,6 +60,7 @@ impl Show {
             Self::Fixed(decimals) => format!("{value:.decimals$}"),
             Self::Percent(decimals) => format!("{:.decimals$} %", 100.0 * value),
             Self::Millions => format!("{:.2} M", value / 1e6),
+            Self::Megabytes => format!("{:.1} MB", value / 1e6),
         }
     }
 }
@@ -224,6 +228,14 @@ impl Page<'_> {
         for index in 0..self.history.events().len() {
             match &self.history.events()[index] {
                 Event::Prune { round, plan, .. } => self.prune(&self.line(index), *round, plan)?,
+                Event::Rearrange { .. } => {
+                    let line = self.line(index);
+                    self.paragraph(&format!(
+                        "After step {} all experts were spread over the device groups anew; {} of experts and moments moved.",
+                        line.number("/step", Show::Fixed(0)),
+                        line.number("/bytes_moved", Show::Megabytes)
+                    ));
+                }
                 Event::Guard { satisfied, .. } => {
                     let line = self.line(index);
                     let verdict = if *satisfied {
@@ -257,6 +269,10 @@ impl Page<'_> {
             line.number("/parameters_after", Show::Millions),
             line.number("/pruned_load", Show::Percent(2))
         ));
+        if line.event.pointer("/bytes_moved").and_then(Value::as_u64).is_some_and(|bytes| bytes > 0) {
+            let moved = line.number("/bytes_moved", Show::Megabytes);
+            self.paragraph(&format!("{moved} of experts and moments moved to other devices."));
+        }
         let columns = [
             ("experts", "experts", Show::Fixed(0)),
             ("kept", "kept", Show::Fixed(0)),
@@ -276,6 +292,18 @@ impl Page<'_> {
         );
         self.figure(&pictures::load_profile(plan)?, "Experts by load; what the plan takes is red.");
         self.figure(&pictures::device_groups(plan)?, "Device groups before and after the plan.");
+        Ok(())
+    }
+
+    /// The devices of a mesh, if the run was on one.
+    fn devices(&mut self) -> Result<(), TrainError> {
+        if let Some(picture) = pictures::device_load(self.history)? {
+            self.heading("Device load");
+            self.figure(
+                &picture,
+                "Rows that the experts of the busiest device computed, over the mean of all.",
+            );
+        }
         Ok(())
     }
 

@@ -8,6 +8,7 @@ use plotters::{
 
 use crate::TrainError;
 
+mod device_load;
 mod differences;
 mod expert_load;
 mod groups;
@@ -16,6 +17,7 @@ mod load_profile;
 mod loss;
 mod sweep;
 
+pub use device_load::device_load;
 pub use differences::{Difference, differences};
 pub use expert_load::expert_load;
 pub use groups::device_groups;
