@@ -231,9 +231,9 @@ impl Page<'_> {
                 Event::Rearrange { .. } => {
                     let line = self.line(index);
                     self.paragraph(&format!(
-                        "After step {} all experts were spread over the device groups anew; {} of experts and moments moved.",
+                        "After step {} all experts were spread over the device groups anew.{}",
                         line.number("/step", Show::Fixed(0)),
-                        line.number("/bytes_moved", Show::Megabytes)
+                        Self::moved(&line)
                     ));
                 }
                 Event::Guard { satisfied, .. } => {
@@ -263,16 +263,13 @@ impl Page<'_> {
     fn prune(&mut self, line: &Line, round: usize, plan: &PrunePlan) -> Result<(), TrainError> {
         self.heading(&format!("Prune {round}"));
         self.paragraph(&format!(
-            "After step {}: {} parameters to {}. The pruned experts carried {} of the load.",
+            "After step {}: {} parameters to {}. The pruned experts carried {} of the load.{}",
             line.number("/step", Show::Fixed(0)),
             line.number("/parameters_before", Show::Millions),
             line.number("/parameters_after", Show::Millions),
-            line.number("/pruned_load", Show::Percent(2))
+            line.number("/pruned_load", Show::Percent(2)),
+            Self::moved(line)
         ));
-        if line.event.pointer("/bytes_moved").and_then(Value::as_u64).is_some_and(|bytes| bytes > 0) {
-            let moved = line.number("/bytes_moved", Show::Megabytes);
-            self.paragraph(&format!("{moved} of experts and moments moved to other devices."));
-        }
         let columns = [
             ("experts", "experts", Show::Fixed(0)),
             ("kept", "kept", Show::Fixed(0)),
@@ -293,6 +290,15 @@ impl Page<'_> {
         self.figure(&pictures::load_profile(plan)?, "Experts by load; what the plan takes is red.");
         self.figure(&pictures::device_groups(plan)?, "Device groups before and after the plan.");
         Ok(())
+    }
+
+    /// How much went from device to device, if anything did.
+    fn moved(line: &Line) -> String {
+        if line.event.pointer("/bytes_moved").and_then(Value::as_u64).unwrap_or(0) == 0 {
+            return String::new();
+        }
+        let moved = line.number("/bytes_moved", Show::Megabytes);
+        format!(" {moved} of experts and moments moved to other devices.")
     }
 
     /// The devices of a mesh, if the run was on one.

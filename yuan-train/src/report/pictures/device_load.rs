@@ -43,14 +43,20 @@ pub fn device_load(history: &History) -> Result<Option<String>, TrainError> {
                 .label(name)
                 .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
         }
-        let prunes = history.prunes().map(|(step, _)| (step, "pruned", PRUNE.stroke_width(2)));
-        let moves = history.rearrangements().map(|step| (step, "rearranged", INK.stroke_width(1)));
-        for (step, what, style) in prunes.chain(moves) {
+        let prunes = history
+            .prunes()
+            .map(|(step, _)| (step, Some(format!("experts pruned, step {step}")), PRUNE.stroke_width(2)));
+        // There may be many rearrangements: one of them names them all.
+        let moves = history
+            .rearrangements()
+            .enumerate()
+            .map(|(i, step)| (step, (i == 0).then(|| "experts rearranged".to_owned()), INK.stroke_width(1)));
+        for (step, name, style) in prunes.chain(moves) {
             let line = [(step as f64, 1.0), (step as f64, high)];
-            chart
-                .draw_series(DashedLineSeries::new(line, 6, 4, style))?
-                .label(format!("experts {what}, step {step}"))
-                .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
+            let series = chart.draw_series(DashedLineSeries::new(line, 6, 4, style))?;
+            if let Some(name) = name {
+                series.label(name).legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
+            }
         }
         chart
             .configure_series_labels()
