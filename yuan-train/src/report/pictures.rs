@@ -1,7 +1,7 @@
 //! Pictures of a run as SVG text.
 
 use plotters::{
-    coord::Shift,
+    coord::{Shift, types::RangedCoordf64},
     prelude::*,
     style::text_anchor::{HPos, Pos, VPos},
 };
@@ -51,6 +51,20 @@ fn text(canvas: &Canvas<'_>, what: &str, at: (i32, i32), size: i32, (h, v): (HPo
 
 fn heading(canvas: &Canvas<'_>, what: &str, width: i32) -> Drawn {
     text(canvas, what, (width / 2, 22), 20, (HPos::Center, VPos::Center))
+}
+
+/// The names of the labelled series, in a corner.
+fn legend<'a, 'b: 'a>(
+    chart: &mut ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>,
+    position: SeriesLabelPosition,
+) -> Drawn {
+    chart
+        .configure_series_labels()
+        .position(position)
+        .background_style(WHITE.mix(0.85))
+        .border_style(INK.mix(0.3))
+        .draw()?;
+    Ok(())
 }
 
 /// A picture with a panel for each of some layers, two in a row.

@@ -2,7 +2,7 @@
 
 use plotters::prelude::*;
 
-use super::{INK, PALE, PRUNE, STRONG, svg};
+use super::{INK, PALE, PRUNE, STRONG, legend, svg};
 use crate::{TrainError, report::History};
 
 /// What the busiest device of a mesh computed over what one does on average, over the steps: in the worst layer and in
@@ -58,13 +58,7 @@ pub fn device_load(history: &History) -> Result<Option<String>, TrainError> {
                 series.label(name).legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
             }
         }
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::UpperRight)
-            .background_style(WHITE.mix(0.85))
-            .border_style(INK.mix(0.3))
-            .draw()?;
-        Ok(())
+        legend(&mut chart, SeriesLabelPosition::UpperRight)
     });
     draw.map(Some)
 }

@@ -2,7 +2,7 @@
 
 use plotters::prelude::*;
 
-use super::{INK, PALE, PRUNE, STRONG, svg};
+use super::{INK, PALE, PRUNE, STRONG, legend, svg};
 use crate::{TrainError, callback::Event, report::History};
 
 /// Training and validation loss over the steps; prunes are marked, and what a guard undid is dashed.
@@ -56,13 +56,7 @@ pub fn loss(history: &History) -> Result<String, TrainError> {
                 .label(format!("experts pruned, step {step}"))
                 .legend(|(x, y)| PathElement::new([(x, y), (x + 18, y)], PRUNE.stroke_width(2)));
         }
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::UpperRight)
-            .background_style(WHITE.mix(0.85))
-            .border_style(INK.mix(0.3))
-            .draw()?;
-        Ok(())
+        legend(&mut chart, SeriesLabelPosition::UpperRight)
     })
 }
 

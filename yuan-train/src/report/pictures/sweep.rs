@@ -3,7 +3,7 @@
 use plotters::prelude::*;
 use yuan_laep::WhatIf;
 
-use super::{INK, svg};
+use super::{INK, legend, svg};
 use crate::TrainError;
 
 /// Experts that would go, over β, a line per α: one picture of a [`WhatIf::sweep`].
@@ -48,12 +48,6 @@ pub fn sweep(rows: &[WhatIf]) -> Result<String, TrainError> {
                 .label(format!("alpha {alpha}"))
                 .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
         }
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::UpperLeft)
-            .background_style(WHITE.mix(0.85))
-            .border_style(INK.mix(0.3))
-            .draw()?;
-        Ok(())
+        legend(&mut chart, SeriesLabelPosition::UpperLeft)
     })
 }
