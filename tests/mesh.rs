@@ -21,6 +21,7 @@ use yuan::{
     model::{
         BalanceLosses, DeviceMesh, MeshModel, PrunableExperts, RouterType, YuanConfig,
         mesh::exchange::Exchange,
+        ops::{self, Target},
     },
     train::{
         AdamW, LossOptions, PruneExperts, TrainConfig,
@@ -230,6 +231,73 @@ proptest! {
         assert_close(&sorted, &before.by_path, TOLERANCE);
     }
 
+    #[test]
+    fn an_exchange_between_mesh_devices_and_its_gradient_are_permutations(
+        // Sources, cut into pieces; a source without pieces has a row that goes nowhere.
+        pieces in prop::collection::vec(prop::collection::vec(0_usize..4, 0..5), 1..5),
+        order in prop::collection::vec((0_usize..3, any::<u32>()), 20),
+        unread: bool,
+    ) {
+        const WIDTH: usize = 8;
+        let devices = devices();
+        let on = |index: usize| devices[index % devices.len()].clone().autodiff();
+        let rows: Vec<usize> = pieces.iter().map(|pieces| pieces.iter().sum::<usize>().max(1)).collect();
+        let mut parts = Vec::new();
+        for (source, pieces) in pieces.iter().enumerate() {
+            let mut start = 0;
+            for &piece in pieces {
+                let (target, key) = order[parts.len()];
+                parts.push((key, target, source, start..start + piece));
+                start += piece;
+            }
+        }
+        parts.sort_unstable_by_key(|(key, ..)| *key);
+        let of_target = |at: usize| Target {
+            at: at % rows.len(),
+            parts: parts.iter().filter(|part| part.1 == at).map(|part| (part.2, part.3.clone())).collect(),
+        };
+        let targets: Vec<Target> = (0..3).map(of_target).collect();
+        let number = |source: usize, row: usize| (0..WIDTH).map(move |i| (1000 * source + 10 * row + i) as f32);
+        let sources: Vec<Tensor<2>> = rows.iter().enumerate().map(|(source, &rows)| {
+            let values: Vec<f32> = (0..rows).flat_map(|row| number(source, row)).collect();
+            Tensor::from_data(TensorData::new(values, [rows, WIDTH]), &on(source)).require_grad()
+        }).collect();
+
+        let results = ops::exchange(sources.clone(), targets.clone());
+        let mut loss: Option<Tensor<1>> = None;
+        let mut expected: Vec<Vec<f32>> = rows.iter().map(|rows| vec![0.0; rows * WIDTH]).collect();
+        for (index, (result, target)) in results.into_iter().zip(&targets).enumerate() {
+            let came: Vec<(usize, usize)> = target.parts.iter()
+                .flat_map(|(source, rows)| rows.clone().map(move |row| (*source, row))).collect();
+            prop_assert_eq!(result.is_some(), !came.is_empty());
+            let Some(result) = result else { continue };
+            prop_assert_eq!(result.device(), on(target.at));
+            let found: Vec<f32> = result.clone().into_data().iter::<f32>().collect();
+            let sent: Vec<f32> = came.iter().flat_map(|&(source, row)| number(source, row)).collect();
+            prop_assert_eq!(found, sent);
+            // Where a gradient is missing, it is zero.
+            if unread && index == 0 {
+                continue;
+            }
+            let weights: Vec<f32> = (0..came.len() * WIDTH).map(|i| (i + 100 * index) as f32).collect();
+            for (at, &(source, row)) in came.iter().enumerate() {
+                expected[source][row * WIDTH..][..WIDTH].copy_from_slice(&weights[at * WIDTH..][..WIDTH]);
+            }
+            let weights = Tensor::<2>::from_data(TensorData::new(weights, [came.len(), WIDTH]), &result.device());
+            let part = ops::transfer((result * weights).sum(), &on(0));
+            loss = Some(match loss {
+                Some(loss) => loss + part,
+                None => part,
+            });
+        }
+        let Some(loss) = loss else { return Ok(()) };
+        let gradients = loss.backward();
+        for (source, expected) in sources.iter().zip(expected) {
+            let found: Vec<f32> = source.grad(&gradients).unwrap().into_data().iter::<f32>().collect();
+            prop_assert_eq!(found, expected);
+        }
+    }
+
     /// Rows that carry their number arrive where they should, sorted, and come back to where they were.
     #[test]
     fn rows_reach_the_mesh_device_of_their_expert_and_return(
@@ -250,7 +318,7 @@ proptest! {
             let rows = values.len();
             Tensor::<2>::from_data(TensorData::new(values, [rows, 1]), &Device::flex())
         };
-        let arrived = exchange.send((0..3).map(|device| tensor(numbers(device))).collect(), &devices);
+        let arrived = exchange.send((0..3).map(|device| tensor(numbers(device))).collect());
         let mut first = 0;
         let mut returned = Vec::new();
         for (device, arrived) in arrived.into_iter().enumerate() {

@@ -102,7 +102,11 @@ pub(crate) struct Routed {
 }
 
 impl Routed {
-    fn tokens<'a>(&'a self, batch: usize, padding: Option<&'a Tensor<2, Bool>>) -> RoutedTokens<'a> {
+    pub(crate) fn tokens<'a>(
+        &'a self,
+        batch: usize,
+        padding: Option<&'a Tensor<2, Bool>>,
+    ) -> RoutedTokens<'a> {
         RoutedTokens { logits: &self.routing.logits, experts: &self.routing.experts, batch, padding }
     }
 

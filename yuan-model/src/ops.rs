@@ -23,12 +23,14 @@ use crate::ModelError;
 mod autodiff;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod exchange;
 #[cfg(feature = "flex")]
 mod flex;
 pub mod portable;
 #[cfg(feature = "remote")]
 mod remote;
 
+pub use exchange::{Target, TensorList, exchange};
 #[cfg(feature = "remote")]
 pub(crate) use remote::served_operations;
 
@@ -85,6 +87,11 @@ pub trait YuanOps: Backend {
     /// See [`transfer_int`]; `to` is any tensor on the device.
     fn transfer_int(x: IntTensor<Self>, to: IntTensor<Self>) -> IntTensor<Self> {
         portable::transfer_int::<Self>(x, to)
+    }
+
+    /// See [`exchange`]; a target without rows gets some tensor that nobody reads.
+    fn exchange(#[extension_type] sources: TensorList<Self>, targets: Vec<Target>) -> TensorList<Self> {
+        TensorList(exchange::portable::<Self>(&sources.0, &targets))
     }
 
     /// See [`dense`].
@@ -344,7 +351,7 @@ pub fn transfer<const D: usize>(x: Tensor<D>, device: &Device) -> Tensor<D> {
     if x.device() == *device {
         return x;
     }
-    let to = Tensor::<1, Int>::zeros([1], device);
+    let to = Tensor::<1, Int>::empty([1], device);
     Tensor::from_dispatch(Dispatch::transfer(x.into_dispatch(), to.into_dispatch()))
 }
 
@@ -353,7 +360,7 @@ pub fn transfer_int<const D: usize>(x: Tensor<D, Int>, device: &Device) -> Tenso
     if x.device() == *device {
         return x;
     }
-    let to = Tensor::<1, Int>::zeros([1], device);
+    let to = Tensor::<1, Int>::empty([1], device);
     Tensor::from_dispatch(Dispatch::transfer_int(x.into_dispatch(), to.into_dispatch()))
 }
 

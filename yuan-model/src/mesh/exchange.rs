@@ -1,14 +1,13 @@
 //! Tokens to the devices of their experts and back.
 //!
-//! On every device of a row the tokens are sorted by expert, and a device holds neighbouring experts: what goes to one
-//! device is one slice. A device that has received the slices of all others sorts them by expert and source with one
-//! gather, whose order follows from the counts alone.
+//! On every device of a row the tokens are sorted by expert, and so they arrive: what a device receives is sorted by expert,
+//! and by source within one. Where which rows go follows from the counts alone.
 
 use std::ops::Range;
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 
-use crate::ops;
+use crate::ops::{self, Target};
 
 /// Who sends how many rows to which experts, in one row of devices.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,8 +25,6 @@ pub struct Arrived {
     pub rows: Tensor<2>,
     /// Rows of each expert of the device.
     pub rows_per_expert: Vec<usize>,
-    /// How they were sorted, if they had to be.
-    order: Option<Order>,
 }
 
 impl Arrived {
@@ -65,100 +62,57 @@ impl Exchange {
 
     /// Sends the rows of every device, `[rows, hidden]` sorted by expert, to the devices of their experts; nothing
     /// arrives where no token goes.
-    pub fn send(&self, rows: Vec<Tensor<2>>, devices: &[Device]) -> Vec<Option<Arrived>> {
-        let parts = deal(rows.into_iter().map(Some), devices, |from, to| self.sent(from, to));
-        let arrive = |(to, parts): (usize, Vec<Tensor<2>>)| {
-            let (rows, order) = (joined(parts)?, self.order(to, &devices[to]));
-            let rows = match &order {
-                Some(Order { arrived_at, sorted_at }) => {
-                    ops::gather_rows(rows, arrived_at.clone(), sorted_at.clone(), 1)
-                }
-                None => rows,
-            };
-            let received = |expert| self.counts.iter().map(|counts| counts[expert]).sum();
-            Some(Arrived { rows, rows_per_expert: self.experts[to].clone().map(received).collect(), order })
+    ///
+    /// # Panics
+    ///
+    /// If there are not as many tensors as devices, or not the rows that were counted.
+    pub fn send(&self, rows: Vec<Tensor<2>>) -> Vec<Option<Arrived>> {
+        let mut starts: Vec<usize> = vec![0; self.counts.len()];
+        let target = |(at, experts): (usize, &Range<usize>)| {
+            let of_expert = |expert: usize| self.counts.iter().map(move |counts| counts[expert]).enumerate();
+            let parts = experts.clone().flat_map(of_expert).map(|(from, count)| {
+                starts[from] += count;
+                (from, starts[from] - count..starts[from])
+            });
+            Target { at, parts: parts.collect() }
         };
-        parts.into_iter().enumerate().map(arrive).collect()
+        let targets = self.experts.iter().enumerate().map(target).collect();
+        let arrive = |(rows, experts): (Option<Tensor<2>>, &Range<usize>)| {
+            let received = |expert| self.counts.iter().map(|counts| counts[expert]).sum();
+            Some(Arrived { rows: rows?, rows_per_expert: experts.clone().map(received).collect() })
+        };
+        ops::exchange(rows, targets).into_iter().zip(&self.experts).map(arrive).collect()
     }
 
     /// Sends what the experts made of the rows back to where they came from: the inverse of [`send`](Self::send).
+    ///
+    /// # Panics
+    ///
+    /// As [`send`](Self::send).
     pub fn send_back(&self, arrived: Vec<Option<Arrived>>, devices: &[Device]) -> Vec<Option<Tensor<2>>> {
-        let in_order_of_arrival = |arrived: Option<Arrived>| {
-            let Arrived { rows, order, .. } = arrived?;
-            Some(match order {
-                Some(Order { arrived_at, sorted_at }) => ops::gather_rows(rows, sorted_at, arrived_at, 1),
-                None => rows,
-            })
+        let mut targets: Vec<Target> =
+            (0..devices.len()).map(|at| Target { at, parts: Vec::new() }).collect();
+        for (at, experts) in self.experts.iter().enumerate() {
+            let mut start = 0;
+            for expert in experts.clone() {
+                for (target, counts) in targets.iter_mut().zip(&self.counts) {
+                    target.parts.push((at, start..start + counts[expert]));
+                    start += counts[expert];
+                }
+            }
+        }
+        let Some(some) = arrived.iter().flatten().next().map(|arrived| arrived.rows.clone()) else {
+            return vec![None; devices.len()];
         };
-        let rows = arrived.into_iter().map(in_order_of_arrival);
-        deal(rows, devices, |at, to| self.sent(to, at)).into_iter().map(joined).collect()
+        // A row that nobody takes stands for a device where nothing arrived.
+        let row = |device| Tensor::zeros([1, some.dims()[1]], (device, some.dtype()));
+        let rows = arrived.into_iter().zip(devices);
+        let rows = rows.map(|(arrived, device)| arrived.map_or_else(|| row(device), |arrived| arrived.rows));
+        ops::exchange(rows.collect(), targets)
     }
 
     /// Rows from one device to another.
     fn sent(&self, from: usize, to: usize) -> usize {
         self.counts[from][self.experts[to].clone()].iter().sum()
     }
-
-    /// How device `to` sorts what arrives; nothing to do where one device sends, or one expert receives.
-    fn order(&self, to: usize, device: &Device) -> Option<Order> {
-        let experts = self.experts[to].clone();
-        if self.counts.len() == 1 || experts.len() == 1 {
-            return None;
-        }
-        let mut start = 0;
-        // Where the rows of every source and expert lie as they arrive.
-        let mut ranges = Vec::with_capacity(self.counts.len());
-        for counts in &self.counts {
-            let of_source = counts[experts.clone()].iter().map(|&count| {
-                start += count;
-                start - count..start
-            });
-            ranges.push(of_source.collect::<Vec<_>>());
-        }
-        let by_expert = (0..experts.len()).flat_map(|expert| ranges.iter().map(move |of| of[expert].clone()));
-        let arrived_at: Vec<i32> = by_expert.flatten().map(|place| place as i32).collect();
-        let mut sorted_at = vec![0; arrived_at.len()];
-        arrived_at.iter().zip(0..).for_each(|(&arrived, sorted)| sorted_at[arrived as usize] = sorted);
-        let [arrived_at, sorted_at] = [arrived_at, sorted_at]
-            .map(|places| Tensor::from_data(TensorData::from(places.as_slice()), device));
-        Some(Order { arrived_at, sorted_at })
-    }
-}
-
-/// A permutation of rows, `[rows]` each.
-#[derive(Debug, Clone)]
-struct Order {
-    /// For every sorted row, the place at which it arrived.
-    arrived_at: Tensor<1, Int>,
-    /// Its inverse.
-    sorted_at: Tensor<1, Int>,
-}
-
-fn joined(mut parts: Vec<Tensor<2>>) -> Option<Tensor<2>> {
-    match parts.len() {
-        0 => None,
-        1 => parts.pop(),
-        _ => Some(Tensor::cat(parts, 0)),
-    }
-}
-
-/// Cuts the rows of every device into neighbouring parts, `count(from, to)` rows each, and gives them to their devices.
-fn deal(
-    rows: impl Iterator<Item = Option<Tensor<2>>>,
-    devices: &[Device],
-    count: impl Fn(usize, usize) -> usize,
-) -> Vec<Vec<Tensor<2>>> {
-    let mut parts: Vec<Vec<Tensor<2>>> = vec![Vec::new(); devices.len()];
-    for (from, rows) in rows.enumerate() {
-        let Some(rows) = rows else { continue };
-        let mut start = 0;
-        for (to, device) in devices.iter().enumerate() {
-            let end = start + count(from, to);
-            if end > start {
-                parts[to].push(ops::transfer(rows.clone().slice_dim(0, start..end), device));
-            }
-            start = end;
-        }
-    }
-    parts
 }

@@ -12,7 +12,7 @@ use crate::{
     Batch, ConfigError, ModelError, YuanConfig, YuanModel,
     attention::DocumentMask,
     loss::masked_mean,
-    moe::{BalanceLosses, Experts, Routed, RoutedTokens},
+    moe::{BalanceLosses, Experts, Routed},
     named, ops,
     rope::Rotary,
 };
@@ -192,13 +192,15 @@ impl MeshModel {
         for ((block, x), shard) in blocks().zip(x).zip(shards) {
             let x = block.attend(x, &shard.rotary, shard.documents.as_ref());
             let (to, tokens) = block.moe.route(block.moe_norm.forward(x.clone()), None);
-            // Reading the counts of one device must not keep the next from starting.
-            tokens.device().flush().map_err(ModelError::device)?;
             residual.push(x);
             routed.push(to);
             rows.push(tokens);
         }
         let balance_loss = balance_loss(&routed, shards, balance);
+        // Reading the counts of one device must not keep the others from starting; a flush may wait, so all have work first.
+        for tokens in &rows {
+            tokens.device().flush().map_err(ModelError::device)?;
+        }
         let counts: Vec<Vec<usize>> =
             routed.iter().map(|routed| routed.dispatch.rows_per_expert()).collect::<Result<_, _>>()?;
         let tokens_per_expert = sum_of_counts(&counts, &shards[0].device());
@@ -211,7 +213,7 @@ impl MeshModel {
         for (replicas, devices) in self.replicas.chunks(width).zip(devices.chunks(width)) {
             let exchange = Exchange::new(counts.by_ref().take(width).collect(), &self.placement[layer]);
             rows_per_device.iter_mut().zip(exchange.rows_per_device()).for_each(|(sum, n)| *sum += n as u64);
-            let arrived = exchange.send(rows.by_ref().take(width).collect(), devices);
+            let arrived = exchange.send(rows.by_ref().take(width).collect());
             let computed = replicas.iter().zip(arrived).map(|(replica, arrived)| {
                 let experts = &replica.blocks[layer].moe.experts;
                 Some(arrived?.computed(|rows, counts| experts.forward(rows, || counts.to_vec())))
@@ -295,19 +297,14 @@ pub struct MeshLayerOutput {
 
 /// The balancing losses over all tokens of the batch, as one device would compute them.
 fn balance_loss(routed: &[Routed], shards: &[Shard], balance: BalanceLosses) -> Option<Tensor<1>> {
-    if balance == BalanceLosses::default() {
-        return None;
-    }
     let home = shards[0].device();
-    let logits = routed.iter().map(|routed| ops::transfer(routed.routing.logits.clone(), &home)).collect();
-    let experts =
-        routed.iter().map(|routed| ops::transfer_int(routed.routing.experts.clone(), &home)).collect();
-    balance.of(&RoutedTokens {
-        logits: &Tensor::cat(logits, 0),
-        experts: &Tensor::cat(experts, 0),
-        batch: shards.iter().map(|shard| shard.input_ids.dims()[0]).sum(),
-        padding: None,
-    })
+    let sums = routed.iter().zip(shards).map(|(routed, shard)| {
+        let sums = balance.sums(&routed.tokens(shard.input_ids.dims()[0], None))?;
+        Some(ops::transfer(sums, &home))
+    });
+    let sums = sums.collect::<Option<Vec<_>>>()?.into_iter().reduce(|sum, more| sum + more)?;
+    let [_, experts] = routed[0].routing.logits.dims();
+    Some(balance.of_sums(sums, experts))
 }
 
 /// Sums over the devices.

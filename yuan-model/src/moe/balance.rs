@@ -31,17 +31,61 @@ pub struct RoutedTokens<'a> {
     pub padding: Option<&'a Tensor<2, Bool>>,
 }
 
+/// One loss: sums over tokens, as many as it needs, and what is made of the sums over all of them.
+struct Loss {
+    coefficient: f64,
+    /// `[length]`
+    sums: fn(&RoutedTokens<'_>) -> Tensor<1>,
+    length: fn(experts: usize) -> usize,
+    of_sums: fn(Tensor<1>, experts: usize) -> Tensor<1>,
+}
+
 impl BalanceLosses {
+    fn on(&self) -> impl Iterator<Item = Loss> {
+        let auxiliary = Loss {
+            coefficient: self.auxiliary,
+            sums: auxiliary_sums,
+            length: |n| 2 * n + 1,
+            of_sums: auxiliary,
+        };
+        let sequence = Loss {
+            coefficient: self.sequence,
+            sums: sequence_sums,
+            length: |_| 2,
+            of_sums: |sums, _| mean(sums),
+        };
+        let router_z = Loss {
+            coefficient: self.router_z,
+            sums: router_z_sums,
+            length: |_| 2,
+            of_sums: |sums, _| mean(sums),
+        };
+        [auxiliary, sequence, router_z].into_iter().filter(|loss| loss.coefficient != 0.0)
+    }
+
     /// The weighted sum of those that are on, `[1]`; nothing when none is.
     pub fn of(&self, tokens: &RoutedTokens<'_>) -> Option<Tensor<1>> {
-        type Loss = fn(&RoutedTokens<'_>) -> Tensor<1>;
-        let losses: [(f64, Loss); 3] = [
-            (self.auxiliary, auxiliary_loss),
-            (self.sequence, sequence_loss),
-            (self.router_z, router_z_loss),
-        ];
-        let on = losses.into_iter().filter(|(coefficient, _)| *coefficient != 0.0);
-        on.map(|(coefficient, loss)| loss(tokens).mul_scalar(coefficient)).reduce(|sum, more| sum + more)
+        let [_, experts] = tokens.logits.dims();
+        self.sums(tokens).map(|sums| self.of_sums(sums, experts))
+    }
+
+    /// What the losses over more tokens than these, rows of other devices, are made of: a vector of sums to add up; nothing when
+    /// no loss is on.
+    pub fn sums(&self, tokens: &RoutedTokens<'_>) -> Option<Tensor<1>> {
+        let sums: Vec<Tensor<1>> = self.on().map(|loss| (loss.sums)(tokens)).collect();
+        (!sums.is_empty()).then(|| Tensor::cat(sums, 0))
+    }
+
+    /// The weighted sum of the losses that are on, `[1]`, of the [`sums`](Self::sums) over all tokens.
+    pub fn of_sums(&self, sums: Tensor<1>, experts: usize) -> Tensor<1> {
+        let mut start = 0;
+        let losses = self.on().map(|loss| {
+            let end = start + (loss.length)(experts);
+            let of_loss = sums.clone().slice(start..end);
+            start = end;
+            (loss.of_sums)(of_loss, experts).mul_scalar(loss.coefficient)
+        });
+        losses.reduce(|sum, more| sum + more).unwrap_or_else(|| sums.zeros_like().sum())
     }
 }
 
@@ -51,12 +95,20 @@ impl BalanceLosses {
 /// `f_i` is the number of tokens that expert `i` receives over the number of tokens (their sum is k), `P_i`
 /// its mean probability in the softmax over all experts. Equal loads give k.
 pub fn auxiliary_loss(tokens: &RoutedTokens<'_>) -> Tensor<1> {
-    let counted = tokens.counted();
-    let total = counted.clone().sum().clamp_min(1.0);
-    let [_, _, experts] = counted_shape(&counted, tokens.logits);
-    let per_row = |x: Tensor<3>| (x * counted.clone()).sum_dim(1).sum_dim(0).reshape([experts]);
-    let fractions = per_row(tokens.visits()) / total.clone();
-    let probabilities = per_row(tokens.probabilities()) / total;
+    auxiliary(auxiliary_sums(tokens), tokens.logits.dims()[1])
+}
+
+/// Visits of every expert, its probabilities, tokens: `[2 · experts + 1]`.
+fn auxiliary_sums(tokens: &RoutedTokens<'_>) -> Tensor<1> {
+    let [num_tokens, experts] = tokens.logits.dims();
+    let sum = |x: Tensor<3>| tokens.masked(x).reshape([num_tokens, experts]).sum_dim(0).reshape([experts]);
+    Tensor::cat(vec![sum(tokens.visits()), sum(tokens.probabilities()), tokens.lengths().sum()], 0)
+}
+
+fn auxiliary(sums: Tensor<1>, experts: usize) -> Tensor<1> {
+    let total = sums.clone().slice(2 * experts..2 * experts + 1).clamp_min(1.0);
+    let fractions = sums.clone().slice(0..experts) / total.clone();
+    let probabilities = sums.slice(experts..2 * experts) / total;
     (fractions * probabilities).sum().mul_scalar(experts as f64)
 }
 
@@ -66,38 +118,61 @@ pub fn auxiliary_loss(tokens: &RoutedTokens<'_>) -> Tensor<1> {
 /// of padding alone do not count. DeepSeek normalises sigmoids where this router has a softmax. Equal loads
 /// give 1.
 pub fn sequence_loss(tokens: &RoutedTokens<'_>) -> Tensor<1> {
-    let counted = tokens.counted();
-    let [batch, _, experts] = counted_shape(&counted, tokens.logits);
-    let [_, top_k] = tokens.experts.dims();
-    let lengths = counted.clone().sum_dim(1).clamp_min(1.0);
-    let per_row = |x: Tensor<3>| (x * counted.clone()).sum_dim(1) / lengths.clone();
-    let products = per_row(tokens.visits()) * per_row(tokens.probabilities());
-    let rows = counted.sum_dim(1).clamp(0.0, 1.0).reshape([batch]).sum().clamp_min(1.0);
-    products.sum().mul_scalar(experts as f64 / top_k as f64) / rows
+    mean(sequence_sums(tokens))
+}
+
+/// Products of all rows, rows: `[2]`.
+fn sequence_sums(tokens: &RoutedTokens<'_>) -> Tensor<1> {
+    let ([_, experts], [_, top_k]) = (tokens.logits.dims(), tokens.experts.dims());
+    let lengths = tokens.lengths();
+    let of_row =
+        |x: Tensor<3>| tokens.masked(x).sum_dim(1).squeeze_dim::<2>(1) / lengths.clone().clamp_min(1.0);
+    let products = of_row(tokens.visits()) * of_row(tokens.probabilities());
+    let rows = lengths.clone().clamp(0.0, 1.0).sum();
+    Tensor::cat(vec![products.sum().mul_scalar(experts as f64 / top_k as f64), rows], 0)
 }
 
 /// `(ln Σ_j e^(logit_j))²` averaged over the tokens, `[1]`: ST-MoE (Zoph et al. 2022, eq. 5).
 pub fn router_z_loss(tokens: &RoutedTokens<'_>) -> Tensor<1> {
-    let counted = tokens.counted();
-    let max = tokens.logits.clone().detach().max_dim(1);
-    let sums = (tokens.logits.clone() - max.clone()).exp().sum_dim(1).log() + max;
-    let squares = (sums.clone() * sums).reshape(counted.dims());
-    (squares * counted.clone()).sum() / counted.sum().clamp_min(1.0)
+    mean(router_z_sums(tokens))
 }
 
-fn counted_shape(counted: &Tensor<3>, logits: &Tensor<2>) -> [usize; 3] {
-    let [batch, seq, _] = counted.dims();
-    [batch, seq, logits.dims()[1]]
+/// Squares, tokens: `[2]`.
+fn router_z_sums(tokens: &RoutedTokens<'_>) -> Tensor<1> {
+    let max = tokens.logits.clone().detach().max_dim(1);
+    let sums = (tokens.logits.clone() - max.clone()).exp().sum_dim(1).log() + max;
+    let squares = (sums.clone() * sums).reshape(tokens.shape());
+    Tensor::cat(vec![tokens.masked(squares).sum(), tokens.lengths().sum()], 0)
+}
+
+/// A sum over a number, which is counted as one where it is zero.
+fn mean(sums: Tensor<1>) -> Tensor<1> {
+    sums.clone().slice(0..1) / sums.slice(1..2).clamp_min(1.0)
 }
 
 impl RoutedTokens<'_> {
-    /// One for a token, zero for padding, `[batch, seq, 1]`.
-    fn counted(&self) -> Tensor<3> {
-        let [tokens, _] = self.logits.dims();
-        let shape = [self.batch, tokens / self.batch, 1];
+    /// `[batch, seq, 1]`
+    fn shape(&self) -> [usize; 3] {
+        [self.batch, self.logits.dims()[0] / self.batch, 1]
+    }
+
+    /// Zero where there is padding.
+    fn masked(&self, x: Tensor<3>) -> Tensor<3> {
         match self.padding {
-            Some(padding) => padding.clone().bool_not().float().cast(self.logits.dtype()).reshape(shape),
-            None => Tensor::<3>::ones(shape, &self.logits.device()).cast(self.logits.dtype()),
+            Some(padding) => {
+                x * padding.clone().bool_not().float().cast(self.logits.dtype()).reshape(self.shape())
+            }
+            None => x,
+        }
+    }
+
+    /// Tokens of every row, `[batch, 1]`.
+    fn lengths(&self) -> Tensor<2> {
+        let [batch, seq, _] = self.shape();
+        let ones = || Tensor::full([batch, 1], seq as f64, (&self.logits.device(), self.logits.dtype()));
+        match self.padding {
+            Some(padding) => padding.clone().bool_not().float().cast(self.logits.dtype()).sum_dim(1),
+            None => ones(),
         }
     }
 

@@ -14,7 +14,7 @@ use burn::backend::{
 };
 use burn::{backend::TensorMetadata, tensor::FloatDType};
 
-use super::{AdamWStep, Counts, YuanOps, portable};
+use super::{AdamWStep, Counts, Target, TensorList, YuanOps, exchange, portable};
 
 /// Records a step with the inputs to keep (which become a list of nodes) and other state.
 macro_rules! record {
@@ -44,6 +44,10 @@ impl<B: YuanOps, C: CheckpointStrategy> YuanOps for Autodiff<B, C> {
 
     fn transfer_int(x: IntTensor<Self>, to: IntTensor<Self>) -> IntTensor<Self> {
         B::transfer_int(x, to)
+    }
+
+    fn exchange(sources: TensorList<Self>, targets: Vec<Target>) -> TensorList<Self> {
+        exchange::recorded(sources, targets)
     }
 
     fn dense(rows: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {

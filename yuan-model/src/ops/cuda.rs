@@ -7,13 +7,14 @@
 use burn::tensor::{DType, FloatDType};
 use burn_cubecl::{CubeBackend, tensor::CubeTensor};
 
-use super::{AdamWStep, Counts, YuanOps, packed, portable};
+use super::{AdamWStep, Counts, Target, TensorList, YuanOps, packed, portable};
 
 mod attention;
 mod blas;
 mod device;
 mod dispatch;
 mod elementwise;
+mod exchange;
 mod flash;
 mod optimizer;
 mod products;
@@ -51,13 +52,21 @@ impl YuanOps for CubeBackend {
         // Without fast paths too: Burn's own goes through NCCL, unordered with the work of the device that receives, and what
         // arrives was seen to be read too early.
         if tensors::is_cuda(&x) && tensors::is_cuda(&to) && x.device != to.device {
-            return tensors::transfer(x, &to);
+            return exchange::transfer(x, &to);
         }
         portable::transfer::<Self>(x, to)
     }
 
     fn transfer_int(x: Tensor, to: Tensor) -> Tensor {
         Self::transfer(x, to)
+    }
+
+    fn exchange(sources: TensorList<Self>, targets: Vec<Target>) -> TensorList<Self> {
+        TensorList(if sources.0.iter().all(tensors::is_cuda) {
+            exchange::exchange(sources.0, &targets)
+        } else {
+            super::exchange::portable::<Self>(&sources.0, &targets)
+        })
     }
 
     fn dense(rows: Tensor, weight: Tensor) -> Tensor {
@@ -91,14 +100,14 @@ impl YuanOps for CubeBackend {
 
     fn grouped_matmul(rows: Tensor, weight: Tensor, rows_per_group: Vec<usize>) -> Tensor {
         if is_fast(&rows) && same_type(&[&rows, &weight]) {
-            return products::grouped(rows, weight, &rows_per_group);
+            return products::grouped(rows, weight, rows_per_group);
         }
         portable::grouped_matmul::<Self>(rows, weight, &rows_per_group)
     }
 
     fn grouped_matmul_weight_backward(rows: Tensor, grad: Tensor, rows_per_group: Vec<usize>) -> Tensor {
         if is_fast(&rows) && same_type(&[&rows, &grad]) {
-            return products::grouped_weight_gradient(rows, grad, &rows_per_group);
+            return products::grouped_weight_gradient(rows, grad, rows_per_group);
         }
         portable::grouped_matmul_weight_backward::<Self>(rows, grad, &rows_per_group)
     }

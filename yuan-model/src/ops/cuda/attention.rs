@@ -145,9 +145,10 @@ fn after(
     let block = [plan.at_once, plan.block, total];
     let (scores, probabilities) = (empty(&query, block, DType::F32), empty(&query, block, query.dtype));
     let tensors = [&query, &key, &value, &out, &scores, &probabilities, &first_keys.tensor];
-    run(tensors, |session, pointers| {
+    let first_key = first_keys.argument();
+    run(tensors, move |session, pointers| {
         let [query, key, value, out, scores, probabilities, first_keys_at] = pointers;
-        let starts = first_keys.argument(first_keys_at);
+        let starts = first_key(first_keys_at);
         for (head, heads) in plan.rounds() {
             for (start, end) in plan.blocks() {
                 let seen = past + end;
@@ -217,10 +218,11 @@ pub(super) fn backward(
         &d_scores,
         &first_keys.tensor,
     ];
-    run(tensors, |session, pointers| {
+    let first_key = first_keys.argument();
+    run(tensors, move |session, pointers| {
         let [query, key, value, grad, d_query, d_key, d_value, scores, d_p, p, d_scores, first_keys_at] =
             pointers;
-        let starts = first_keys.argument(first_keys_at);
+        let starts = first_key(first_keys_at);
         let (seq, square) = (plan.seq, plan.seq * plan.seq);
         for (head, heads) in plan.rounds() {
             let at = |pointer, start, end| plan.positions(pointer, head, start, end);

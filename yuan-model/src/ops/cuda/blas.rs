@@ -28,6 +28,11 @@ pub(super) struct Matrix {
 }
 
 impl Matrix {
+    /// The same at an address.
+    pub fn at(self, pointer: u64) -> Self {
+        Self { pointer, ..self }
+    }
+
     /// The same memory read as its transpose.
     pub fn t(self) -> Self {
         Self { rows: self.columns, columns: self.rows, transposed: !self.transposed, ..self }

@@ -2,7 +2,9 @@
 //!
 //! CubeCL owns the device's memory and a stream that it does not hand out. What we launch runs on a stream of our own in the
 //! same context, between two events: it waits for everything that was queued before, and everything queued later waits for it.
-//! All of it happens on CubeCL's own thread for the device, where memory is resolved without a detour.
+//!
+//! All of it happens on CubeCL's own thread for the device, in the order of CubeCL's queue, and nobody waits for that thread
+//! but who asks for a number: a program that drives several devices fills the queue of one while the others empty theirs.
 
 #![expect(unsafe_code, reason = "CUDA's libraries are C: pointers and handles have no safe form")]
 
@@ -15,8 +17,12 @@ use std::{
 };
 
 use burn_cubecl::{CubeDevice, tensor::CubeTensor};
+use cubecl_common::device_handle::DeviceHandle;
 use cubecl_cuda::CudaRuntime;
-use cubecl_runtime::{client::Client, runtime::Runtime};
+use cubecl_runtime::{
+    runtime::Runtime,
+    server::{BufferBinding, ServerStorage},
+};
 use cudarc::{
     driver::{result as driver, sys},
     nvrtc::{CompileOptions, compile_ptx_with_opts},
@@ -127,46 +133,102 @@ pub(super) struct Session<'a> {
     state: &'a mut State,
 }
 
-/// Runs `work` with the addresses of the tensors' memory, after everything queued on their device so far.
+/// Queues `work` with the addresses of the tensors' memory, after everything queued on their device so far.
 ///
 /// # Panics
 ///
-/// If the device or a CUDA library fails, as Burn's own operations do.
+/// If work queued before failed, or the device does: as Burn's own operations, what fails is known later.
 pub(super) fn run<const N: usize>(
     tensors: [&CubeTensor; N],
-    work: impl FnOnce(&mut Session<'_>, [u64; N]) -> Result<(), String> + Send,
+    work: impl FnOnce(&mut Session<'_>, [u64; N]) -> Result<(), String> + Send + 'static,
 ) {
-    let client = &tensors[0].client;
-    let handles = tensors.map(|tensor| tensor.handle.clone());
-    alone(client, || {
-        let mut pointers = [0; N];
-        let mut resources = Vec::with_capacity(N);
-        for (pointer, handle) in pointers.iter_mut().zip(handles) {
-            let resource = client.get_resource::<CudaServer>(handle).map_err(text)?;
-            *pointer = resource.resource().ptr;
-            resources.push(resource);
-        }
-        STATES.with_borrow_mut(|states| {
-            let context = driver::ctx::get_current().map_err(text)?.ok_or("no CUDA context")?;
-            let state = match states.entry(context as usize) {
-                Entry::Occupied(entry) => entry.into_mut(),
-                Entry::Vacant(entry) => entry.insert(State::new(context)?),
-            };
-            state.enter()?;
-            let result = work(&mut Session { state }, pointers);
-            state.leave()?;
-            result
-        })
+    run_all(&tensors, |session, pointers| {
+        work(session, pointers.try_into().expect("as many addresses as tensors"))
     });
 }
 
-/// Runs `work` on CubeCL's thread for the device; a failure is a panic, as in Burn's own operations.
-fn alone<R: Send + 'static>(client: &Client, work: impl FnOnce() -> Result<R, String> + Send) -> R {
-    match client.exclusive(work) {
+/// [`run`] with any number of tensors but none.
+pub(super) fn run_all(
+    tensors: &[&CubeTensor],
+    work: impl FnOnce(&mut Session<'_>, &[u64]) -> Result<(), String> + Send + 'static,
+) {
+    raise_failure();
+    let bindings = tensors.iter().map(|tensor| binding(tensor)).collect();
+    device(tensors[0]).submit(move |server| {
+        if let Err(message) = on_device(server, bindings, work) {
+            *FAILURE.lock().unwrap_or_else(PoisonError::into_inner) = Some(message.clone());
+            // Caught by CubeCL's thread, after it was printed: nobody may come to read the failure.
+            panic!("CUDA: {message}");
+        }
+    });
+}
+
+/// Lets the device start what is queued, which waits for more until somebody waits for it.
+pub(super) fn start(tensor: &CubeTensor) {
+    device(tensor).flush_queue();
+}
+
+/// Runs `work` after everything queued so far and waits for its result.
+fn run_now<R: Send>(
+    tensor: &CubeTensor,
+    work: impl FnOnce(&mut Session<'_>, u64) -> Result<R, String> + Send,
+) -> R {
+    raise_failure();
+    let bindings = vec![binding(tensor)];
+    let result = device(tensor).submit_blocking(|server| {
+        on_device(server, bindings, |session, pointers| work(session, pointers[0]))
+    });
+    raise_failure();
+    match result {
         Ok(Ok(result)) => result,
         Ok(Err(message)) => panic!("CUDA: {message}"),
         Err(error) => panic!("CUDA: {error:?}"),
     }
+}
+
+/// What failed on a device's thread, until somebody is told.
+static FAILURE: Mutex<Option<String>> = Mutex::new(None);
+
+fn raise_failure() {
+    let failure = FAILURE.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(message) = failure {
+        panic!("CUDA: {message}");
+    }
+}
+
+/// CubeCL's thread for a tensor's device.
+fn device(tensor: &CubeTensor) -> DeviceHandle<CudaServer> {
+    DeviceHandle::new(tensor.client.service_id().device)
+}
+
+fn binding(tensor: &CubeTensor) -> BufferBinding {
+    tensor.handle.clone().binding()
+}
+
+/// What [`run`] does on the device's thread.
+fn on_device<R>(
+    server: &mut CudaServer,
+    bindings: Vec<BufferBinding>,
+    work: impl FnOnce(&mut Session<'_>, &[u64]) -> Result<R, String>,
+) -> Result<R, String> {
+    let resource = |binding: BufferBinding| {
+        let stream = binding.stream;
+        server.get_resource(binding, stream).map_err(text)
+    };
+    // Held until the work is queued.
+    let resources = bindings.into_iter().map(resource).collect::<Result<Vec<_>, _>>()?;
+    let pointers: Vec<u64> = resources.iter().map(|resource| resource.resource().ptr).collect();
+    STATES.with_borrow_mut(|states| {
+        let context = driver::ctx::get_current().map_err(text)?.ok_or("no CUDA context")?;
+        let state = match states.entry(context as usize) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(State::new(context)?),
+        };
+        state.enter()?;
+        let result = work(&mut Session { state }, &pointers);
+        state.leave()?;
+        result
+    })
 }
 
 pub(super) fn text(error: impl std::fmt::Debug) -> String {
@@ -285,11 +347,7 @@ pub(super) fn capability(tensor: &CubeTensor) -> i32 {
     if let Some(&capability) = known.get(&tensor.device) {
         return capability;
     }
-    let mut capability = 0;
-    run([tensor], |session, _| {
-        capability = session.state.capability;
-        Ok(())
-    });
+    let capability = run_now(tensor, |session, _| Ok(session.state.capability));
     known.insert(tensor.device.clone(), capability);
     capability
 }
@@ -408,36 +466,13 @@ impl Session<'_> {
     }
 }
 
-/// Copies a tensor's memory to that of a tensor on another device, in order with what both devices were given.
-///
-/// The target's memory may have been another tensor's, whose last reader has to be done; the source must not be written
-/// before the copy is.
-///
-/// # Panics
-///
-/// If a device fails.
-pub(super) fn copy_to_peer(from: &CubeTensor, to: &CubeTensor, bytes: usize) {
-    let (mut target, mut ready, mut copied) = ((0, 0), Mark::default(), Mark::default());
-    run([to], |session, [pointer]| {
-        target = (pointer, session.state.context as usize);
-        ready = session.mark()?;
-        Ok(())
-    });
-    run([from], |session, [pointer]| {
-        session.wait(ready)?;
-        session.send_to_peer(pointer, target, bytes)?;
-        copied = session.mark()?;
-        Ok(())
-    });
-    run([to], |session, _| session.wait(copied));
-}
-
 /// An event of the first lane, which another device waits for once.
-#[derive(Clone, Copy, Default)]
-struct Mark(usize);
+#[derive(Debug)]
+pub(super) struct Mark(usize);
 
 impl Session<'_> {
-    fn mark(&self) -> Result<Mark, String> {
+    /// Where the first lane is.
+    pub fn mark(&self) -> Result<Mark, String> {
         let event = driver::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(text)?;
         // SAFETY: event and stream are of this context.
         unsafe { driver::event::record(event, self.state.lanes[0].stream) }.map_err(text)?;
@@ -445,7 +480,7 @@ impl Session<'_> {
     }
 
     /// Makes the first lane wait for another device's mark, which is then used up.
-    fn wait(&self, mark: Mark) -> Result<(), String> {
+    pub fn wait(&self, mark: Mark) -> Result<(), String> {
         let event = mark.0 as sys::CUevent;
         // SAFETY: the event is alive until here; CUDA keeps what waits for it.
         unsafe {
@@ -454,18 +489,32 @@ impl Session<'_> {
         }
     }
 
-    /// Copies to memory of another context, over the link between the devices where there is one.
-    fn send_to_peer(&mut self, from: u64, to: (u64, usize), bytes: usize) -> Result<(), String> {
+    /// The device's context, as the others name it.
+    pub fn context(&self) -> usize {
+        self.state.context as usize
+    }
+
+    /// Copies on a lane, to memory of this context or of another one, over the link between the devices where there is one.
+    pub fn copy(
+        &mut self,
+        lane: usize,
+        from: u64,
+        to: u64,
+        context: usize,
+        bytes: usize,
+    ) -> Result<(), String> {
         let state = &mut *self.state;
-        let (pointer, peer) = (to.0, to.1 as sys::CUcontext);
-        // SAFETY: both contexts live as long as CubeCL's devices; both tensors have so many bytes.
+        let (stream, peer) = (state.lanes[lane].stream, context as sys::CUcontext);
+        // SAFETY: both contexts live as long as CubeCL's devices; the callers' tensors have so many bytes.
         unsafe {
-            if state.peers.insert(to.1) {
-                // Without it, copies take a detour through the host; not every pair of devices can.
-                drop(sys::cuCtxEnablePeerAccess(peer, 0).result());
+            if peer == state.context {
+                return driver::memcpy_dtod_async(to, from, bytes, stream).map_err(text);
             }
-            let stream = state.lanes[0].stream;
-            sys::cuMemcpyPeerAsync(pointer, peer, from, state.context, bytes, stream).result().map_err(text)
+            if state.peers.insert(context) {
+                // Without it, copies take a detour through the host; not every pair of devices can.
+                sys::cuCtxEnablePeerAccess(peer, 0).result().ok();
+            }
+            sys::cuMemcpyPeerAsync(to, peer, from, state.context, bytes, stream).result().map_err(text)
         }
     }
 }
@@ -479,20 +528,15 @@ pub(super) const MOST_SENT: usize = SLOT / 4;
 ///
 /// If the device fails.
 pub(super) fn received(tensor: &CubeTensor) -> Option<Vec<i32>> {
-    let (client, handle) = (&tensor.client, tensor.handle.clone());
-    alone(client, || {
-        let resource = client.get_resource::<CudaServer>(handle).map_err(text)?;
-        STATES.with_borrow_mut(|states| {
-            let context = driver::ctx::get_current().map_err(text)?.ok_or("no CUDA context")?;
-            let Some(state) = states.get_mut(&(context as usize)) else { return Ok(None) };
-            let Some(slot) = state.host.waiting.remove(&resource.resource().ptr) else { return Ok(None) };
-            // SAFETY: the event is alive; after it the copy is done, and nobody else uses the slot.
-            let numbers = unsafe {
-                driver::event::synchronize(slot.event).map_err(text)?;
-                std::slice::from_raw_parts(slot.memory.cast::<i32>(), slot.count).to_vec()
-            };
-            state.host.free.push(slot);
-            Ok(Some(numbers))
-        })
+    run_now(tensor, |session, pointer| {
+        let host = &mut session.state.host;
+        let Some(slot) = host.waiting.remove(&pointer) else { return Ok(None) };
+        // SAFETY: the event is alive; after it the copy is done, and nobody else uses the slot.
+        let numbers = unsafe {
+            driver::event::synchronize(slot.event).map_err(text)?;
+            std::slice::from_raw_parts(slot.memory.cast::<i32>(), slot.count).to_vec()
+        };
+        host.free.push(slot);
+        Ok(Some(numbers))
     })
 }

@@ -4,7 +4,7 @@ use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::{
-    device::{Arg, Kernel, MOST_SENT, Session, Source, received, run},
+    device::{Arg, Kernel, MOST_SENT, Session, Source, received, run, start},
     tensors::{contiguous, dims, empty, is_ours},
 };
 
@@ -66,11 +66,13 @@ pub(super) fn order(experts: CubeTensor, num_experts: usize) -> (CubeTensor, Cub
     let sort = Sort { count: tokens * top_k, buckets: num_experts };
     let [row_of_pair, pair_of_row] = [(); 2].map(|()| empty(&experts, [sort.count], experts.dtype));
     let (histogram, counts) = (sort.histogram(&experts), empty(&experts, [num_experts], experts.dtype));
-    run([&experts, &histogram, &row_of_pair, &pair_of_row, &counts], |session, pointers| {
+    run([&experts, &histogram, &row_of_pair, &pair_of_row, &counts], move |session, pointers| {
         sort.launch(session, pointers)?;
         // On its way while the rows are gathered.
         session.send(pointers[4], num_experts)
     });
+    // The host is about to wait for them.
+    start(&counts);
     (row_of_pair, pair_of_row, counts)
 }
 
@@ -82,7 +84,7 @@ pub(super) fn sorted(ids: &CubeTensor, bound: usize) -> CubeTensor {
     let [digits, row_of, low, high, order] = [(); 5].map(|()| empty(ids, [count], ids.dtype));
     let (histogram, totals) = (sort.histogram(ids), empty(ids, [base], ids.dtype));
     let tensors = [ids, &digits, &row_of, &low, &high, &order, &histogram, &totals];
-    run(tensors, |session, [ids, digits, row_of, low, high, order, histogram, totals]| {
+    run(tensors, move |session, [ids, digits, row_of, low, high, order, histogram, totals]| {
         let digit = |session: &mut Session<'_>, order: u64, unit: usize, into: u64| {
             let sizes = [count, unit, base].map(Arg::Int);
             let args = [&[ids, order, digits].map(Arg::Pointer)[..], &sizes].concat();

@@ -23,7 +23,7 @@ pub(super) fn swiglu(gate_up: CubeTensor) -> CubeTensor {
     let [rows, both] = dims(&gate_up);
     let out = empty(&gate_up, [rows, both / 2], gate_up.dtype);
     let (width, kernel) = (both / 2 / VECTOR, kernel("swiglu", &gate_up));
-    run([&gate_up, &out], |session, pointers| {
+    run([&gate_up, &out], move |session, pointers| {
         let [from, to] = pointers.map(Arg::Pointer);
         let count = rows * width;
         let args = [from, to, Arg::Long(count), Arg::Int(width)];
@@ -37,7 +37,7 @@ pub(super) fn swiglu_backward(gate_up: CubeTensor, grad: CubeTensor) -> CubeTens
     let [rows, both] = dims(&gate_up);
     let out = empty(&gate_up, [rows, both], gate_up.dtype);
     let (width, kernel) = (both / 2 / VECTOR, kernel("swiglu_backward", &gate_up));
-    run([&gate_up, &grad, &out], |session, pointers| {
+    run([&gate_up, &grad, &out], move |session, pointers| {
         let [from, grad, to] = pointers.map(Arg::Pointer);
         let count = rows * width;
         let args = [from, grad, to, Arg::Long(count), Arg::Int(width)];
@@ -64,7 +64,7 @@ pub(super) fn add_previous_backward(grad: CubeTensor) -> CubeTensor {
 
 fn shift(kernel: Kernel, from: &CubeTensor, to: &CubeTensor, [batch, seq, width]: [usize; 3]) {
     let width = width / VECTOR;
-    run([from, to], |session, pointers| {
+    run([from, to], move |session, pointers| {
         let [from, to] = pointers.map(Arg::Pointer);
         let count = batch * seq * width;
         let args = [from, to, Arg::Long(count), Arg::Int(width), Arg::Int(seq)];
@@ -105,7 +105,7 @@ fn rotate_into(out: &CubeTensor, offset: usize, x: &CubeTensor, cos: &CubeTensor
     let (from, to) = (strides::<4>(x), strides::<4>(out));
     let (width, pairs) = (width / VECTOR, pairs / VECTOR);
     let (kernel, bytes) = (kernel("rotate", x), offset * x.dtype.size());
-    run([x, cos, sin, out], |session, mut pointers| {
+    run([x, cos, sin, out], move |session, mut pointers| {
         pointers[3] += bytes as u64;
         let [x, cos, sin, out] = pointers.map(Arg::Pointer);
         let count = batch * seq * heads * (width - pairs);

@@ -69,10 +69,10 @@ pub(super) fn forward(
     let first_keys = FirstKeys::new(first_keys, &log_sums);
     let shared = 2 * head_dim * (QUERIES + 4 * KEYS) + SLACK;
     let tensors = [&query, &key, &value, &out, &log_sums, &first_keys.tensor];
-    run(tensors, |session, [q, k, v, o, log_sums, first]| {
+    let (first_key, far) = (first_keys.argument(), [&query, &key, &value, &out].map(far).concat());
+    run(tensors, move |session, [q, k, v, o, log_sums, first]| {
         let places = [q, k, v, o, log_sums].map(Arg::Pointer);
-        let sizes = [first_keys.argument(first), Arg::Int(seq), Arg::Int(heads), Arg::Float(scale(head_dim))];
-        let far = [&query, &key, &value, &out].map(far).concat();
+        let sizes = [first_key(first), Arg::Int(seq), Arg::Int(heads), Arg::Float(scale(head_dim))];
         let args = [&places[..], &sizes, &far].concat();
         let grid = [seq.div_ceil(QUERIES), batch * heads];
         session.launch(kernel("flash_forward", head_dim), grid, THREADS, shared, &args)
@@ -119,24 +119,25 @@ pub(super) fn backward(
         &delta,
         &squares,
     ];
-    run(tensors, |session, pointers| {
+    let (first_key, has_documents) = (first_keys.argument(), first_keys.given);
+    let far_rows = [&grad, &out].map(far).concat();
+    let far = [&query, &key, &value, &grad, &d_key, &d_value].map(far).concat();
+    run(tensors, move |session, pointers| {
         let [q, k, v, g, o, log_sums, first, d_q, d_k, d_v, delta, squares] = pointers;
         let rows = planes * seq;
         let sizes = [Arg::Int(rows), Arg::Int(seq), Arg::Int(heads)];
-        let far_rows = [&grad, &out].map(far).concat();
         let args = [&[g, o, delta].map(Arg::Pointer)[..], &sizes, &far_rows].concat();
         session.launch(kernel("flash_delta", head_dim), [rows.div_ceil(8), 1], THREADS, 0, &args)?;
         for plane in (0..planes).step_by(at_once) {
             let count = at_once.min(planes - plane);
-            if first_keys.given {
+            if has_documents {
                 // Documents that have ended are not visited.
                 session.zero(squares, 2 * count * seq * pitch)?;
             }
             let places = [q, k, v, g, log_sums, delta, d_k, d_v, squares].map(Arg::Pointer);
-            let starts = [first_keys.argument(first)];
+            let starts = [first_key(first)];
             let sizes = [seq, heads, plane, PRODUCT_QUERIES].map(Arg::Int);
             let scale = [Arg::Float(scale(head_dim)), Arg::Long(pitch)];
-            let far = [&query, &key, &value, &grad, &d_key, &d_value].map(far).concat();
             let args = [&places[..], &starts, &sizes, &scale, &far].concat();
             let grid = [seq.div_ceil(KEYS), count];
             session.launch(kernel("flash_backward", head_dim), grid, THREADS, shared, &args)?;

@@ -26,7 +26,7 @@ pub(super) fn sum_of_squares(x: CubeTensor) -> CubeTensor {
     let count = elements(&x);
     let blocks = count.div_ceil(THREADS).clamp(1, BLOCKS);
     let (partial, sum) = (empty(&x, [blocks], DType::F32), empty(&x, [1], DType::F32));
-    run([&x, &partial, &sum], |session, pointers| {
+    run([&x, &partial, &sum], move |session, pointers| {
         let [x, partial, sum] = pointers.map(Arg::Pointer);
         session.launch(kernel("squares"), [blocks, 1], THREADS, 0, &[x, partial, Arg::Long(count)])?;
         session.launch(kernel("total"), [1, 1], 1024, 0, &[partial, sum, Arg::Int(blocks)])
@@ -49,9 +49,9 @@ pub(super) fn adamw(
     };
     let out = [target(&param), target(&moment_1), target(&moment_2)];
     let count = elements(&param);
-    let [correction_1, correction_2] = step.bias_corrections();
+    let (step, [correction_1, correction_2]) = (*step, step.bias_corrections());
     let tensors = [&param, &grad, &moment_1, &moment_2, &out[0], &out[1], &out[2]];
-    run(tensors, |session, pointers| {
+    run(tensors, move |session, pointers| {
         let numbers = [
             step.gradient_scale,
             step.beta_1,

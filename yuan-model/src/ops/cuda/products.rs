@@ -18,9 +18,9 @@ pub(super) fn product(rows: CubeTensor, weight: CubeTensor) -> CubeTensor {
     let ([count, _], [_, columns]) = (dims(&rows), dims(&weight));
     let out = empty(&rows, [count, columns], rows.dtype);
     if count > 0 {
-        run([&rows, &weight, &out], |session, [rows_at, weight_at, out_at]| {
-            let parts = [matrix(&rows, rows_at), matrix(&weight, weight_at), matrix(&out, out_at)];
-            session.product(0, parts, 1.0, 0.0, None)
+        let parts = [matrix(&rows), matrix(&weight), matrix(&out)];
+        run([&rows, &weight, &out], move |session, pointers| {
+            session.product(0, at(parts, pointers), 1.0, 0.0, None)
         });
     }
     out
@@ -31,27 +31,27 @@ pub(super) fn weight_gradient(rows: CubeTensor, grad: CubeTensor) -> CubeTensor 
     let (rows, grad) = (readable(rows), readable(grad));
     let ([count, d_in], [_, d_out]) = (dims(&rows), dims(&grad));
     let out = empty(&rows, [d_in, d_out], DType::F32);
-    run([&rows, &grad, &out], |session, [rows_at, grad_at, out_at]| {
+    let parts = [matrix(&rows).t(), matrix(&grad), matrix(&out)];
+    run([&rows, &grad, &out], move |session, pointers| {
         if count == 0 {
-            return session.zero(out_at, 4 * d_in * d_out);
+            return session.zero(pointers[2], 4 * d_in * d_out);
         }
-        let parts = [matrix(&rows, rows_at).t(), matrix(&grad, grad_at), matrix(&out, out_at)];
-        session.product(0, parts, 1.0, 0.0, None)
+        session.product(0, at(parts, pointers), 1.0, 0.0, None)
     });
     out
 }
 
 /// See [`ops::grouped_matmul`](crate::ops::grouped_matmul).
-pub(super) fn grouped(rows: CubeTensor, weight: CubeTensor, rows_per_group: &[usize]) -> CubeTensor {
+pub(super) fn grouped(rows: CubeTensor, weight: CubeTensor, rows_per_group: Vec<usize>) -> CubeTensor {
     let (rows, weight) = (readable(rows), readable(weight));
     let ([num_rows, _], [_, _, d_out]) = (dims(&rows), dims(&weight));
     let [apart, ..] = strides::<3>(&weight);
     let out = empty(&rows, [num_rows, d_out], rows.dtype);
     let size = rows.dtype.size();
-    run([&rows, &weight, &out], |session, [rows_at, weight_at, out_at]| {
-        let (all, out) = (matrix(&rows, rows_at), matrix(&out, out_at));
-        let first = matrix(&weight, weight_at);
-        on_lanes(session, rows_per_group, |session, lane, group, start, end| {
+    let parts = [matrix(&rows), matrix(&weight), matrix(&out)];
+    run([&rows, &weight, &out], move |session, pointers| {
+        let [all, first, out] = at(parts, pointers);
+        on_lanes(session, &rows_per_group, |session, lane, group, start, end| {
             let weight = Matrix { pointer: first.pointer + (group * apart * size) as u64, ..first };
             let parts = [all.slice_rows(start, end), weight, out.slice_rows(start, end)];
             session.product(lane, parts, 1.0, 0.0, None)
@@ -64,13 +64,14 @@ pub(super) fn grouped(rows: CubeTensor, weight: CubeTensor, rows_per_group: &[us
 pub(super) fn grouped_weight_gradient(
     rows: CubeTensor,
     grad: CubeTensor,
-    rows_per_group: &[usize],
+    rows_per_group: Vec<usize>,
 ) -> CubeTensor {
     let (rows, grad) = (readable(rows), readable(grad));
     let ([_, d_in], [_, d_out]) = (dims(&rows), dims(&grad));
     let out = empty(&rows, [rows_per_group.len(), d_in, d_out], DType::F32);
-    run([&rows, &grad, &out], |session, [rows_at, grad_at, out_at]| {
-        let (rows, grad) = (matrix(&rows, rows_at), matrix(&grad, grad_at));
+    let parts = [matrix(&rows), matrix(&grad)];
+    run([&rows, &grad, &out], move |session, [rows_at, grad_at, out_at]| {
+        let [rows, grad] = at(parts, [rows_at, grad_at]);
         let bytes = 4 * d_in * d_out;
         let of_group = |group: usize| Matrix {
             pointer: out_at + (group * bytes) as u64,
@@ -83,12 +84,17 @@ pub(super) fn grouped_weight_gradient(
         for group in (0..rows_per_group.len()).filter(|&group| rows_per_group[group] == 0) {
             session.zero(of_group(group).pointer, bytes)?;
         }
-        on_lanes(session, rows_per_group, |session, lane, group, start, end| {
+        on_lanes(session, &rows_per_group, |session, lane, group, start, end| {
             let parts = [rows.slice_rows(start, end).t(), grad.slice_rows(start, end), of_group(group)];
             session.product(lane, parts, 1.0, 0.0, None)
         })
     });
     out
+}
+
+/// The matrices at their addresses.
+fn at<const N: usize>(matrices: [Matrix; N], pointers: [u64; N]) -> [Matrix; N] {
+    std::array::from_fn(|index| matrices[index].at(pointers[index]))
 }
 
 /// Hands every group that has rows to `work`, the groups in turn to the lanes: the last blocks of one product run beside the

@@ -23,7 +23,7 @@ pub(super) fn rms_norm(x: CubeTensor, weight: CubeTensor, epsilon: f64) -> CubeT
     let [rows, width] = dims(&x);
     let (out, width) = (empty(&x, [rows, width], x.dtype), width / VECTOR);
     let kernel = kernel("rms_norm", &x);
-    run([&x, &weight, &out], |session, [x, weight, out]| {
+    run([&x, &weight, &out], move |session, [x, weight, out]| {
         let args =
             [Arg::Pointer(x), Arg::Pointer(weight), Arg::Pointer(out), Arg::Int(width), Arg::Float(epsilon)];
         session.launch(kernel, [rows, 1], threads(width), 0, &args)
@@ -51,7 +51,7 @@ pub(super) fn rms_norm_backward(
     let kernel = [kernel("rms_norm_backward", &x), kernel("column_sums", &x)];
     run(
         [&x, &weight, &grad, &d_x, &partial, &d_weight],
-        |session, [x, weight, grad, d_x, partial, d_weight]| {
+        move |session, [x, weight, grad, d_x, partial, d_weight]| {
             let [x, weight, grad, d_x] = [x, weight, grad, d_x].map(Arg::Pointer);
             let (parts, sums) = (Arg::Pointer(partial), Arg::Pointer(d_weight));
             let args = [x, weight, grad, d_x, parts, Arg::Int(rows), Arg::Int(width), Arg::Float(epsilon)];
@@ -78,7 +78,7 @@ fn pick(name: &'static str, source: CubeTensor, rows: CubeTensor, dtype: DType) 
     let ([_, elements], [count]) = (dims(&source), dims(&rows));
     let (out, width) = (empty(&source, [count, elements], dtype), elements / VECTOR);
     let kernel = kernel(name, &out);
-    run([&source, &rows, &out], |session, pointers| {
+    run([&source, &rows, &out], move |session, pointers| {
         let [source, rows, out] = pointers.map(Arg::Pointer);
         session.launch(kernel, [count, 1], threads(width), 0, &[source, rows, out, Arg::Int(width)])
     });
@@ -91,7 +91,7 @@ pub(super) fn embed_backward(grad: CubeTensor, ids: CubeTensor, vocab: usize) ->
     let order = dispatch::sorted(&ids, vocab);
     let (out, width) = (empty(&grad, [vocab, elements], DType::F32), elements / VECTOR);
     let kernel = kernel("embed_backward", &grad);
-    run([&grad, &ids, &order, &out], |session, pointers| {
+    run([&grad, &ids, &order, &out], move |session, pointers| {
         session.zero(pointers[3], 4 * vocab * elements)?;
         let [grad, ids, order, out] = pointers.map(Arg::Pointer);
         let args = [grad, ids, order, out, Arg::Int(rows), Arg::Int(width)];
@@ -106,7 +106,7 @@ pub(super) fn gather_sum(grad: CubeTensor, inverse: CubeTensor, copies: usize) -
     let (rows, width) = (count / copies, elements / VECTOR);
     let out = empty(&grad, [rows, elements], grad.dtype);
     let kernel = kernel("gather_sum", &grad);
-    run([&grad, &inverse, &out], |session, pointers| {
+    run([&grad, &inverse, &out], move |session, pointers| {
         let [grad, inverse, out] = pointers.map(Arg::Pointer);
         let args = [grad, inverse, out, Arg::Int(width), Arg::Int(copies)];
         session.launch(kernel, [rows, 1], threads(width), 0, &args)
@@ -119,7 +119,7 @@ pub(super) fn combine(rows: CubeTensor, weights: CubeTensor, row_of_pair: CubeTe
     let ([_, elements], [tokens, top_k]) = (dims(&rows), dims(&weights));
     let (out, width) = (empty(&rows, [tokens, elements], rows.dtype), elements / VECTOR);
     let kernel = kernel("combine_rows", &rows);
-    run([&rows, &weights, &row_of_pair, &out], |session, pointers| {
+    run([&rows, &weights, &row_of_pair, &out], move |session, pointers| {
         let [rows, weights, row_of_pair, out] = pointers.map(Arg::Pointer);
         let args = [rows, weights, row_of_pair, out, Arg::Int(width), Arg::Int(top_k)];
         session.launch(kernel, [tokens, 1], threads(width), 0, &args)
@@ -139,7 +139,7 @@ pub(super) fn combine_backward(
     let d_rows = empty(&rows, [pairs, elements], rows.dtype);
     let d_weights = empty(&rows, [tokens, top_k], rows.dtype);
     let kernel = kernel("combine_rows_backward", &rows);
-    run([&rows, &weights, &row_of_pair, &grad, &d_rows, &d_weights], |session, pointers| {
+    run([&rows, &weights, &row_of_pair, &grad, &d_rows, &d_weights], move |session, pointers| {
         let [rows, weights, row_of_pair, grad, d_rows, d_weights] = pointers.map(Arg::Pointer);
         let args = [rows, weights, row_of_pair, grad, d_rows, d_weights, Arg::Int(width), Arg::Int(top_k)];
         session.launch(kernel, [tokens, 1], threads(width), 0, &args)
@@ -154,7 +154,7 @@ pub(super) fn cross_entropy(logits: CubeTensor, labels: CubeTensor) -> CubeTenso
     let (logits, labels) = (contiguous(logits), contiguous(labels));
     let [rows, classes] = dims(&logits);
     let out = empty(&logits, [rows], DType::F32);
-    run([&logits, &labels, &out], |session, pointers| {
+    run([&logits, &labels, &out], move |session, pointers| {
         let [logits, labels, out] = pointers.map(Arg::Pointer);
         let kernel = Kernel::new(Source::Rows, "cross_entropy", false);
         session.launch(kernel, [rows, 1], LOGIT_THREADS, 0, &[logits, labels, out, Arg::Int(classes)])
@@ -167,7 +167,7 @@ pub(super) fn cross_entropy_backward(logits: CubeTensor, labels: CubeTensor, gra
     let [rows, classes] = dims(&logits);
     let out = empty(&logits, [rows, classes], DType::F32);
     let kernel = kernel("cross_entropy_backward", &out);
-    run([&logits, &labels, &grad, &out], |session, pointers| {
+    run([&logits, &labels, &grad, &out], move |session, pointers| {
         let [logits, labels, grad, out] = pointers.map(Arg::Pointer);
         let args = [logits, labels, grad, out, Arg::Int(classes), Arg::Float(1.0)];
         session.launch(kernel, [rows, 1], LOGIT_THREADS, 0, &args)
@@ -187,11 +187,12 @@ pub(super) fn linear_cross_entropy(
     let ([num_rows, _], [_, classes]) = (dims(&rows), dims(&weight));
     let losses = empty(&rows, [num_rows], DType::F32);
     let logits = empty(&rows, [at_once.clamp(1, num_rows.max(1)), classes], DType::F32);
+    let parts = [&rows, &weight, &logits].map(matrix);
     run(
         [&rows, &weight, &labels, &losses, &logits],
-        |session, [rows_at, weight_at, labels, losses, logits_at]| {
-            let (rows, weight) = (matrix(&rows, rows_at), matrix(&weight, weight_at));
-            let logits = matrix(&logits, logits_at);
+        move |session, [rows_at, weight_at, labels, losses, logits_at]| {
+            let [rows, weight, logits] = parts;
+            let (rows, weight, logits) = (rows.at(rows_at), weight.at(weight_at), logits.at(logits_at));
             for start in (0..num_rows).step_by(logits.rows) {
                 let end = (start + logits.rows).min(num_rows);
                 let piece = logits.slice_rows(0, end - start);
@@ -225,12 +226,14 @@ pub(super) fn linear_cross_entropy_backward(
     let d_weight = empty(&rows, [width, classes], DType::F32);
     let kernel = kernel("cross_entropy_backward", &rows);
     let tensors = [&rows, &weight, &labels, &grad, &logits, &d_logits, &d_rows, &d_weight];
+    let parts = [&rows, &weight, &logits, &d_logits, &d_rows, &d_weight].map(matrix);
     run(
         tensors,
-        |session, [rows_at, weight_at, labels, grad, logits_at, d_logits_at, d_rows_at, d_weight_at]| {
-            let (rows, weight) = (matrix(&rows, rows_at), matrix(&weight, weight_at));
-            let (logits, d_logits) = (matrix(&logits, logits_at), matrix(&d_logits, d_logits_at));
-            let (d_rows, d_weight) = (matrix(&d_rows, d_rows_at), matrix(&d_weight, d_weight_at));
+        move |session, [rows_at, weight_at, labels, grad, logits_at, d_logits_at, d_rows_at, d_weight_at]| {
+            let [rows, weight, logits, d_logits, d_rows, d_weight] = parts;
+            let (rows, weight) = (rows.at(rows_at), weight.at(weight_at));
+            let (logits, d_logits) = (logits.at(logits_at), d_logits.at(d_logits_at));
+            let (d_rows, d_weight) = (d_rows.at(d_rows_at), d_weight.at(d_weight_at));
             if num_rows == 0 {
                 return session.zero(d_weight_at, 4 * width * classes);
             }

@@ -7,7 +7,7 @@ use burn_cubecl::{
 
 use super::{
     blas::Matrix,
-    device::{Arg, capability, copy_to_peer, libraries_are_there},
+    device::{Arg, capability, libraries_are_there},
 };
 
 /// Elements of one vector access.
@@ -50,17 +50,6 @@ pub(super) fn empty(like: &CubeTensor, shape: impl Into<Shape>, dtype: DType) ->
     empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), shape.into(), dtype)
 }
 
-/// A copy on another CUDA device.
-pub(super) fn transfer(x: CubeTensor, to: &CubeTensor) -> CubeTensor {
-    let x = into_contiguous(x);
-    let there = empty(to, x.meta.shape().clone(), x.dtype);
-    let bytes = x.meta.shape().num_elements() * x.dtype.size();
-    if bytes > 0 {
-        copy_to_peer(&x, &there, bytes);
-    }
-    there
-}
-
 /// Uninitialised in the memory order of `axes`, slowest first: a view of a contiguous tensor with permuted axes.
 pub(super) fn empty_in_order<const D: usize>(
     like: &CubeTensor,
@@ -97,9 +86,10 @@ impl FirstKeys {
         Self { tensor: first_keys.map_or_else(|| otherwise.clone(), contiguous), given }
     }
 
-    /// The kernels' argument: no pointer stands for no documents.
-    pub fn argument(&self, pointer: u64) -> Arg {
-        Arg::Pointer(if self.given { pointer } else { 0 })
+    /// The kernels' argument at an address: no pointer stands for no documents.
+    pub fn argument(&self) -> impl Fn(u64) -> Arg + Send + Copy + 'static {
+        let given = self.given;
+        move |pointer| Arg::Pointer(if given { pointer } else { 0 })
     }
 }
 
@@ -139,9 +129,9 @@ pub(super) fn readable(tensor: CubeTensor) -> CubeTensor {
     }
 }
 
-/// The last two axes of a [`readable`] tensor as a matrix, its memory at `pointer`.
-pub(super) fn matrix(tensor: &CubeTensor, pointer: u64) -> Matrix {
+/// The last two axes of a [`readable`] tensor as a matrix, whose [address](Matrix::at) is known on the device's thread.
+pub(super) fn matrix(tensor: &CubeTensor) -> Matrix {
     let [[rows, columns], strides] = last_two(tensor);
     let (pitch, transposed) = order([rows, columns], strides).expect("the tensor was made readable");
-    Matrix { pointer, rows, columns, pitch, transposed, bf16: is_bf16(tensor) }
+    Matrix { pointer: 0, rows, columns, pitch, transposed, bf16: is_bf16(tensor) }
 }
