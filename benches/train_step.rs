@@ -8,20 +8,12 @@
 use std::{path::PathBuf, process::ExitCode, time::Instant};
 
 use anyhow::Context;
-use burn::tensor::Device;
 use clap::Parser;
 use serde_json::{Value, json};
 use yuan::{
-    laep::{
-        LayerLoad, LayerPlan, PruneLimits, PrunePlan,
-        efficiency::{Cluster, PlacedLayer},
-    },
+    laep::{LayerLoad, LayerPlan, PruneLimits, PrunePlan, efficiency::PlacedLayer},
     model::{DeviceMesh, MeshModel, PrunableExperts, YuanConfig, YuanModel, named, ops},
-    train::{
-        LanguageModel, Precision, SpeedModel, TrainConfig, Trainer,
-        data::RowStream,
-        efficiency::{measure_device, measure_link, model_shape},
-    },
+    train::{LanguageModel, Precision, SpeedModel, TrainConfig, Trainer, data::RowStream},
 };
 
 /// Every step allocates and frees the same large tensors, which glibc returns to the system each time.
@@ -148,11 +140,8 @@ impl Bench<'_> {
             kept
         };
         let kept: Vec<Vec<usize>> = plan.layers.iter().map(in_old_order).collect();
-        let speed = self.speed()?;
-        let seconds = |placed: fn(&LayerPlan) -> PlacedLayer| {
-            let layers: Vec<_> = plan.layers.iter().map(placed).collect();
-            speed.cluster.step(&speed.shape, &layers).seconds()
-        };
+        let speed = SpeedModel::measure(self.model, self.mesh, self.config)?;
+        let seconds = |placed| speed.seconds(&plan, placed);
         let base = seconds(PlacedLayer::before);
         let facts = |moved: u64, placed: fn(&LayerPlan) -> PlacedLayer| {
             json!({
@@ -160,6 +149,7 @@ impl Bench<'_> {
                 "pruned_load": round(plan.pruned_load_fraction(), 4),
                 "mb_moved": round(moved as f64 / 1e6, 1),
                 "predicted_gain": round(base / seconds(placed), 3),
+                "predicted_s": [round(base, 4), round(seconds(placed), 4)],
                 "speed": speed.cluster.device,
             })
         };
@@ -240,26 +230,6 @@ impl Bench<'_> {
         }
         println!("{line}");
         Ok(last.loads)
-    }
-
-    /// What the devices and the links between them sustain now.
-    fn speed(&self) -> anyhow::Result<SpeedModel> {
-        let devices: Vec<Device> = self.mesh.devices().iter().map(|device| device.clone().inner()).collect();
-        let mut device = measure_device(&devices[0], self.config.precision.dtype())?;
-        if let [first, .., last] = &devices[..] {
-            device.link_bandwidth = measure_link(first, last)?;
-        }
-        let bytes = if self.config.precision == Precision::Bf16 { 2.0 } else { 4.0 };
-        let cluster = Cluster {
-            device,
-            tokens_per_device: self.config.tokens_per_step() as f64 / devices.len() as f64,
-            micro_batches: 1.0,
-            data_parallel: self.mesh.data() as f64,
-            passes: if self.arguments.recompute { 4.0 } else { 3.0 },
-            weight_bytes: 4.0,
-            optimizer_bytes: 28.0,
-        };
-        Ok(SpeedModel { cluster, shape: model_shape(self.model, self.arguments.seq, bytes) })
     }
 }
 

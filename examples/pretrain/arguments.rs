@@ -6,16 +6,14 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use burn::tensor::Device;
 use clap::Parser;
 use yuan::{
-    laep::{PerLayer, PruneLimits, PrunePlan, StabilityTest, efficiency::Cluster},
+    laep::{PerLayer, PruneLimits, PrunePlan, StabilityTest},
     model::{BalanceLosses, RouterType, SpecialTokens, YuanConfig},
     train::{
-        LaepConfig, Precision, SpeedModel, TrainConfig,
+        LaepConfig, Precision, TrainConfig,
         callback::{Guard, Trigger},
         checkpoint::Checkpoint,
-        efficiency::{measure_device, model_shape},
     },
 };
 
@@ -242,21 +240,6 @@ impl Arguments {
 
     fn train_precision(&self) -> Precision {
         if self.precision == "bf16" { Precision::Bf16 } else { Precision::F32 }
-    }
-
-    /// What the prediction of the speed-up rests on: this device, as fast as it is now.
-    pub fn speed_model(&self, model: &YuanConfig, device: &Device) -> anyhow::Result<SpeedModel> {
-        let cluster = Cluster {
-            device: measure_device(&device.clone().inner(), self.train_precision().dtype())?,
-            tokens_per_device: (self.batch * self.seq) as f64,
-            micro_batches: self.accumulation as f64,
-            data_parallel: 1.0,
-            passes: 3.0,
-            weight_bytes: 4.0,
-            // Value, both moments and gradient are read, value and moments written.
-            optimizer_bytes: 28.0,
-        };
-        Ok(SpeedModel { cluster, shape: model_shape(model, self.seq, 4.0) })
     }
 
     /// The model, once the vocabulary is known.

@@ -14,12 +14,13 @@ use std::{
 
 use anyhow::{Context, bail};
 use arguments::Arguments;
-use burn::tensor::{Device, FloatDType};
+use burn::tensor::FloatDType;
 use clap::Parser;
 use yuan::{
     model::{DeviceMesh, MeshModel, PrunableExperts, YuanConfig, YuanModel, device::REMOTE, named},
     train::{
-        LanguageModel, ModelDirectory, Place, PruneExperts, SelectionBias, TrainConfig, Trainer, Watch,
+        LanguageModel, ModelDirectory, Place, PruneExperts, SelectionBias, SpeedModel, TrainConfig, Trainer,
+        Watch,
         callback::{BalanceBias, CheckpointEvery, Display, MetricsFile, Trigger, ValidateEvery},
         checkpoint::Checkpoint,
         data::{self, RowStream, TokenStreams},
@@ -43,7 +44,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mesh = DeviceMesh::new(devices.collect::<anyhow::Result<_>>()?, arguments.data_parallel)?.autodiff();
     let run_dir = if arguments.resume { arguments.existing_run()? } else { arguments.new_run()? };
     if !arguments.resume
-        && let Err(error) = prepare(arguments, &run_dir, mesh.home())
+        && let Err(error) = prepare(arguments, &run_dir, &mesh)
     {
         // Half a preparation is no run; the directory was free before.
         drop(fs::remove_dir_all(&run_dir));
@@ -93,7 +94,7 @@ const TOKENIZER_CONFIG_JSON: &str =
     "{\n  \"tokenizer_class\": \"PreTrainedTokenizerFast\",\n  \"eos_token\": \"<eod>\"\n}\n";
 
 /// Reads the text, trains the tokenizer and writes down what the run is.
-fn prepare(arguments: &Arguments, run_dir: &Path, device: &Device) -> anyhow::Result<()> {
+fn prepare(arguments: &Arguments, run_dir: &Path, mesh: &DeviceMesh) -> anyhow::Result<()> {
     let init = arguments.init.as_deref().map(ModelDirectory::open).transpose()?;
     let mut config = arguments.train_config(init.as_ref().map(ModelDirectory::config))?;
     let documents = match &arguments.data {
@@ -130,7 +131,8 @@ fn prepare(arguments: &Arguments, run_dir: &Path, device: &Device) -> anyhow::Re
     };
     write(MODEL, model.to_json())?;
     // Measuring takes a moment, which only a prediction is worth.
-    config.laep.speed = if arguments.no_laep { None } else { Some(arguments.speed_model(&model, device)?) };
+    config.laep.speed =
+        if arguments.no_laep { None } else { Some(SpeedModel::measure(&model, mesh, &config)?) };
     // Last, since a directory with this file is a run that can be resumed.
     write(CONFIG, serde_json::to_string_pretty(&config)?)
 }

@@ -5,12 +5,12 @@ use std::time::Instant;
 use burn::tensor::{Device, FloatDType, Tensor};
 use serde::{Deserialize, Serialize};
 use yuan_laep::{
-    PrunePlan,
+    LayerPlan, PrunePlan,
     efficiency::{Cluster, DeviceSpeed, ModelShape, PlacedLayer},
 };
-use yuan_model::{YuanConfig, ops};
+use yuan_model::{DeviceMesh, YuanConfig, ops};
 
-use crate::TrainError;
+use crate::{Precision, TrainConfig, TrainError};
 
 /// What a prediction of speed rests on.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -19,17 +19,55 @@ pub struct SpeedModel {
     pub cluster: Cluster,
     /// The model.
     pub shape: ModelShape,
+    /// Devices that share the experts of a layer; each holds as many of a plan's groups.
+    #[serde(default = "one")]
+    pub sharing: usize,
+}
+
+fn one() -> usize {
+    1
 }
 
 impl SpeedModel {
-    /// Step time before the plan over that after it, if one device holds all groups.
-    pub fn gain(&self, plan: &PrunePlan) -> f64 {
-        let step = |placed: fn(&yuan_laep::LayerPlan) -> PlacedLayer| {
-            let layers = plan.layers.iter().map(placed);
-            let layers = layers.map(|layer| PlacedLayer { groups: vec![layer.groups.concat()], ..layer });
-            self.cluster.step(&self.shape, &layers.collect::<Vec<_>>()).seconds()
+    /// Measures what the devices of a mesh and the link between them sustain now, for a model that is trained there.
+    ///
+    /// # Errors
+    ///
+    /// If a device fails.
+    pub fn measure(model: &YuanConfig, mesh: &DeviceMesh, config: &TrainConfig) -> Result<Self, TrainError> {
+        let devices: Vec<Device> = mesh.devices().iter().map(|device| device.clone().inner()).collect();
+        let mut device = measure_device(&devices[0], config.precision.dtype())?;
+        if let [first, .., last] = &devices[..] {
+            device.link_bandwidth = measure_link(first, last)?;
+        }
+        let cluster = Cluster {
+            device,
+            tokens_per_device: (config.batch_size * config.seq_len) as f64 / devices.len() as f64,
+            micro_batches: config.accumulation as f64,
+            data_parallel: mesh.data() as f64,
+            passes: if config.recompute { 4.0 } else { 3.0 },
+            weight_bytes: 4.0,
+            // Value, both moments and gradient are read, value and moments written.
+            optimizer_bytes: 28.0,
         };
-        step(PlacedLayer::before) / step(PlacedLayer::rearranged)
+        let row_bytes = if config.precision == Precision::Bf16 { 2.0 } else { 4.0 };
+        Ok(Self { cluster, shape: model_shape(model, config.seq_len, row_bytes), sharing: mesh.expert() })
+    }
+
+    /// Seconds of a step with the experts of every layer as `placed` says.
+    pub fn seconds(&self, plan: &PrunePlan, placed: fn(&LayerPlan) -> PlacedLayer) -> f64 {
+        let on_devices = |layer: &LayerPlan| {
+            let layer = placed(layer);
+            let groups_of_each = layer.groups.len().div_ceil(self.sharing).max(1);
+            let groups = layer.groups.chunks(groups_of_each).map(<[Vec<usize>]>::concat).collect();
+            PlacedLayer { groups, ..layer }
+        };
+        self.cluster.step(&self.shape, &plan.layers.iter().map(on_devices).collect::<Vec<_>>()).seconds()
+    }
+
+    /// Step time before the plan over that after it.
+    pub fn gain(&self, plan: &PrunePlan) -> f64 {
+        self.seconds(plan, PlacedLayer::before) / self.seconds(plan, PlacedLayer::rearranged)
     }
 }
 
@@ -106,10 +144,10 @@ fn largest_rate<F: FnMut() -> Result<(), TrainError>>(
     mut task: impl FnMut(usize) -> (f64, F),
 ) -> Result<f64, TrainError> {
     let mut rate = Err(TrainError::Device("there was nothing to measure".into()));
-    let begin = Instant::now();
+    let mut begin: Option<Instant> = None;
     for size in sizes {
-        // A slow device has had its time.
-        if rate.is_ok() && begin.elapsed().as_secs_f64() > 0.5 {
+        // A slow device has had its time; loading libraries, which the first task waits for, does not make it slow.
+        if begin.is_some_and(|begin| begin.elapsed().as_secs_f64() > 0.5) {
             break;
         }
         let (work, mut run) = task(size);
@@ -125,6 +163,7 @@ fn largest_rate<F: FnMut() -> Result<(), TrainError>>(
             Err(error) => return rate.or(Err(error)),
         };
         rate = Ok(work / fastest);
+        begin.get_or_insert_with(Instant::now);
         if fastest > 5e-3 {
             break;
         }
