@@ -31,7 +31,7 @@ pack() {
     cargo build --release "${features[@]}" --examples
     cargo test --release "${features[@]}" --no-run --message-format=json $(printf -- '--test %s ' "${tests[@]}") |
         executables | while read -r name file; do cp "$file" "$pack/test-$name"; done
-    cargo bench "${features[@]}" --no-run --message-format=json --bench train_step --bench operations |
+    cargo bench "${features[@]}" --no-run --message-format=json --bench train_step --bench operations --bench mesh |
         executables | while read -r name file; do cp "$file" "$pack/bench-$name"; done
     for name in "${programs[@]}"; do cp "target/release/examples/$name" "$pack/"; done
     strip "$pack"/*
@@ -58,26 +58,26 @@ prepare() {
     fi
 }
 
-# The tests side by side: most of their time goes to compiling kernels.
+# Every test in a process of its own, many side by side: most of their time goes to compiling kernels.
 suite() {
     prepare
-    export YUAN_REFERENCE="$PWD/yuan-model/tests/fixtures"
-    check() {
-        local log="$pack/$1.log" device=$2 program=$3
-        shift 3
-        YUAN_DEVICE=$device "$pack/test-$program" --test-threads 1 "$@" >"$log" 2>&1
+    export pack YUAN_REFERENCE="$PWD/yuan-model/tests/fixtures"
+    one() {
+        local log start=$SECONDS rc=0
+        log=$(mktemp)
+        YUAN_DEVICE=$2 timeout 300 "$pack/test-$1" --exact "$3" >"$log" 2>&1 || rc=$?
+        echo "$([ $rc = 0 ] && echo ok || echo "FAILED ($rc)") $((SECONDS - start))s $1 $3"
+        [ $rc = 0 ] || tail -20 "$log" | cut -c1-400
     }
-    local failed=0 name
-    check operations flex,cuda on_gpu ops:: &
-    check model cuda on_gpu --skip ops:: --skip fast_paths:: &
-    check fast_paths cuda on_gpu fast_paths:: &
-    check train cuda train_on_gpu &
-    for name in 1 2 3 4; do wait -n || failed=1; done
-    for name in operations model fast_paths train; do
-        echo "== $name"
-        grep -v '\.\.\. ok$' "$pack/$name.log" | cut -c1-400 | tail -40
-    done
-    return $failed
+    export -f one
+    list() { "$pack/test-$1" --list 2>/dev/null | sed -n 's/: test$//p'; }
+    {
+        # Operations are compared with those of the CPU.
+        list on_gpu | sed 's/^ops::/flex,cuda &/; t; s/^/cuda /' | sed 's/^/on_gpu /'
+        list train_on_gpu | sed 's/^/train_on_gpu cuda /'
+    } | xargs -P 12 -L 1 bash -c 'one "$@"' one | tee "$pack/suite.log"
+    echo "$(grep -c '^ok ' "$pack/suite.log") ok, $(grep -c '^FAILED' "$pack/suite.log") failed"
+    ! grep -q '^FAILED' "$pack/suite.log"
 }
 
 bench() {
@@ -93,19 +93,23 @@ bench() {
     done
 }
 
-# Weak scaling, 8 rows a GPU: as it is, pruned, and pruned and rearranged; unequal loads make the difference.
+# Weak scaling, 16 rows a GPU: as it is, pruned, and pruned and rearranged; unequal loads make the difference.
 mesh() {
     prepare
     local config=$1 count=0 shape data devices all
     count=$(nvidia-smi -L | wc -l)
     all=$(seq -s, -f 'cuda:%g' 0 $((count - 1)))
     YUAN_DEVICE=$all timeout 200 "$pack/test-mesh" --test-threads 1 2>&1 | tail -30 || true
+    for devices in 2 4 8; do
+        [ "$devices" -le "$count" ] || continue
+        timeout 60 "$pack/bench-mesh" --device "$(seq -s, -f 'cuda:%g' 0 $((devices - 1)))" --precision bf16 2>&1 | tail -5 || true
+    done
     for shape in 1x1 1x2 2x1 1x4 2x2 4x1 1x8 2x4 8x1; do
         data=${shape%x*} devices=$((data * ${shape#*x}))
         [ "$devices" -le "$count" ] || continue
         echo "== $shape"
         timeout 100 "$pack/bench-train_step" "$config" --device "$(seq -s, -f 'cuda:%g' 0 $((devices - 1)))" \
-            --data-parallel "$data" --batch $((8 * devices)) --seq 2048 --precision bf16 --skew 6 --prune 0.19 2>&1 | tail -5 || true
+            --data-parallel "$data" --batch $((16 * devices)) --seq 2048 --precision bf16 --skew 2 --prune 0.19 2>&1 | tail -5 || true
     done
 }
 

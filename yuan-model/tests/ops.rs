@@ -189,7 +189,7 @@ proptest! {
             );
             // The same by a product and a loss of all its rows.
             let [x, w] = input();
-            let logits = x.clone().matmul(w.clone()).mul_scalar(scale);
+            let logits = ops::dense(x.clone(), w.clone()).mul_scalar(scale);
             let whole: Results = results!(ops::cross_entropy(logits, ints(&labels, device)), x, w);
             for (ours, whole) in ours.iter().zip(&whole) {
                 let largest = whole.iter().fold(1.0_f32, |max, x| max.max(x.abs()));
