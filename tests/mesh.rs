@@ -27,6 +27,7 @@ use yuan::{
         AdamW, LossOptions, PruneExperts, TrainConfig,
         callback::Event,
         checkpoint::Checkpoint,
+        reduce::all_reduce,
         report::{History, html_report},
     },
 };
@@ -342,6 +343,36 @@ proptest! {
             prop_assert_eq!(found, numbers(device));
         }
     }
+}
+
+#[test]
+fn every_mesh_device_gets_the_same_sum_added_in_order() {
+    let devices = devices();
+    let on = |index: usize| &devices[index % devices.len()];
+    // Alone, small, large and cut into unequal parts; on as many devices, or one more than once.
+    for copies in 1..5 {
+        let sizes = [1, 7, (1 << 16) - 1, 1 << 16, (1 << 17) + 5];
+        let value = |copy: usize, i: usize| ((i * 31 + copy * 17) % 101) as f32 * 0.37 - 11.0;
+        let list = |size: usize| -> Vec<Tensor<1>> {
+            let tensor = |copy| {
+                let values: Vec<f32> = (0..size).map(|i| value(copy, i)).collect();
+                Tensor::from_data(TensorData::new(values, [size]), on(copy))
+            };
+            (0..copies).map(tensor).collect()
+        };
+        let sums = all_reduce(sizes.into_iter().map(list).collect());
+        for (size, sums) in sizes.into_iter().zip(sums) {
+            let sum = |i: usize| (1..copies).fold(value(0, i), |sum, copy| sum + value(copy, i));
+            let expected: Vec<f32> = (0..size).map(sum).collect();
+            assert_eq!(sums.len(), copies);
+            for (copy, sum) in sums.into_iter().enumerate() {
+                assert_eq!(sum.device(), *on(copy));
+                let found: Vec<f32> = sum.into_data().iter::<f32>().collect();
+                assert!(found == expected, "{copies} copies of {size} elements, to the last bit");
+            }
+        }
+    }
+    assert!(all_reduce(Vec::new()).is_empty());
 }
 
 #[test]

@@ -170,3 +170,47 @@ fn largest_rate<F: FnMut() -> Result<(), TrainError>>(
     }
     rate
 }
+
+#[cfg(test)]
+mod tests {
+    use yuan_laep::{LayerLoad, PruneLimits};
+
+    use super::*;
+
+    #[test]
+    fn groups_cost_what_the_devices_that_hold_them_cost() {
+        let device =
+            DeviceSpeed { flops: 1.0, memory_bandwidth: f64::INFINITY, link_bandwidth: f64::INFINITY };
+        let cluster = Cluster {
+            device,
+            tokens_per_device: 10.0,
+            micro_batches: 1.0,
+            data_parallel: 1.0,
+            passes: 3.0,
+            weight_bytes: 4.0,
+            optimizer_bytes: 28.0,
+        };
+        let shape = ModelShape {
+            dense_flops_per_layer: 0.0,
+            head_flops: 0.0,
+            expert_flops: 1.0,
+            top_k: 2,
+            expert_parameters: 1.0,
+            dense_parameters: 0.0,
+            row_bytes: 0.0,
+        };
+        let limits = PruneLimits {
+            max_pruned_fraction: Some(0.0),
+            multiple_of: 4,
+            top_k: 2,
+            ..PruneLimits::default()
+        };
+        let load = LayerLoad::new(vec![70, 10, 10, 10]);
+        let plan = PrunePlan::new(&[load], &limits, 4).unwrap();
+        let seconds = |sharing| SpeedModel { cluster, shape, sharing }.seconds(&plan, PlacedLayer::before);
+        // Rows of all devices that share, times the largest share of the load that one of them has, thrice.
+        assert_eq!(seconds(1), 3.0 * 20.0);
+        assert!((seconds(2) - 3.0 * 40.0 * 0.8).abs() < 1e-9);
+        assert!((seconds(4) - 3.0 * 80.0 * 0.7).abs() < 1e-9);
+    }
+}
