@@ -22,22 +22,25 @@ use burn::tensor::{DType, Shape};
 
 use super::{Target, TensorList, YuanOps};
 
+/// A tensor with a graph.
+type Recorded<B, C> = FloatTensor<Autodiff<B, C>>;
+
 /// [`exchange`](super::exchange) on tensors with graphs.
 pub(in crate::ops) fn recorded<B: YuanOps, C: CheckpointStrategy>(
     sources: TensorList<Autodiff<B, C>>,
     targets: Vec<Target>,
 ) -> TensorList<Autodiff<B, C>> {
-    let nodes: Vec<_> = sources.0.iter().map(|source| source.node()).collect();
-    let tracked = sources.0.iter().any(|source| source.is_tracked());
-    let sources: Vec<FloatTensor<B>> = sources.0.into_iter().map(|source| source.into_primitive()).collect();
+    let nodes: Vec<_> = sources.0.iter().map(Recorded::<B, C>::node).collect();
+    let tracked = sources.0.iter().any(Recorded::<B, C>::is_tracked);
+    let sources: Vec<FloatTensor<B>> = sources.0.into_iter().map(Recorded::<B, C>::into_primitive).collect();
     let back = tracked.then(|| Back::new(&sources, &targets));
     let results = B::exchange(TensorList(sources), targets).0;
     let Some(back) = back else {
-        return TensorList(results.into_iter().map(FloatTensor::<Autodiff<B, C>>::new).collect());
+        return TensorList(results.into_iter().map(Recorded::<B, C>::new).collect());
     };
     let token = back.token();
     let back: Shared<B> = Arc::new(Mutex::new(back));
-    let mut chain = FloatTensor::<Autodiff<B, C>>::new(token.clone());
+    let mut chain = Recorded::<B, C>::new(token.clone());
     for (index, node) in nodes.into_iter().enumerate() {
         chain = match (Source { index }).prepare::<C>([node, chain.node()]).compute_bound().stateful() {
             OpsKind::Tracked(step) => step.finish(back.clone(), token.clone()),
