@@ -13,7 +13,7 @@ use std::{
     sync::mpsc::{Receiver, SyncSender, sync_channel},
 };
 
-use burn_cubecl::tensor::CubeTensor;
+use burn_cubecl::{CubeDevice, tensor::CubeTensor};
 
 use super::{
     device::{LANES, Mark, run_all, start},
@@ -75,18 +75,19 @@ type Ready = (Vec<u64>, usize, Mark);
 
 /// What one device does for the others.
 #[derive(Default)]
-struct Part {
-    sources: Vec<usize>,
-    results: Vec<usize>,
+struct Part<'a> {
+    sources: Vec<&'a CubeTensor>,
+    results: Vec<&'a CubeTensor>,
     /// Devices that it receives from.
     say_ready: Vec<SyncSender<Ready>>,
     copied: Vec<Receiver<Mark>>,
-    /// Devices that it sends to, and the copies.
+    /// Devices that it sends to.
     outgoing: Vec<Link>,
     /// Copies that stay.
     own: Vec<Copy>,
 }
 
+/// Copies from one device to another; indices are within what the devices hold.
 struct Link {
     ready: Receiver<Ready>,
     say_copied: SyncSender<Mark>,
@@ -94,28 +95,36 @@ struct Link {
 }
 
 fn copy(sources: &[CubeTensor], results: &[CubeTensor], copies: Vec<Copy>) {
-    let mut devices = Vec::new();
-    for tensor in sources.iter().chain(results) {
-        if !devices.contains(&&tensor.device) {
+    let mut parts = shared_out(sources, results, copies);
+    parts.iter_mut().for_each(Part::say_ready);
+    parts.iter_mut().for_each(Part::send);
+    parts.iter_mut().for_each(Part::wait);
+}
+
+/// What there is to do, device by device.
+fn shared_out<'a>(sources: &'a [CubeTensor], results: &'a [CubeTensor], copies: Vec<Copy>) -> Vec<Part<'a>> {
+    let mut devices: Vec<&CubeDevice> = Vec::new();
+    let mut parts: Vec<Part<'a>> = Vec::new();
+    let mut place = |tensor: &'a CubeTensor,
+                     list: for<'b> fn(&'b mut Part<'a>) -> &'b mut Vec<&'a CubeTensor>| {
+        let device = devices.iter().position(|device| **device == tensor.device).unwrap_or_else(|| {
             devices.push(&tensor.device);
-        }
-    }
-    let device_of =
-        |tensor: &CubeTensor| devices.iter().position(|device| **device == tensor.device).unwrap_or(0);
-    let (homes, goals): (Vec<_>, Vec<_>) =
-        (sources.iter().map(device_of).collect(), results.iter().map(device_of).collect());
-    let mut parts: Vec<Part> = devices.iter().map(|_| Part::default()).collect();
-    homes.iter().enumerate().for_each(|(index, &device)| parts[device].sources.push(index));
-    goals.iter().enumerate().for_each(|(index, &device)| parts[device].results.push(index));
-    // Indices within what the devices hold.
-    let within = |of: &[usize], index: usize| (0..index).filter(|&before| of[before] == of[index]).count();
+            parts.push(Part::default());
+            devices.len() - 1
+        });
+        let held = list(&mut parts[device]);
+        held.push(tensor);
+        (device, held.len() - 1)
+    };
+    let homes: Vec<_> = sources.iter().map(|tensor| place(tensor, |part| &mut part.sources)).collect();
+    let goals: Vec<_> = results.iter().map(|tensor| place(tensor, |part| &mut part.results)).collect();
     // A device sends to the ones behind it first, so that not all send to the same one.
-    let distance = |from: usize, to: usize| (to + devices.len() - from) % devices.len();
+    let distance = |from: usize, to: usize| (to + parts.len() - from) % parts.len();
     let mut links: BTreeMap<(usize, usize), (usize, Vec<Copy>)> = BTreeMap::new();
     for copy in copies {
-        let (from, to) = (homes[copy.from], goals[copy.to]);
-        let copy = Copy { from: within(&homes, copy.from), to: within(&goals, copy.to), ..copy };
-        links.entry((from, distance(from, to))).or_insert_with(|| (to, Vec::new())).1.push(copy);
+        let ((home, from), (goal, to)) = (homes[copy.from], goals[copy.to]);
+        let (_, link) = links.entry((home, distance(home, goal))).or_insert_with(|| (goal, Vec::new()));
+        link.push(Copy { from, to, ..copy });
     }
     for ((from, _), (to, copies)) in links {
         if from == to {
@@ -127,33 +136,32 @@ fn copy(sources: &[CubeTensor], results: &[CubeTensor], copies: Vec<Copy>) {
         parts[to].copied.push(copied);
         parts[from].outgoing.push(Link { ready, say_copied, copies });
     }
+    parts
+}
 
-    let tensors = |part: &Part| -> (Vec<&CubeTensor>, Vec<&CubeTensor>) {
-        let sources = part.sources.iter().map(|&index| &sources[index]).collect();
-        (sources, part.results.iter().map(|&index| &results[index]).collect())
-    };
-    for part in &mut parts {
-        let (_, results) = tensors(part);
-        let receivers = std::mem::take(&mut part.say_ready);
+impl Part<'_> {
+    fn say_ready(&mut self) {
+        let receivers = std::mem::take(&mut self.say_ready);
         if receivers.is_empty() {
-            continue;
+            return;
         }
-        run_all(&results, move |session, pointers| {
+        run_all(&self.results, move |session, pointers| {
             for receiver in receivers {
                 tell(receiver, (pointers.to_vec(), session.context(), session.mark()?));
             }
             Ok(())
         });
-        start(results[0]);
+        start(self.results[0]);
     }
-    for part in &mut parts {
-        let (sources, results) = tensors(part);
-        let (outgoing, own) = (std::mem::take(&mut part.outgoing), std::mem::take(&mut part.own));
+
+    fn send(&mut self) {
+        let (outgoing, own) = (std::mem::take(&mut self.outgoing), std::mem::take(&mut self.own));
         if outgoing.is_empty() && own.is_empty() {
-            continue;
+            return;
         }
-        let num_sources = sources.len();
-        run_all(&[sources, results].concat(), move |session, pointers| {
+        let num_sources = self.sources.len();
+        let tensors = [&self.sources[..], &self.results[..]].concat();
+        run_all(&tensors, move |session, pointers| {
             let (sources, results) = pointers.split_at(num_sources);
             // Every link's copies, with the addresses and the context of where they go.
             let mut queues = vec![(own, results.to_vec(), session.context())];
@@ -182,20 +190,23 @@ fn copy(sources: &[CubeTensor], results: &[CubeTensor], copies: Vec<Copy>) {
             }
             Ok(())
         });
-        start(tensors(part).0[0]);
+        start(self.sources[0]);
     }
-    for part in &mut parts {
-        let (_, results) = tensors(part);
-        let copied = std::mem::take(&mut part.copied);
+
+    fn wait(&mut self) {
+        let copied = std::mem::take(&mut self.copied);
         if copied.is_empty() {
-            continue;
+            return;
         }
-        run_all(&results, move |session, _| {
+        run_all(&self.results, move |session, _| {
             copied.into_iter().try_for_each(|copied| session.wait(told(copied)?))
         });
-        start(results[0]);
+        start(self.results[0]);
     }
 }
+
+/// Looks at a channel before a thread sleeps, some 0.1 ms.
+const SPINS: usize = 1 << 12;
 
 /// To the one thread that asks; it may have failed and not ask.
 fn tell<T>(sender: SyncSender<T>, value: T) {
@@ -203,5 +214,12 @@ fn tell<T>(sender: SyncSender<T>, value: T) {
 }
 
 fn told<T>(receiver: Receiver<T>) -> Result<T, String> {
+    // The other thread is a moment behind as a rule, and being woken takes longer.
+    for _ in 0..SPINS {
+        if let Ok(value) = receiver.try_recv() {
+            return Ok(value);
+        }
+        std::hint::spin_loop();
+    }
     receiver.recv().map_err(|_| "the device at the other end of a copy failed".into())
 }
