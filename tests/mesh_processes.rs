@@ -14,7 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use burn::tensor::Device;
+use burn::tensor::{
+    Device,
+    remote::{ConnectError, RemoteHost},
+};
 use runs::{
     STEPS, Story, TOLERANCE, assert_close, assert_same_story, fresh_mesh_model, fresh_model, gradients,
     model_config, open_on_mesh, open_on_one, state, story, train_config,
@@ -235,6 +238,9 @@ fn train_on_workers() {
     let error = fail(&mut asked("guess"));
     let refused = format!("there is no device \"{}\": its YUAN_TOKEN is not the one", shy.url);
     assert!(error.contains(&refused), "{error}");
+    // Who does not say of which version it is may be of another one.
+    let host = RemoteHost::websocket(&workers[0].url);
+    assert!(matches!(Device::remote_options(&host).init(), Err(ConnectError::Unauthorized)));
 
     workers[1].kill();
     let error = fail(tiny_pretrain(data.path(), &runs.path().join("dead")).args(["--device", &devices]));

@@ -65,20 +65,28 @@ pub const REMOTE: &str = "ws://";
 /// and `serve` turns away clients that have another one or none.
 pub const TOKEN: &str = "YUAN_TOKEN";
 
+/// What a process shows to a server: the secret, and that both have the same operations, which are sent by name.
 #[cfg(feature = "remote")]
-fn token() -> Option<String> {
-    std::env::var(TOKEN).ok().filter(|token| !token.is_empty())
+fn credential() -> String {
+    let token = std::env::var(TOKEN).unwrap_or_default();
+    format!("yuan-model {} {:016x} {token}", env!("CARGO_PKG_VERSION"), fingerprint(crate::ops::OPERATIONS))
+}
+
+/// FNV-1a.
+#[cfg(feature = "remote")]
+fn fingerprint(text: &str) -> u64 {
+    text.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(feature = "remote")]
 fn remote(url: &str) -> Result<Device, String> {
     use burn::tensor::remote::{ConnectError, RemoteHost};
-    let mut host = RemoteHost::websocket(url);
-    if let Some(token) = token() {
-        host = host.with_credential(token);
-    }
+    let host = RemoteHost::websocket(url).with_credential(credential());
     Device::remote_options(&host).init().map_err(|error| match error {
-        ConnectError::Unauthorized => format!("its {TOKEN} is not the one that this process has"),
+        ConnectError::Unauthorized => {
+            format!("its {TOKEN} is not the one that this process has, or it was built from another version")
+        }
         error => error.to_string(),
     })
 }

@@ -32,7 +32,7 @@ mod remote;
 
 pub use exchange::{Target, TensorList, exchange};
 #[cfg(feature = "remote")]
-pub(crate) use remote::served_operations;
+pub(crate) use remote::{OPERATIONS, served_operations};
 
 static FAST_PATHS: AtomicBool = AtomicBool::new(true);
 

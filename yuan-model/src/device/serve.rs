@@ -27,13 +27,13 @@ use burn::{
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 use burn_cubecl::CubeBackend;
 
-use super::{Device, REMOTE, remote, token};
+use super::{Device, REMOTE, credential, remote};
 use crate::ops::served_operations;
 
 /// Serves a device to other processes until the process is told to end (Ctrl+C or `SIGTERM`).
 ///
-/// The connection is not encrypted. Whoever reaches the port may compute on the device, or whoever knows the [`TOKEN`](super::TOKEN)
-/// where there is one: keep it in a trusted network.
+/// Processes of another version are turned away. The connection is not encrypted. Whoever reaches the port may compute on the
+/// device, or whoever knows the [`TOKEN`](super::TOKEN) where there is one: keep it in a trusted network.
 ///
 /// # Errors
 ///
@@ -56,12 +56,8 @@ pub fn serve(device: Device, listener: TcpListener) -> Result<(), String> {
         DispatchDevice::Cube(_) => server.with_custom_ops::<CubeBackend>(served_operations()),
         _ => server,
     };
-    let server = match token() {
-        Some(token) => {
-            server.with_authorizer(TokenAuthorizer::new(token).map_err(|error| error.to_string())?)
-        }
-        None => server,
-    };
+    let authorizer = TokenAuthorizer::new(credential()).map_err(|error| error.to_string())?;
+    let server = server.with_authorizer(authorizer);
     let served = server.serve(transport).map_err(|error| error.to_string());
     ended.store(true, Ordering::Relaxed);
     served

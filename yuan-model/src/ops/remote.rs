@@ -36,6 +36,11 @@ macro_rules! operations {
             })*
         }
 
+        /// The table, by which client and server tell whether they mean the same.
+        pub const OPERATIONS: &str = concat!($(
+            stringify!($name), stringify!(($first_kind $(, $kind)*)), stringify!(-> ($($result_kind[$shape, $dtype]),+)), "\n"
+        ),*);
+
         /// What a server answers to.
         #[allow(unused_parens, reason = "one result or several")]
         pub fn served_operations<B: YuanOps + BackendIr>() -> CustomOpRegistry<B> {
