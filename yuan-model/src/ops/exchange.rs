@@ -57,8 +57,12 @@ impl Target {
 /// places.
 pub fn exchange(sources: Vec<Tensor<2>>, targets: Vec<Target>) -> Vec<Option<Tensor<2>>> {
     let sizes: Vec<[usize; 2]> = sources.iter().map(Tensor::dims).collect();
-    for (source, rows) in targets.iter().flat_map(|target| &target.parts) {
-        assert!(rows.end <= sizes[*source][0], "rows {rows:?} of a source that has {}", sizes[*source][0]);
+    for target in &targets {
+        assert!(target.at < sizes.len(), "a result beside source {} of {}", target.at, sizes.len());
+        for (source, rows) in &target.parts {
+            let held = sizes.get(*source).map_or(0, |[rows, _]| *rows);
+            assert!(rows.end <= held, "rows {rows:?} of source {source}, which has {held}");
+        }
     }
     assert!(sizes.windows(2).all(|pair| pair[0][1] == pair[1][1]), "sources of one width: {sizes:?}");
     let nothing: Vec<bool> = targets.iter().map(|target| target.rows() == 0).collect();
