@@ -8,13 +8,13 @@
 
 use std::{process::ExitCode, time::Instant};
 
-use anyhow::ensure;
+use anyhow::{anyhow, ensure};
 use burn::tensor::{Device, FloatDType, Tensor};
 use clap::Parser;
 use serde_json::json;
 use yuan::{
     model::mesh::exchange::Exchange,
-    train::{efficiency::measure_link, reduce::all_reduce},
+    train::{Precision, efficiency::measure_link, reduce::all_reduce},
 };
 
 /// Time the copies of a mesh.
@@ -53,15 +53,12 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let devices = arguments.device.iter().map(|name| yuan::device(name)).collect::<Result<Vec<_>, _>>()?;
     ensure!(devices.len() > 1, "--device names one device; a mesh has at least two");
-    let dtype = match arguments.precision.as_str() {
-        "f32" => FloatDType::F32,
-        "bf16" => FloatDType::BF16,
-        other => anyhow::bail!("--precision is f32 or bf16, not {other}"),
-    };
+    let precision: Precision =
+        arguments.precision.parse().map_err(|what| anyhow!("--precision is {what}"))?;
     let link = measure_link(&devices[0], &devices[devices.len() - 1])?;
     println!("{}", json!({ "what": "copy", "devices": devices.len(), "gb_per_s": round(link / 1e9) }));
     let bench = Bench { devices, link, repeat: arguments.repeat };
-    bench.exchange(arguments, dtype)?;
+    bench.exchange(arguments, precision.dtype())?;
     [1, 16, 256].into_iter().try_for_each(|mib| bench.all_reduce(mib))
 }
 
@@ -82,8 +79,8 @@ impl Bench {
         let rows = |device| Tensor::<2>::ones([pairs, arguments.hidden], device).cast(dtype);
         let rows: Vec<Tensor<2>> = self.devices.iter().map(rows).collect();
         let seconds = self.time(|| {
-            let arrived = exchange.send(rows.clone());
-            exchange.send_back(arrived, &self.devices).into_iter().flatten().collect()
+            let arrived = exchange.send(rows.clone()).into_iter().map(|arrived| Some(arrived?.rows));
+            exchange.send_back(arrived.collect(), &self.devices).into_iter().flatten().collect()
         })?;
         let bytes = 2 * (devices - 1) * pairs / devices * arguments.hidden * rows[0].dtype().size();
         self.print("exchange, there and back", bytes, seconds);

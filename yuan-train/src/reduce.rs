@@ -54,9 +54,14 @@ impl ModuleVisitor for Collect<'_> {
         let Some(&part) = self.parts.get(&param.id).filter(|_| self.devices[&param.id].1) else { return };
         let mut take = |copy: &ParamId| {
             let zeros = || Tensor::zeros(param.shape(), &self.devices[copy].0.clone().inner());
-            self.gradients.remove::<D>(*copy).unwrap_or_else(zeros).flatten::<1>(0, D - 1)
+            self.gradients.remove::<D>(*copy).unwrap_or_else(zeros)
         };
-        self.flat.push(part.copies.iter().map(&mut take).collect());
+        if let [copy] = part.copies[..] {
+            // Nobody else has a part of it.
+            let gradient = take(&copy);
+            return self.gradients.register::<D>(copy, gradient);
+        }
+        self.flat.push(part.copies.iter().map(|copy| take(copy).flatten::<1>(0, D - 1)).collect());
         self.shared.push(&part.copies);
     }
 }
@@ -105,17 +110,10 @@ const WORTH_SPLITTING: usize = 1 << 16;
 ///
 /// If the tensors of a list are of different shapes.
 pub fn all_reduce(lists: Vec<Vec<Tensor<1>>>) -> Vec<Vec<Tensor<1>>> {
-    // A single tensor is its own sum.
-    let mut sums: Vec<Vec<Tensor<1>>> = lists;
-    let shared: Vec<usize> = (0..sums.len()).filter(|&list| sums[list].len() > 1).collect();
-    if shared.is_empty() {
-        return sums;
-    }
     let (mut sources, mut targets) = (Vec::new(), Vec::new());
-    let mut pieces: Vec<Vec<(usize, Range<usize>)>> = Vec::with_capacity(shared.len());
-    for (turn, &list) in shared.iter().enumerate() {
-        let (tensors, first) = (&sums[list], sources.len());
-        let elements = tensors[0].dims()[0];
+    let mut pieces: Vec<Vec<(usize, Range<usize>)>> = Vec::with_capacity(lists.len());
+    for (turn, tensors) in lists.iter().enumerate() {
+        let (elements, first) = (tensors[0].dims()[0], sources.len());
         let of_list = owners(elements, tensors.len(), turn);
         sources.extend(tensors.iter().map(|tensor| tensor.clone().reshape([elements, 1])));
         for (owner, range) in &of_list {
@@ -126,19 +124,20 @@ pub fn all_reduce(lists: Vec<Vec<Tensor<1>>>) -> Vec<Vec<Tensor<1>>> {
     }
     let mut received = ops::exchange(sources, targets).into_iter().flatten();
     let (mut sources, mut targets): (Vec<Tensor<2>>, Vec<Target>) = (Vec::new(), Vec::new());
-    let mut places: Vec<Vec<(usize, Range<usize>)>> = Vec::with_capacity(shared.len());
-    for (&list, pieces) in shared.iter().zip(&pieces) {
-        let first = sources.len();
-        for _ in pieces {
-            let sum = received.by_ref().take(sums[list].len()).reduce(|sum, more| sum + more);
+    // Sums of pieces, in their order.
+    let mut places: Vec<Vec<(usize, Range<usize>)>> = Vec::with_capacity(lists.len());
+    for (tensors, pieces) in lists.iter().zip(&pieces) {
+        let place = |(_, range): &(usize, Range<usize>)| {
+            let sum = received.by_ref().take(tensors.len()).reduce(|sum, more| sum + more);
             sources.extend(sum);
-        }
-        places.push(pieces.iter().zip(first..).map(|((_, range), place)| (place, 0..range.len())).collect());
+            (sources.len() - 1, 0..range.len())
+        };
+        places.push(pieces.iter().map(place).collect());
     }
     // A row that nobody takes stands for each device.
     let mut rows: Vec<(Device, usize)> = Vec::new();
-    for (&list, parts) in shared.iter().zip(places) {
-        for tensor in &sums[list] {
+    for (tensors, parts) in lists.iter().zip(places) {
+        for tensor in tensors {
             let device = tensor.device();
             let known = rows.iter().find(|(row, _)| *row == device).map(|(_, place)| *place);
             let at = known.unwrap_or_else(|| {
@@ -150,11 +149,8 @@ pub fn all_reduce(lists: Vec<Vec<Tensor<1>>>) -> Vec<Vec<Tensor<1>>> {
         }
     }
     let mut whole = ops::exchange(sources, targets).into_iter().flatten();
-    for list in shared {
-        let copies = sums[list].len();
-        sums[list] = whole.by_ref().take(copies).map(|sum| sum.flatten(0, 1)).collect();
-    }
-    sums
+    let of_list = |tensors: Vec<_>| whole.by_ref().take(tensors.len()).map(|sum| sum.flatten(0, 1)).collect();
+    lists.into_iter().map(of_list).collect()
 }
 
 /// Who adds up which elements.

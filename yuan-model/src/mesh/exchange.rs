@@ -27,13 +27,6 @@ pub struct Arrived {
     pub rows_per_expert: Vec<usize>,
 }
 
-impl Arrived {
-    /// The same with what `compute` makes of the rows, given how many each expert has: as many, in their order.
-    pub fn computed(self, compute: impl FnOnce(Tensor<2>, &[usize]) -> Tensor<2>) -> Self {
-        Self { rows: compute(self.rows, &self.rows_per_expert), ..self }
-    }
-}
-
 impl Exchange {
     /// `counts[device][expert]` rows leave each device for each expert, and device `d` holds `experts_per_device[d]`
     /// experts, those of device 0 first.
@@ -65,7 +58,7 @@ impl Exchange {
     ///
     /// # Panics
     ///
-    /// If there are not as many tensors as devices, or not the rows that were counted.
+    /// If there are fewer tensors than devices, or fewer rows than were counted.
     pub fn send(&self, rows: Vec<Tensor<2>>) -> Vec<Option<Arrived>> {
         let mut starts: Vec<usize> = vec![0; self.counts.len()];
         let target = |(at, experts): (usize, &Range<usize>)| {
@@ -89,7 +82,7 @@ impl Exchange {
     /// # Panics
     ///
     /// As [`send`](Self::send).
-    pub fn send_back(&self, arrived: Vec<Option<Arrived>>, devices: &[Device]) -> Vec<Option<Tensor<2>>> {
+    pub fn send_back(&self, rows: Vec<Option<Tensor<2>>>, devices: &[Device]) -> Vec<Option<Tensor<2>>> {
         let mut targets: Vec<Target> =
             (0..devices.len()).map(|at| Target { at, parts: Vec::new() }).collect();
         for (at, experts) in self.experts.iter().enumerate() {
@@ -101,13 +94,13 @@ impl Exchange {
                 }
             }
         }
-        let Some(some) = arrived.iter().flatten().next().map(|arrived| arrived.rows.clone()) else {
+        let Some((width, dtype)) = rows.iter().flatten().next().map(|rows| (rows.dims()[1], rows.dtype()))
+        else {
             return vec![None; devices.len()];
         };
         // A row that nobody takes stands for a device where nothing arrived.
-        let row = |device| Tensor::zeros([1, some.dims()[1]], (device, some.dtype()));
-        let rows = arrived.into_iter().zip(devices);
-        let rows = rows.map(|(arrived, device)| arrived.map_or_else(|| row(device), |arrived| arrived.rows));
+        let row = |device| Tensor::zeros([1, width], (device, dtype));
+        let rows = rows.into_iter().zip(devices).map(|(rows, device)| rows.unwrap_or_else(|| row(device)));
         ops::exchange(rows.collect(), targets)
     }
 

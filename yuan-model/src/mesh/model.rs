@@ -7,7 +7,10 @@ use burn::{
     tensor::{Device, FloatDType, Int, Tensor, TensorData},
 };
 
-use super::{DeviceMesh, exchange::Exchange};
+use super::{
+    DeviceMesh,
+    exchange::{Arrived, Exchange},
+};
 use crate::{
     Batch, ConfigError, ModelError, YuanConfig, YuanModel,
     attention::DocumentMask,
@@ -215,8 +218,8 @@ impl MeshModel {
             rows_per_device.iter_mut().zip(exchange.rows_per_device()).for_each(|(sum, n)| *sum += n as u64);
             let arrived = exchange.send(rows.by_ref().take(width).collect());
             let computed = replicas.iter().zip(arrived).map(|(replica, arrived)| {
-                let experts = &replica.blocks[layer].moe.experts;
-                Some(arrived?.computed(|rows, counts| experts.forward(rows, || counts.to_vec())))
+                let Arrived { rows, rows_per_expert } = arrived?;
+                Some(replica.blocks[layer].moe.experts.forward(rows, || rows_per_expert))
             });
             returned.extend(exchange.send_back(computed.collect(), devices));
         }

@@ -156,12 +156,15 @@ impl RoutedTokens<'_> {
         [self.batch, self.logits.dims()[0] / self.batch, 1]
     }
 
+    /// One for a token, zero for padding, `[batch, seq]`, if there is any.
+    fn counted(&self) -> Option<Tensor<2>> {
+        self.padding.map(|padding| padding.clone().bool_not().float().cast(self.logits.dtype()))
+    }
+
     /// Zero where there is padding.
     fn masked(&self, x: Tensor<3>) -> Tensor<3> {
-        match self.padding {
-            Some(padding) => {
-                x * padding.clone().bool_not().float().cast(self.logits.dtype()).reshape(self.shape())
-            }
+        match self.counted() {
+            Some(counted) => x * counted.reshape(self.shape()),
             None => x,
         }
     }
@@ -169,10 +172,9 @@ impl RoutedTokens<'_> {
     /// Tokens of every row, `[batch, 1]`.
     fn lengths(&self) -> Tensor<2> {
         let [batch, seq, _] = self.shape();
-        let ones = || Tensor::full([batch, 1], seq as f64, (&self.logits.device(), self.logits.dtype()));
-        match self.padding {
-            Some(padding) => padding.clone().bool_not().float().cast(self.logits.dtype()).sum_dim(1),
-            None => ones(),
+        match self.counted() {
+            Some(counted) => counted.sum_dim(1),
+            None => Tensor::full([batch, 1], seq as f64, (&self.logits.device(), self.logits.dtype())),
         }
     }
 

@@ -143,9 +143,10 @@ fn inverse(rows_of_sources: &[usize], targets: &[Target]) -> Vec<Target> {
     let mut parts = vec![Vec::new(); rows_of_sources.len()];
     for (index, target) in targets.iter().enumerate() {
         let mut start = 0;
-        for (source, rows) in target.parts.iter().filter(|(_, rows)| !rows.is_empty()) {
-            parts[*source].push((rows.clone(), index, start..start + rows.len()));
-            start += rows.len();
+        for (source, rows) in target.merged() {
+            let end = start + rows.len();
+            parts[source].push((rows, index, start..end));
+            start = end;
         }
     }
     let undo = |(source, mut parts): (usize, Vec<(Range<usize>, usize, Range<usize>)>)| {
