@@ -7,10 +7,11 @@
 
 use std::{process::ExitCode, time::Instant};
 
-use burn::tensor::{Device, Distribution, FloatDType, Int, Tensor};
+use anyhow::anyhow;
+use burn::tensor::{Device, Distribution, Int, Tensor};
 use clap::Parser;
 use serde_json::json;
-use yuan::model::ops;
+use yuan::{model::ops, train::Precision};
 
 /// Time the operations of a training step.
 #[derive(Parser)]
@@ -86,11 +87,9 @@ impl Bench<'_> {
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
     ops::set_fast_paths(!arguments.portable);
-    let dtype = match arguments.precision.as_str() {
-        "f32" => FloatDType::F32,
-        "bf16" => FloatDType::BF16,
-        other => anyhow::bail!("--precision is f32 or bf16, not {other}"),
-    };
+    let precision: Precision =
+        arguments.precision.parse().map_err(|what| anyhow!("--precision is {what}"))?;
+    let dtype = precision.dtype();
     let plain = yuan::device(&arguments.device)?;
     let device = plain.clone().autodiff();
     let s = match arguments.large {

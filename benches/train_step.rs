@@ -7,13 +7,13 @@
 
 use std::{path::PathBuf, process::ExitCode, time::Instant};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use clap::Parser;
 use serde_json::{Value, json};
 use yuan::{
     laep::{LayerLoad, LayerPlan, PruneLimits, PrunePlan, efficiency::PlacedLayer},
     model::{DeviceMesh, MeshModel, PrunableExperts, YuanConfig, YuanModel, named, ops},
-    train::{LanguageModel, Precision, SpeedModel, TrainConfig, Trainer, data::RowStream},
+    train::{LanguageModel, SpeedModel, TrainConfig, Trainer, data::RowStream},
 };
 
 /// Every step allocates and frees the same large tensors, which glibc returns to the system each time.
@@ -81,11 +81,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         seq_len: arguments.seq,
         steps: 1 << 20,
         learning_rate: 3e-4,
-        precision: match arguments.precision.as_str() {
-            "f32" => Precision::F32,
-            "bf16" => Precision::Bf16,
-            other => anyhow::bail!("--precision is f32 or bf16, not {other}"),
-        },
+        precision: arguments.precision.parse().map_err(|what| anyhow!("--precision is {what}"))?,
         recompute: arguments.recompute,
         ..TrainConfig::default()
     };

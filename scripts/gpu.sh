@@ -93,22 +93,24 @@ bench() {
     done
 }
 
+# The names of the first so many.
+gpus() { seq -s, -f 'cuda:%g' 0 $(($1 - 1)); }
+
 # Weak scaling, 16 rows a GPU: as it is, pruned, and pruned and rearranged; unequal loads make the difference.
 mesh() {
     prepare
-    local config=$1 count=0 shape data devices all
+    local config=$1 count=0 shape data devices
     count=$(nvidia-smi -L | wc -l)
-    all=$(seq -s, -f 'cuda:%g' 0 $((count - 1)))
-    YUAN_DEVICE=$all timeout 200 "$pack/test-mesh" --test-threads 1 2>&1 | tail -30 || true
+    YUAN_DEVICE=$(gpus "$count") timeout 200 "$pack/test-mesh" --test-threads 1 2>&1 | tail -30 || true
     for devices in 2 4 8; do
         [ "$devices" -le "$count" ] || continue
-        timeout 60 "$pack/bench-mesh" --device "$(seq -s, -f 'cuda:%g' 0 $((devices - 1)))" --precision bf16 2>&1 | tail -5 || true
+        timeout 60 "$pack/bench-mesh" --device "$(gpus "$devices")" --precision bf16 2>&1 | tail -5 || true
     done
     for shape in 1x1 1x2 2x1 1x4 2x2 4x1 1x8 2x4 8x1; do
         data=${shape%x*} devices=$((data * ${shape#*x}))
         [ "$devices" -le "$count" ] || continue
         echo "== $shape"
-        timeout 100 "$pack/bench-train_step" "$config" --device "$(seq -s, -f 'cuda:%g' 0 $((devices - 1)))" \
+        timeout 100 "$pack/bench-train_step" "$config" --device "$(gpus "$devices")" \
             --data-parallel "$data" --batch $((16 * devices)) --seq 2048 --precision bf16 --skew 2 --prune 0.19 2>&1 | tail -5 || true
     done
 }

@@ -69,14 +69,7 @@ pub const TOKEN: &str = "YUAN_TOKEN";
 #[cfg(feature = "remote")]
 fn credential() -> String {
     let token = std::env::var(TOKEN).unwrap_or_default();
-    format!("yuan-model {} {:016x} {token}", env!("CARGO_PKG_VERSION"), fingerprint(crate::ops::OPERATIONS))
-}
-
-/// FNV-1a.
-#[cfg(feature = "remote")]
-fn fingerprint(text: &str) -> u64 {
-    text.bytes()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    format!("yuan-model {} {:016x} {token}", env!("CARGO_PKG_VERSION"), crate::fnv1a(crate::ops::OPERATIONS))
 }
 
 #[cfg(feature = "remote")]

@@ -58,3 +58,9 @@ pub use moe::BalanceLosses;
 pub use params::ParameterCount;
 pub use rope::YarnConfig;
 pub use surgery::{ExpertAxis, PrunableExperts, Selection};
+
+/// FNV-1a: stable over machines and versions, which the standard hasher does not promise.
+pub fn fnv1a(text: &str) -> u64 {
+    text.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}

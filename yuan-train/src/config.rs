@@ -1,5 +1,7 @@
 //! What a run is: everything that decides its losses, saved beside its checkpoints.
 
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
 
 use burn::tensor::FloatDType;
@@ -73,6 +75,18 @@ pub enum Precision {
     F32,
     /// 16 bits with the range of 32: parameters and moments stay in f32, as do router, norms, softmax and loss.
     Bf16,
+}
+
+impl FromStr for Precision {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "f32" => Ok(Self::F32),
+            "bf16" => Ok(Self::Bf16),
+            other => Err(format!("f32 or bf16, not {other}")),
+        }
+    }
 }
 
 impl Precision {

@@ -31,10 +31,11 @@ pub enum Split {
 impl Document {
     /// About one document in twenty validates; its name alone decides.
     pub fn split(&self) -> Split {
-        // FNV-1a: stable over machines and versions, which the standard hasher does not promise.
-        let fnv = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        let hash = self.name.as_bytes().iter().fold(0xcbf2_9ce4_8422_2325, fnv);
-        if (hash >> 32) % 20 == 0 { Split::Validation } else { Split::Train }
+        if (yuan_model::fnv1a(&self.name) >> 32).is_multiple_of(20) {
+            Split::Validation
+        } else {
+            Split::Train
+        }
     }
 }
 

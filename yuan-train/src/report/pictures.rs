@@ -53,6 +53,12 @@ fn heading(canvas: &Canvas<'_>, what: &str, width: i32) -> Drawn {
     text(canvas, what, (width / 2, 22), 20, (HPos::Center, VPos::Center))
 }
 
+/// A series' line beside its name.
+fn key(style: impl Into<ShapeStyle>) -> impl Fn((i32, i32)) -> PathElement<(i32, i32)> {
+    let style = style.into();
+    move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style)
+}
+
 /// The names of the labelled series, in a corner.
 fn legend<'a, 'b: 'a>(
     chart: &mut ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>,

@@ -2,7 +2,7 @@
 
 use plotters::prelude::*;
 
-use super::{INK, PALE, PRUNE, STRONG, legend, svg};
+use super::{INK, PALE, PRUNE, STRONG, key, legend, svg};
 use crate::{TrainError, report::History};
 
 /// What the busiest device of a mesh computed over what one does on average, over the steps: in the worst layer and in
@@ -38,10 +38,7 @@ pub fn device_load(history: &History) -> Result<Option<String>, TrainError> {
             (worst, "worst layer", PALE.stroke_width(1)),
             (mean, "mean over the layers", STRONG.stroke_width(2)),
         ] {
-            chart
-                .draw_series(LineSeries::new(points, style))?
-                .label(name)
-                .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
+            chart.draw_series(LineSeries::new(points, style))?.label(name).legend(key(style));
         }
         let prunes = history
             .prunes()
@@ -55,7 +52,7 @@ pub fn device_load(history: &History) -> Result<Option<String>, TrainError> {
             let line = [(step as f64, 1.0), (step as f64, high)];
             let series = chart.draw_series(DashedLineSeries::new(line, 6, 4, style))?;
             if let Some(name) = name {
-                series.label(name).legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
+                series.label(name).legend(key(style));
             }
         }
         legend(&mut chart, SeriesLabelPosition::UpperRight)

@@ -2,7 +2,7 @@
 
 use plotters::prelude::*;
 
-use super::{INK, PALE, PRUNE, STRONG, legend, svg};
+use super::{INK, PALE, PRUNE, STRONG, key, legend, svg};
 use crate::{TrainError, callback::Event, report::History};
 
 /// Training and validation loss over the steps; prunes are marked, and what a guard undid is dashed.
@@ -34,27 +34,24 @@ pub fn loss(history: &History) -> Result<String, TrainError> {
             .y_desc("cross-entropy, nats per token")
             .x_label_formatter(&|step| format!("{step:.0}"))
             .draw()?;
-        chart
-            .draw_series(LineSeries::new(train, &PALE))?
-            .label("training")
-            .legend(|(x, y)| PathElement::new([(x, y), (x + 18, y)], PALE));
+        chart.draw_series(LineSeries::new(train, &PALE))?.label("training").legend(key(PALE));
         chart
             .draw_series(LineSeries::new(validation.clone(), STRONG.stroke_width(2)))?
             .label("validation")
-            .legend(|(x, y)| PathElement::new([(x, y), (x + 18, y)], STRONG.stroke_width(2)));
+            .legend(key(STRONG.stroke_width(2)));
         chart.draw_series(validation.iter().map(|&point| Circle::new(point, 3, STRONG.filled())))?;
         for branch in undone {
             chart
                 .draw_series(DashedLineSeries::new(branch, 3, 3, PRUNE.stroke_width(1)))?
                 .label("validation, undone by the guard")
-                .legend(|(x, y)| PathElement::new([(x, y), (x + 18, y)], PRUNE.stroke_width(1)));
+                .legend(key(PRUNE.stroke_width(1)));
         }
         for (step, _) in history.prunes() {
             let at = step as f64;
             chart
                 .draw_series(DashedLineSeries::new([(at, low), (at, high)], 6, 4, PRUNE.stroke_width(2)))?
                 .label(format!("experts pruned, step {step}"))
-                .legend(|(x, y)| PathElement::new([(x, y), (x + 18, y)], PRUNE.stroke_width(2)));
+                .legend(key(PRUNE.stroke_width(2)));
         }
         legend(&mut chart, SeriesLabelPosition::UpperRight)
     })

@@ -3,7 +3,7 @@
 use plotters::prelude::*;
 use yuan_laep::WhatIf;
 
-use super::{INK, legend, svg};
+use super::{INK, key, legend, svg};
 use crate::TrainError;
 
 /// Experts that would go, over β, a line per α: one picture of a [`WhatIf::sweep`].
@@ -46,7 +46,7 @@ pub fn sweep(rows: &[WhatIf]) -> Result<String, TrainError> {
             chart
                 .draw_series(LineSeries::new(line, colour.stroke_width(2)))?
                 .label(format!("alpha {alpha}"))
-                .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
+                .legend(key(colour.stroke_width(2)));
         }
         legend(&mut chart, SeriesLabelPosition::UpperLeft)
     })
