@@ -1,9 +1,10 @@
-//! Greedy decoding of the toy with a cache: tokens per second of the prompt pass and of the steps after it.
+//! Greedy decoding of the toy with a cache: tokens per second of the prompt pass and of the steps
+//! after it.
 //!
 //!     cargo bench --bench decode
 //!
-//! `scripts/compare_decode.sh` runs Hugging Face's Mixtral of the same shape beside it. `YUAN_BENCH_PROMPT`,
-//! `YUAN_BENCH_NEW`, `YUAN_BENCH_BATCH` and `YUAN_DEVICE` change what is run.
+//! `scripts/compare_decode.sh` runs Hugging Face's Mixtral of the same shape beside it.
+//! `YUAN_BENCH_PROMPT`, `YUAN_BENCH_NEW`, `YUAN_BENCH_BATCH` and `YUAN_DEVICE` change what is run.
 
 use std::{ops::ControlFlow, time::Instant};
 
@@ -22,11 +23,14 @@ fn number(name: &str, default: usize) -> usize {
 
 fn main() {
     let config = match std::env::var_os("YUAN_BENCH_CONFIG") {
-        Some(path) => YuanConfig::load(path.as_ref()).expect("YUAN_BENCH_CONFIG is a model configuration"),
+        Some(path) => {
+            YuanConfig::load(path.as_ref()).expect("YUAN_BENCH_CONFIG is a model configuration")
+        }
         None => YuanConfig::toy(4096),
     };
-    let [prompt, new, batch] = [("YUAN_BENCH_PROMPT", 128), ("YUAN_BENCH_NEW", 128), ("YUAN_BENCH_BATCH", 1)]
-        .map(|(name, default)| number(name, default));
+    let [prompt, new, batch] =
+        [("YUAN_BENCH_PROMPT", 128), ("YUAN_BENCH_NEW", 128), ("YUAN_BENCH_BATCH", 1)]
+            .map(|(name, default)| number(name, default));
     let device = yuan::device(&std::env::var("YUAN_DEVICE").unwrap_or_else(|_| "flex".into()))
         .expect("YUAN_DEVICE is a device of this build");
     device.seed(0);

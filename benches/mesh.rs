@@ -1,10 +1,12 @@
-//! What a mesh's devices say to each other, alone: a copy, the exchange of a layer's tokens, the sum of gradients.
+//! What a mesh's devices say to each other, alone: a copy, the exchange of a layer's tokens, the
+//! sum of gradients.
 //!
 //!     cargo bench --bench mesh                                              # one CPU twice: no wires
 //!     cargo bench --bench mesh --features cuda -- --device cuda:0,cuda:1,cuda:2,cuda:3 --precision bf16
 //!
-//! A line of JSON each. `gb_per_s` is what leaves the busiest device in a second, both directions of its link being free;
-//! `of_link` is that over the rate of a single copy between the first device and the last.
+//! A line of JSON each. `gb_per_s` is what leaves the busiest device in a second, both directions
+//! of its link being free; `of_link` is that over the rate of a single copy between the first
+//! device and the last.
 
 use std::{process::ExitCode, time::Instant};
 
@@ -51,12 +53,16 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let devices = arguments.device.iter().map(|name| yuan::device(name)).collect::<Result<Vec<_>, _>>()?;
+    let devices =
+        arguments.device.iter().map(|name| yuan::device(name)).collect::<Result<Vec<_>, _>>()?;
     ensure!(devices.len() > 1, "--device names one device; a mesh has at least two");
     let precision: Precision =
         arguments.precision.parse().map_err(|what| anyhow!("--precision is {what}"))?;
     let link = measure_link(&devices[0], &devices[devices.len() - 1])?;
-    println!("{}", json!({ "what": "copy", "devices": devices.len(), "gb_per_s": round(link / 1e9) }));
+    println!(
+        "{}",
+        json!({ "what": "copy", "devices": devices.len(), "gb_per_s": round(link / 1e9) })
+    );
     let bench = Bench { devices, link, repeat: arguments.repeat };
     bench.exchange(arguments, precision.dtype())?;
     [1, 16, 256].into_iter().try_for_each(|mib| bench.all_reduce(mib))
@@ -73,13 +79,15 @@ impl Bench {
     fn exchange(&self, arguments: &Arguments, dtype: FloatDType) -> anyhow::Result<()> {
         let (devices, pairs) = (self.devices.len(), arguments.tokens * arguments.top_k);
         let experts = devices * arguments.experts;
-        let counts: Vec<usize> =
-            (0..experts).map(|expert| pairs / experts + usize::from(expert < pairs % experts)).collect();
+        let counts: Vec<usize> = (0..experts)
+            .map(|expert| pairs / experts + usize::from(expert < pairs % experts))
+            .collect();
         let exchange = Exchange::new(vec![counts; devices], &vec![arguments.experts; devices]);
         let rows = |device| Tensor::<2>::ones([pairs, arguments.hidden], device).cast(dtype);
         let rows: Vec<Tensor<2>> = self.devices.iter().map(rows).collect();
         let seconds = self.time(|| {
-            let arrived = exchange.send(rows.clone()).into_iter().map(|arrived| Some(arrived?.rows));
+            let arrived =
+                exchange.send(rows.clone()).into_iter().map(|arrived| Some(arrived?.rows));
             exchange.send_back(arrived.collect(), &self.devices).into_iter().flatten().collect()
         })?;
         let bytes = 2 * (devices - 1) * pairs / devices * arguments.hidden * rows[0].dtype().size();

@@ -1,9 +1,11 @@
-//! The operations of a step, one by one, in the shapes of one configuration: milliseconds, one line of JSON each.
+//! The operations of a step, one by one, in the shapes of one configuration: milliseconds, one line
+//! of JSON each.
 //!
 //!     cargo bench --bench operations                                  # `flex`, shapes of the toy
 //!     cargo bench --bench operations --features cuda -- --device cuda --precision bf16 --large
 //!
-//! `scripts/torch_operations.py` times the same in PyTorch, and `scripts/compare_operations.py` puts them side by side.
+//! `scripts/torch_operations.py` times the same in PyTorch, and `scripts/compare_operations.py`
+//! puts them side by side.
 
 use std::{process::ExitCode, time::Instant};
 
@@ -117,7 +119,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let bench = Bench { arguments, device: plain.clone() };
     let (tokens, top_k) = (s.batch * s.seq, 2);
     let random = |shape: Vec<usize>, device: &Device| -> Tensor<2> {
-        let (rows, width) = (shape[..shape.len() - 1].iter().product::<usize>(), shape[shape.len() - 1]);
+        let (rows, width) =
+            (shape[..shape.len() - 1].iter().product::<usize>(), shape[shape.len() - 1]);
         Tensor::<2>::random([rows, width], Distribution::Normal(0.0, 1.0), device).cast(dtype)
     };
     let two = |rows: usize, width: usize| random(vec![rows, width], &plain);
@@ -126,13 +129,17 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let (x, w) = (two(tokens, s.hidden), two(s.hidden, 4 * s.hidden));
     bench.time("linear", || ops::dense(x.clone(), w.clone()))?;
     let (x, w) = (leaf(tokens, s.hidden), leaf(s.hidden, 4 * s.hidden));
-    bench.time("linear, forward and backward", || ops::dense(x.clone(), w.clone()).sum().backward())?;
+    bench.time("linear, forward and backward", || {
+        ops::dense(x.clone(), w.clone()).sum().backward()
+    })?;
 
     let pairs = tokens * top_k;
     let even = vec![pairs / s.experts; s.experts];
     let uneven = skewed(pairs, s.experts);
-    let stack = |d_in: usize, d_out: usize| two(s.experts * d_in, d_out).reshape([s.experts, d_in, d_out]);
-    let (rows, up, down) = (two(pairs, s.hidden), stack(s.hidden, 2 * s.ffn), stack(s.ffn, s.hidden));
+    let stack =
+        |d_in: usize, d_out: usize| two(s.experts * d_in, d_out).reshape([s.experts, d_in, d_out]);
+    let (rows, up, down) =
+        (two(pairs, s.hidden), stack(s.hidden, 2 * s.ffn), stack(s.ffn, s.hidden));
     for (name, counts) in [("equal loads", &even), ("unequal loads", &uneven)] {
         bench.time(&format!("experts, {name}"), || {
             let hidden = ops::swiglu(ops::grouped_matmul(rows.clone(), up.clone(), counts));
@@ -218,7 +225,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
 fn skewed(rows: usize, experts: usize) -> Vec<usize> {
     let weight = |e: usize| 100_f64.powf(-(e as f64) / (experts - 1) as f64);
     let total: f64 = (0..experts).map(weight).sum();
-    let mut counts: Vec<usize> = (0..experts).map(|e| (rows as f64 * weight(e) / total) as usize).collect();
+    let mut counts: Vec<usize> =
+        (0..experts).map(|e| (rows as f64 * weight(e) / total) as usize).collect();
     counts[0] += rows - counts.iter().sum::<usize>();
     counts
 }

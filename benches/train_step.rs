@@ -1,4 +1,5 @@
-//! One training step of a configuration, forward to update: the same measurement as `torch_yuan.py`'s, in the same words.
+//! One training step of a configuration, forward to update: the same measurement as
+//! `torch_yuan.py`'s, in the same words.
 //!
 //!     cargo bench --bench train_step                                        # the toy, 8 rows of 256 tokens
 //!     cargo bench --bench train_step --features cuda -- CONFIG.json --device cuda --seq 2048 --precision bf16
@@ -16,7 +17,8 @@ use yuan::{
     train::{LanguageModel, SpeedModel, TrainConfig, Trainer, data::RowStream},
 };
 
-/// Every step allocates and frees the same large tensors, which glibc returns to the system each time.
+/// Every step allocates and frees the same large tensors, which glibc returns to the system each
+/// time.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -31,7 +33,8 @@ struct Arguments {
     /// Of several devices: rows that each hold all experts
     #[arg(long, default_value_t = 1)]
     data_parallel: usize,
-    /// Measure again after pruning experts that carry this share of the load, and after rearranging the rest
+    /// Measure again after pruning experts that carry this share of the load, and after rearranging
+    /// the rest
     #[arg(long, value_name = "BETA")]
     prune: Option<f64>,
     /// Rows of a step
@@ -75,7 +78,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     };
     model.router_selection_bias |= arguments.skew != 0.0;
     let devices = arguments.device.iter().map(|name| Ok(yuan::device(name)?));
-    let mesh = DeviceMesh::new(devices.collect::<anyhow::Result<_>>()?, arguments.data_parallel)?.autodiff();
+    let mesh = DeviceMesh::new(devices.collect::<anyhow::Result<_>>()?, arguments.data_parallel)?
+        .autodiff();
     let config = TrainConfig {
         batch_size: arguments.batch,
         seq_len: arguments.seq,
@@ -95,7 +99,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let falling = |experts: usize| {
             (0..experts).map(|e| -arguments.skew * e as f32 / (experts - 1).max(1) as f32).collect()
         };
-        let shifts: Vec<Vec<f32>> = model.experts_per_layer.iter().map(|&experts| falling(experts)).collect();
+        let shifts: Vec<Vec<f32>> =
+            model.experts_per_layer.iter().map(|&experts| falling(experts)).collect();
         weights = weights.shift_selection_bias(&shifts);
     }
     let bench = Bench { arguments, model: &model, mesh: &mesh, config: &config, started };
@@ -118,8 +123,12 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Measures the model as it is and, if asked, after a prune and after the rearrangement that belongs to it.
-    fn stages<M: LanguageModel + PrunableExperts>(&self, mut trainer: Trainer<M>) -> anyhow::Result<()> {
+    /// Measures the model as it is and, if asked, after a prune and after the rearrangement that
+    /// belongs to it.
+    fn stages<M: LanguageModel + PrunableExperts>(
+        &self,
+        mut trainer: Trainer<M>,
+    ) -> anyhow::Result<()> {
         let loads = self.measure(&mut trainer, "base", json!({}))?;
         let Some(beta) = self.arguments.prune else { return Ok(()) };
         let groups = self.mesh.expert();
@@ -155,12 +164,14 @@ impl Bench<'_> {
             return Ok(());
         }
         let order = |(layer, kept): (&LayerPlan, &Vec<usize>)| {
-            let place = |expert: &usize| kept.iter().position(|old| old == expert).unwrap_or_default();
+            let place =
+                |expert: &usize| kept.iter().position(|old| old == expert).unwrap_or_default();
             layer.kept.iter().map(place).collect()
         };
         let order: Vec<Vec<usize>> = plan.layers.iter().zip(&kept).map(order).collect();
         let moved = trainer.cut(|model| model.keep_experts(&order))?;
-        self.measure(&mut trainer, "pruned and rearranged", facts(moved, PlacedLayer::rearranged)).map(drop)
+        self.measure(&mut trainer, "pruned and rearranged", facts(moved, PlacedLayer::rearranged))
+            .map(drop)
     }
 
     /// Takes steps, prints their line and returns the loads of the last.
@@ -184,16 +195,18 @@ impl Bench<'_> {
             }
             last = Some(metrics);
             for (peak, device) in peak.iter_mut().zip(self.mesh.devices()) {
-                *peak = (*peak).max(device.memory_pool_usage().map_or(0, |usage| usage.bytes_reserved));
+                *peak =
+                    (*peak).max(device.memory_pool_usage().map_or(0, |usage| usage.bytes_reserved));
             }
         }
         let last = last.context("no step was taken")?;
         times.sort_by(f64::total_cmp);
         let (median, tokens) = (times[times.len() / 2], self.config.tokens_per_step());
-        let (layers, width) = (self.model.num_hidden_layers(), self.model.attention_projection_size);
+        let (layers, width) =
+            (self.model.num_hidden_layers(), self.model.attention_projection_size);
         let active = active_parameters(self.model);
-        let flops =
-            6.0 * active as f64 * tokens as f64 + 6.0 * (layers * width * arguments.seq * tokens) as f64;
+        let flops = 6.0 * active as f64 * tokens as f64
+            + 6.0 * (layers * width * arguments.seq * tokens) as f64;
         let gib = |bytes: u64| round(bytes as f64 / f64::from(1 << 30), 2);
         let devices = self.mesh.devices().len();
         let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
@@ -231,7 +244,8 @@ impl Bench<'_> {
 
 /// Parameters that a token meets in a product, counted as the peer counts them.
 fn active_parameters(model: &YuanConfig) -> usize {
-    let (hidden, width, ffn) = (model.hidden_size, model.attention_projection_size, model.ffn_hidden_size);
+    let (hidden, width, ffn) =
+        (model.hidden_size, model.attention_projection_size, model.ffn_hidden_size);
     let layer = 4 * width * hidden + 2 * hidden * hidden + 3 * model.moe_top_k * hidden * ffn;
     model.num_hidden_layers() * layer + hidden * model.vocab_size
 }
@@ -240,7 +254,8 @@ fn active_parameters(model: &YuanConfig) -> usize {
 fn random_tokens(vocab_size: usize, count: usize) -> Vec<u32> {
     let mut state = 1_u64;
     let mut token = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         ((state >> 33) % vocab_size as u64) as u32
     };
     (0..count).map(|_| token()).collect()

@@ -1,4 +1,5 @@
-//! Models from one form to another: a run to Hugging Face's layout and back, or weights in another type or files.
+//! Models from one form to another: a run to Hugging Face's layout and back, or weights in another
+//! type or files.
 //!
 //!     cargo run --release --example convert -- runs/pretrain exported --dtype bf16
 
@@ -15,7 +16,8 @@ use yuan::{
     train::{Inventory, ModelDirectory},
 };
 
-/// Convert a model; FROM is recognised by its files, TO is in Hugging Face's layout unless --run is given.
+/// Convert a model; FROM is recognised by its files, TO is in Hugging Face's layout unless --run is
+/// given.
 #[derive(Parser)]
 struct Arguments {
     /// A run, one of its checkpoints, or a directory in Hugging Face's layout
@@ -54,18 +56,27 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     };
     match &from {
         // Tensor by tensor; no model is built.
-        ModelDirectory::Hf(checkpoint) if !arguments.run => checkpoint.rewrite(to, None, &options)?,
+        ModelDirectory::Hf(checkpoint) if !arguments.run => {
+            checkpoint.rewrite(to, None, &options)?
+        }
         _ => {
             // The types are converted on the way out, so that each value is rounded once.
-            let model = from.load(&yuan::device("flex")?, arguments.dtype.filter(|_| arguments.run))?;
+            let model =
+                from.load(&yuan::device("flex")?, arguments.dtype.filter(|_| arguments.run))?;
             if arguments.run {
                 ModelDirectory::write_run(to, &model, &from.tokenizer_files())?;
             } else {
-                model.save_hf(to, &SaveOptions { side_files: from.tokenizer_files(), ..options })?;
+                model
+                    .save_hf(to, &SaveOptions { side_files: from.tokenizer_files(), ..options })?;
             }
         }
     }
     let seconds = start.elapsed().as_secs_f64();
-    writeln!(std::io::stdout(), "{}\nwritten to {} in {seconds:.1} s", Inventory::of(to)?, to.display())
-        .context("cannot write to standard output")
+    writeln!(
+        std::io::stdout(),
+        "{}\nwritten to {} in {seconds:.1} s",
+        Inventory::of(to)?,
+        to.display()
+    )
+    .context("cannot write to standard output")
 }

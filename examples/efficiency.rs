@@ -85,8 +85,12 @@ fn loads(experts: usize, layers: usize, spread: f64) -> Vec<LayerLoad> {
 
 /// A plan that keeps so many experts, whatever load that leaves out: beta would allow all to go.
 fn plan_keeping(load: &LayerLoad, kept: usize, groups: usize) -> anyhow::Result<LayerPlan> {
-    let limits =
-        PruneLimits { beta: 1.0.into(), multiple_of: groups, min_experts: kept, ..PruneLimits::default() };
+    let limits = PruneLimits {
+        beta: 1.0.into(),
+        multiple_of: groups,
+        min_experts: kept,
+        ..PruneLimits::default()
+    };
     let plan = PrunePlan::new(std::slice::from_ref(load), &limits, groups)?.layers.remove(0);
     anyhow::ensure!(
         plan.kept.len() == kept,
@@ -99,7 +103,11 @@ fn calculate(arguments: &Arguments) -> anyhow::Result<()> {
     let (before, after) = (YuanConfig::ultra_unpruned(), YuanConfig::ultra());
     let layers = loads(64, before.num_hidden_layers(), arguments.spread);
     let keeping = |kept: &[usize]| -> anyhow::Result<Vec<LayerPlan>> {
-        layers.iter().zip(kept).map(|(load, &kept)| plan_keeping(load, kept, arguments.groups)).collect()
+        layers
+            .iter()
+            .zip(kept)
+            .map(|(load, &kept)| plan_keeping(load, kept, arguments.groups))
+            .collect()
     };
     let plans = keeping(&after.experts_per_layer)?;
     let rearranged_only = keeping(&before.experts_per_layer)?;
@@ -116,8 +124,9 @@ fn calculate(arguments: &Arguments) -> anyhow::Result<()> {
         weight_bytes: 2.0,
         optimizer_bytes: 28.0,
     };
-    let place =
-        |plans: &[LayerPlan], how: fn(&LayerPlan) -> PlacedLayer| plans.iter().map(how).collect::<Vec<_>>();
+    let place = |plans: &[LayerPlan], how: fn(&LayerPlan) -> PlacedLayer| {
+        plans.iter().map(how).collect::<Vec<_>>()
+    };
     let rearranged = place(&plans, PlacedLayer::rearranged);
     let cases = [
         ("base", place(&plans, PlacedLayer::before), Some(62.14)),
@@ -188,7 +197,8 @@ fn compare(run: &std::path::Path) -> anyhow::Result<()> {
     )?;
     let mut any = false;
     for ((step, predicted), pair) in prunes.zip(phases.windows(2)) {
-        let (Some(before), Some(after)) = (pair[0].tokens_per_second, pair[1].tokens_per_second) else {
+        let (Some(before), Some(after)) = (pair[0].tokens_per_second, pair[1].tokens_per_second)
+        else {
             continue;
         };
         let predicted = predicted.context("the run was made without a device description")?;

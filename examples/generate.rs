@@ -77,8 +77,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let directory = ModelDirectory::open(&arguments.model)?;
     let tokenizer = Tokenizer::load(&directory.tokenizer_directory())?;
     let texts = prompts(arguments)?;
-    let prompts =
-        texts.iter().map(|text| encode(arguments, &tokenizer, text)).collect::<Result<Vec<_>, _>>()?;
+    let prompts = texts
+        .iter()
+        .map(|text| encode(arguments, &tokenizer, text))
+        .collect::<Result<Vec<_>, _>>()?;
     let model = directory.load(&device, Some(arguments.dtype))?;
     let options = GenerationOptions {
         max_new_tokens: arguments.max_new_tokens,
@@ -112,10 +114,12 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         }
         // A reader that has heard enough ends the generation.
         match stream.step(token) {
-            Ok(text) => match write!(out, "{}", text.unwrap_or_default()).and_then(|()| out.flush()) {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(_) => ControlFlow::Break(()),
-            },
+            Ok(text) => {
+                match write!(out, "{}", text.unwrap_or_default()).and_then(|()| out.flush()) {
+                    Ok(()) => ControlFlow::Continue(()),
+                    Err(_) => ControlFlow::Break(()),
+                }
+            }
             Err(error) => {
                 failure = Some(error);
                 ControlFlow::Break(())
@@ -138,7 +142,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let read = prompts.iter().map(Vec::len).sum::<usize>();
         let reading = first.map_or(0.0, |first| first.duration_since(start).as_secs_f64());
         let rest = first.map_or(0.0, |first| first.elapsed().as_secs_f64());
-        let ended = generated.iter().filter(|generation| generation.finish == FinishReason::Stop).count();
+        let ended =
+            generated.iter().filter(|generation| generation.finish == FinishReason::Stop).count();
         drop(writeln!(
             std::io::stderr(),
             "[{read} tokens read in {reading:.2} s, {count} generated at {:.1} tokens/s, {ended} of {} ended by themselves]",
@@ -154,7 +159,9 @@ fn prompts(arguments: &Arguments) -> anyhow::Result<Vec<String>> {
         return Ok(arguments.prompts.clone());
     }
     let mut text = String::new();
-    std::io::stdin().read_to_string(&mut text).context("cannot read the prompt from standard input")?;
+    std::io::stdin()
+        .read_to_string(&mut text)
+        .context("cannot read the prompt from standard input")?;
     Ok(vec![text.trim_end().to_owned()])
 }
 

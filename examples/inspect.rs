@@ -24,7 +24,11 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let inventory = Inventory::of(&arguments.directory)?;
-    let text = if arguments.json { serde_json::to_string_pretty(&inventory)? } else { inventory.to_string() };
+    let text = if arguments.json {
+        serde_json::to_string_pretty(&inventory)?
+    } else {
+        inventory.to_string()
+    };
     writeln!(std::io::stdout(), "{text}").context("cannot write to standard output")?;
     // 2: shown, but it cannot be loaded.
     Ok(if inventory.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(2) })

@@ -17,14 +17,15 @@ use yuan_laep::{LoadFile, ModelSize, PerLayer, PruneLimits, PrunePlan, WhatIf};
 /// Plan a layer-adaptive expert prune from token loads, without loading a model.
 #[derive(Parser)]
 struct Arguments {
-    /// File with {"layers": [[tokens of expert 0, …], …]}, or the directory of a run, which holds a loads.json
+    /// File with {"layers": [[tokens of expert 0, …], …]}, or the directory of a run, which holds a
+    /// loads.json
     loads: PathBuf,
-    /// Individual load constraint: an expert may go if its load is at most alpha times the mean; a number or
-    /// "inf", or one for each layer (0.2,0.4,inf)
+    /// Individual load constraint: an expert may go if its load is at most alpha times the mean; a
+    /// number or "inf", or one for each layer (0.2,0.4,inf)
     #[arg(long, default_value = "inf")]
     alpha: PerLayer,
-    /// Cumulative load constraint: the pruned experts of a layer carry at most this share of its load; a number,
-    /// or one for each layer
+    /// Cumulative load constraint: the pruned experts of a layer carry at most this share of its
+    /// load; a number, or one for each layer
     #[arg(long, default_value = "0.1")]
     beta: PerLayer,
     /// Round the kept experts of each layer up to a multiple of this
@@ -52,7 +53,12 @@ struct Arguments {
     #[arg(long, value_delimiter = ',', default_value = "0.2,0.4,0.6,inf", requires = "sweep")]
     alphas: Vec<f64>,
     /// Values of beta to try
-    #[arg(long, value_delimiter = ',', default_value = "0.02,0.05,0.1,0.15,0.2,0.3", requires = "sweep")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "0.02,0.05,0.1,0.15,0.2,0.3",
+        requires = "sweep"
+    )]
     betas: Vec<f64>,
     /// Draw the sweep
     #[arg(long, value_name = "SVG", requires = "sweep")]
@@ -64,8 +70,11 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let file =
-        if arguments.loads.is_dir() { arguments.loads.join("loads.json") } else { arguments.loads.clone() };
+    let file = if arguments.loads.is_dir() {
+        arguments.loads.join("loads.json")
+    } else {
+        arguments.loads.clone()
+    };
     let path = file.display();
     let text = fs::read_to_string(&file).with_context(|| format!("cannot read {path}"))?;
     let loads = LoadFile::from_json(&text).with_context(|| format!("cannot use {path}"))?;
@@ -79,7 +88,14 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     };
     let (layers, groups) = (&loads.window.layers, arguments.groups);
     let output = if arguments.sweep {
-        let rows = WhatIf::sweep(layers, &limits, groups, loads.model, &arguments.alphas, &arguments.betas)?;
+        let rows = WhatIf::sweep(
+            layers,
+            &limits,
+            groups,
+            loads.model,
+            &arguments.alphas,
+            &arguments.betas,
+        )?;
         if let Some(picture) = &arguments.picture {
             save(picture, &pictures::sweep(&rows)?)?;
         }
@@ -100,6 +116,7 @@ fn dry_run(plan: &PrunePlan, size: Option<ModelSize>) -> String {
 }
 
 fn plan_json(plan: &PrunePlan) -> String {
-    let layer = |l: &yuan_laep::LayerPlan| json!({"kept": l.kept, "pruned": l.pruned, "groups": l.groups});
+    let layer =
+        |l: &yuan_laep::LayerPlan| json!({"kept": l.kept, "pruned": l.pruned, "groups": l.groups});
     json!({"layers": plan.layers.iter().map(layer).collect::<Vec<_>>()}).to_string()
 }

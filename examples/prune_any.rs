@@ -1,4 +1,5 @@
-//! LAEP on a mixture of experts that is no Yuan model: four methods, and it can be pruned in mid-training.
+//! LAEP on a mixture of experts that is no Yuan model: four methods, and it can be pruned in
+//! mid-training.
 //!
 //!     cargo run --release --example prune_any
 
@@ -76,7 +77,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let (x, y) = batch(&centres, &maps, &plain);
         let (output, load) = model.forward(x.autodiff());
         let loss = (output - y.autodiff()).powf_scalar(2.0).mean();
-        let tokens: Vec<u64> = load.into_data().convert::<i64>().iter::<i64>().map(|n| n as u64).collect();
+        let tokens: Vec<u64> =
+            load.into_data().convert::<i64>().iter::<i64>().map(|n| n as u64).collect();
         tracker.record(vec![LayerLoad::new(tokens)])?;
         if step % 100 == 0 {
             let value = loss.clone().into_scalar::<f32>();
@@ -85,7 +87,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let gradients = GradientsParams::from_grads(loss.backward(), &model);
         model = optimizer.step(model, gradients, 1e-2, 1.0);
         if step == 300 {
-            let limits = PruneLimits { beta: 0.05.into(), top_k: 1, multiple_of: 2, ..Default::default() };
+            let limits =
+                PruneLimits { beta: 0.05.into(), top_k: 1, multiple_of: 2, ..Default::default() };
             let plan = PrunePlan::new(&tracker.last(1).layers, &limits, 2)?;
             println!("{plan}");
             let kept = [plan.layers[0].kept.clone()];

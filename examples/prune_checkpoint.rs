@@ -42,7 +42,8 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let (path, to) = (arguments.plan.display(), &arguments.to);
-    let text = fs::read_to_string(&arguments.plan).with_context(|| format!("cannot read {path}"))?;
+    let text =
+        fs::read_to_string(&arguments.plan).with_context(|| format!("cannot read {path}"))?;
     let plan = PrunePlan::from_json(&text).with_context(|| format!("cannot use {path}"))?;
     let ModelDirectory::Hf(checkpoint) = ModelDirectory::open(&arguments.from)? else {
         bail!(

@@ -14,7 +14,8 @@ use anyhow::{Context, anyhow};
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
-/// Every step allocates and frees the same large tensors, which glibc returns to the system each time.
+/// Every step allocates and frees the same large tensors, which glibc returns to the system each
+/// time.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -24,7 +25,8 @@ struct Arguments {
     /// Device to serve: flex, cuda:0, … as far as this build has it
     #[arg(long, default_value = "flex")]
     device: String,
-    /// Address and port to listen on; port 0 takes a free one. Whoever reaches it may compute here: keep it inside
+    /// Address and port to listen on; port 0 takes a free one. Whoever reaches it may compute here:
+    /// keep it inside
     #[arg(long, default_value = "127.0.0.1:0", value_name = "HOST:PORT")]
     listen: String,
     /// Compute with Burn's own operations instead of ours

@@ -32,7 +32,8 @@ use std::{
     process::{ExitCode, Termination},
 };
 
-/// Ends a program: an error becomes one line with all its causes, whatever `RUST_BACKTRACE` says, and a failure.
+/// Ends a program: an error becomes one line with all its causes, whatever `RUST_BACKTRACE` says,
+/// and a failure.
 pub fn exit<T: Termination, E: Display>(result: Result<T, E>) -> ExitCode {
     match result {
         Ok(value) => value.report(),

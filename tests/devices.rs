@@ -1,4 +1,5 @@
-//! The same programs on every device: `YUAN_DEVICE` names those to compare with `flex`, such as `ndarray,wgpu`.
+//! The same programs on every device: `YUAN_DEVICE` names those to compare with `flex`, such as
+//! `ndarray,wgpu`.
 
 mod support;
 
@@ -17,7 +18,9 @@ fn devices() -> Vec<String> {
 /// A training run of some steps with a prune in the middle, on a device.
 fn train(device: &str, data: &Path, run: &Path, more: &[&str]) {
     let mut command = tiny_pretrain(data, run);
-    succeed(command.args(["--device", device, "--steps", "16", "--learning-rate", "1e-3"]).args(more));
+    succeed(
+        command.args(["--device", device, "--steps", "16", "--learning-rate", "1e-3"]).args(more),
+    );
 }
 
 fn events(run: &Path) -> Vec<Value> {
@@ -131,7 +134,8 @@ fn a_run_without_fast_versions_learns_the_same() {
 #[test]
 fn a_device_that_is_not_there_is_one_sentence() {
     let message = |device: &str| {
-        let output = fail(std::process::Command::new(example("pretrain")).args(["--device", device]));
+        let output =
+            fail(std::process::Command::new(example("pretrain")).args(["--device", device]));
         // Mesa's drivers may add lines of their own when they are asked for adapters.
         let mut ours = output.lines().filter(|line| line.starts_with("Error: "));
         let sentence = ours.next().unwrap_or_else(|| panic!("{output}")).to_owned();
@@ -140,10 +144,13 @@ fn a_device_that_is_not_there_is_one_sentence() {
     };
     let found = message("gpu");
     assert!(
-        found.starts_with("Error: there is no device \"gpu\": no backend has this name; found: flex, "),
+        found.starts_with(
+            "Error: there is no device \"gpu\": no backend has this name; found: flex, "
+        ),
         "{found}"
     );
     let found = message("flex:3");
-    let expected = "Error: there is no device \"flex:3\": there are 1, counted from 0; found: flex, ";
+    let expected =
+        "Error: there is no device \"flex:3\": there are 1, counted from 0; found: flex, ";
     assert!(found.starts_with(expected), "{found}");
 }

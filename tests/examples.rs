@@ -25,7 +25,10 @@ fn a_model_that_is_no_yuan_is_pruned_and_goes_on_learning() {
 fn the_efficiency_of_ultra_grows_with_each_part_of_laep() {
     let (out, _) = succeed(&mut Command::new(example("efficiency")));
     let tflops = |name: &str| -> f64 {
-        let row = out.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name}: {out}"));
+        let row = out
+            .lines()
+            .find(|line| line.starts_with(name))
+            .unwrap_or_else(|| panic!("{name}: {out}"));
         row[name.len()..].split_whitespace().next().unwrap().parse().unwrap()
     };
     let (base, pruned) = (tflops("base "), tflops("pruned only "));
@@ -42,7 +45,12 @@ fn the_ablation_fills_its_tables() {
     write_corpus(&data);
     let ablation = || {
         let mut command = Command::new(example("ablation"));
-        command.arg("--data").arg(&data).arg("--out").arg(&out).args(["--seeds", "1", "--steps", "8"]);
+        command
+            .arg("--data")
+            .arg(&data)
+            .arg("--out")
+            .arg(&out)
+            .args(["--seeds", "1", "--steps", "8"]);
         command.args([
             "--prune-at",
             "4",
@@ -59,9 +67,13 @@ fn the_ablation_fills_its_tables() {
         command
     };
     let (table, _) = succeed(&mut ablation());
-    for row in
-        ["Table 1", "Table 2", "DeepSeek-V3 auxiliary loss 1e-4", "beta 0.05", "alpha 0.2 and 0.4 in turn"]
-    {
+    for row in [
+        "Table 1",
+        "Table 2",
+        "DeepSeek-V3 auxiliary loss 1e-4",
+        "beta 0.05",
+        "alpha 0.2 and 0.4 in turn",
+    ] {
         assert!(table.contains(row), "{row}: {table}");
     }
     assert!(table.matches("one seed tells nothing").count() >= 8, "{table}");
@@ -75,5 +87,7 @@ fn the_ablation_fills_its_tables() {
         })
     });
     assert!(!weights, "no weights are kept");
-    assert!(fail(ablation().args(["--device", "abacus"])).contains("there is no device \"abacus\""));
+    assert!(
+        fail(ablation().args(["--device", "abacus"])).contains("there is no device \"abacus\"")
+    );
 }

@@ -1,9 +1,10 @@
-//! Readers of untrusted files, fed with damaged ones: they may refuse, but never panic, never allocate more than
-//! the file justifies and never read outside it.
+//! Readers of untrusted files, fed with damaged ones: they may refuse, but never panic, never
+//! allocate more than the file justifies and never read outside it.
 //!
-//! A coverage-guided fuzzer would need a nightly compiler and Burn built anew with it. This one changes the files
-//! of `tests/corpus` and of the fixtures in the ways in which files break, always the same ones for a seed;
-//! `YUAN_FUZZ_CASES` and `YUAN_FUZZ_SEED` make it search longer and elsewhere. What fails is added to the corpus.
+//! A coverage-guided fuzzer would need a nightly compiler and Burn built anew with it. This one
+//! changes the files of `tests/corpus` and of the fixtures in the ways in which files break, always
+//! the same ones for a seed; `YUAN_FUZZ_CASES` and `YUAN_FUZZ_SEED` make it search longer and
+//! elsewhere. What fails is added to the corpus.
 
 use std::{
     fs,
@@ -31,21 +32,24 @@ const FIXTURES: &str = "yuan-model/tests/fixtures";
 /// The allocator counts for the whole process, so one reader is measured at a time.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// Memory that a reader may use: a fixed part, and so many times the files' size for names and JSON values.
+/// Memory that a reader may use: a fixed part, and so many times the files' size for names and JSON
+/// values.
 fn allowance(file_bytes: usize) -> usize {
     (1 << 20) + 150 * file_bytes
 }
 
 fn number_of(name: &str, default: u64) -> u64 {
-    std::env::var(name)
-        .map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
+    std::env::var(name).map_or(default, |text| {
+        text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number"))
+    })
 }
 
 /// Files to start from: the corpus, and the fixtures that fit.
 fn seeds(kind: &str, fixtures: &[&str]) -> Vec<Vec<u8>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let corpus =
-        fs::read_dir(root.join("tests/corpus").join(kind)).unwrap().map(|entry| entry.unwrap().path());
+    let corpus = fs::read_dir(root.join("tests/corpus").join(kind))
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
     let mut paths: Vec<PathBuf> =
         corpus.chain(fixtures.iter().map(|file| root.join(FIXTURES).join(file))).collect();
     paths.sort();
@@ -105,13 +109,22 @@ fn mutate(input: &mut Vec<u8>, has_header: bool, seeds: &[Vec<u8>], rng: &mut St
             input.splice(at..end, part.iter().copied());
         }
         7 if has_header => {
-            let sizes =
-                [0, 1, 8, input.len() as u64 - 8, input.len() as u64, 1 << 40, u64::MAX, u64::MAX - 7];
+            let sizes = [
+                0,
+                1,
+                8,
+                input.len() as u64 - 8,
+                input.len() as u64,
+                1 << 40,
+                u64::MAX,
+                u64::MAX - 7,
+            ];
             input[..8].copy_from_slice(&pick(&sizes, rng).to_le_bytes());
         }
         // A header that changed its length, and says so.
         _ if has_header => {
-            let end = input.windows(2).position(|pair| pair == b"}}").map_or(input.len(), |end| end + 2);
+            let end =
+                input.windows(2).position(|pair| pair == b"}}").map_or(input.len(), |end| end + 2);
             input[..8].copy_from_slice(&(end as u64 - 8).to_le_bytes());
         }
         _ => input.extend(b"]}]}"),
@@ -142,7 +155,10 @@ fn replace_number(input: &mut Vec<u8>, at: usize, rng: &mut StdRng) {
         "18446744073709551615",
         "18446744073709551616",
     ];
-    let Some(start) = input[at..].iter().position(u8::is_ascii_digit).map(|start| at + start) else { return };
+    let Some(start) = input[at..].iter().position(u8::is_ascii_digit).map(|start| at + start)
+    else {
+        return;
+    };
     let length = input[start..].iter().take_while(|byte| byte.is_ascii_digit()).count();
     input.splice(start..start + length, pick(&EDGES, rng).bytes());
 }
@@ -185,7 +201,10 @@ fn tensor_files_are_read_or_refused() {
         for (name, tensor) in file.tensors() {
             let bytes = measured(input.len(), || file.map(name)).unwrap();
             let expected = theirs.tensor(name).unwrap();
-            assert_eq!((tensor.dtype, tensor.shape.as_slice()), (expected.dtype(), expected.shape()));
+            assert_eq!(
+                (tensor.dtype, tensor.shape.as_slice()),
+                (expected.dtype(), expected.shape())
+            );
             assert_eq!(bytes.as_ref(), expected.data(), "every byte of the file, and none beyond");
         }
     });
@@ -209,7 +228,8 @@ fn checkpoint_directories_are_read_or_refused() {
         fuzz("directory", extension, &[seed], cases, |input| {
             fs::write(temp.path().join(file), input).unwrap();
             drop(measured(size + input.len(), || Shards::open_headers(temp.path())));
-            let Ok(checkpoint) = measured(size + input.len(), || HfCheckpoint::open(temp.path())) else {
+            let Ok(checkpoint) = measured(size + input.len(), || HfCheckpoint::open(temp.path()))
+            else {
                 return;
             };
             for source in checkpoint.config().parameter_sources() {

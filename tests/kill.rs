@@ -17,7 +17,9 @@ fn story(run: &Path) -> Vec<String> {
         }
         Event::Validation { step, loss } => Some(format!("{step} validation {loss:?}")),
         Event::Prune { step, experts_after, .. } => Some(format!("{step} prune {experts_after:?}")),
-        Event::Guard { step, loss, satisfied, .. } => Some(format!("{step} guard {loss:?} {satisfied}")),
+        Event::Guard { step, loss, satisfied, .. } => {
+            Some(format!("{step} guard {loss:?} {satisfied}"))
+        }
         Event::RollBack { step, to_step } => Some(format!("{step} back to {to_step}")),
         _ => None,
     };

@@ -1,7 +1,7 @@
 //! A mesh of devices computes what one device computes.
 //!
-//! The devices are one CPU listed several times, which takes every path but the wires; `mesh_processes.rs` has those, and
-//! `YUAN_DEVICE=cuda:0,cuda:1` takes several GPUs.
+//! The devices are one CPU listed several times, which takes every path but the wires;
+//! `mesh_processes.rs` has those, and `YUAN_DEVICE=cuda:0,cuda:1` takes several GPUs.
 
 mod support {
     pub mod mesh;
@@ -42,7 +42,12 @@ fn mesh([data, expert]: [usize; 2]) -> DeviceMesh {
 
 fn assert_same(found: &Gradients, expected: &Gradients) {
     let difference = (found.loss - expected.loss).abs();
-    assert!(difference <= TOLERANCE * expected.loss, "loss {} is not {}", found.loss, expected.loss);
+    assert!(
+        difference <= TOLERANCE * expected.loss,
+        "loss {} is not {}",
+        found.loss,
+        expected.loss
+    );
     assert_eq!(found.balance.is_some(), expected.balance.is_some());
     if let (Some(found), Some(expected)) = (found.balance, expected.balance) {
         assert!((found - expected).abs() <= TOLERANCE * expected.abs());
@@ -77,8 +82,12 @@ fn a_run_on_a_mesh_is_the_run_on_one_device_through_prune_and_rearrangement() {
     let one = tempdir().unwrap();
     let mut trainer = open_on_one(&config, one.path());
     trainer.run().unwrap();
-    let (expected, expected_state) = (story(one.path()), state(trainer.model(), trainer.optimizer()));
-    assert!(trainer.model().config().experts_per_layer.iter().any(|&experts| experts < 8), "it prunes");
+    let (expected, expected_state) =
+        (story(one.path()), state(trainer.model(), trainer.optimizer()));
+    assert!(
+        trainer.model().config().experts_per_layer.iter().any(|&experts| experts < 8),
+        "it prunes"
+    );
     for shape in SHAPES {
         let run = tempdir().unwrap();
         let mut trainer = open_on_mesh(&config, run.path(), &mesh(shape));
@@ -88,7 +97,11 @@ fn a_run_on_a_mesh_is_the_run_on_one_device_through_prune_and_rearrangement() {
         assert!(page.contains("spread over the device groups anew"));
         assert_eq!(page.contains("device load over training"), shape[1] > 1);
         // Ten steps of AdamW carry rounding on: its updates do not grow with the gradient.
-        assert_close(&state(trainer.model(), trainer.optimizer()), &expected_state, 100.0 * TOLERANCE);
+        assert_close(
+            &state(trainer.model(), trainer.optimizer()),
+            &expected_state,
+            100.0 * TOLERANCE,
+        );
     }
 }
 
@@ -99,7 +112,8 @@ fn a_checkpoint_of_any_mesh_goes_on_on_any_other() {
     let mut four = open_on_mesh(&config, saved.path(), &mesh([1, 4]));
     four.run().unwrap();
     let whole = story(saved.path());
-    let at_six = Checkpoint::list(saved.path()).unwrap().into_iter().find(|saved| saved.step == 6).unwrap();
+    let at_six =
+        Checkpoint::list(saved.path()).unwrap().into_iter().find(|saved| saved.step == 6).unwrap();
     let one: (yuan::model::YuanModel, AdamW, _) = at_six.load(&config, &home()).unwrap();
     let expected = state(&one.0, &one.1);
     for shape in SHAPES {
@@ -129,7 +143,8 @@ fn copy(from: &std::path::Path, to: &std::path::Path) {
 #[test]
 fn after_a_rearrangement_the_devices_of_a_mesh_are_loaded_as_the_plan_says() {
     // Nothing is learned: the next steps route as those did that the plan rests on.
-    let mut config = TrainConfig { learning_rate: 1e-30, min_learning_rate: 0.0, steps: 2, ..train_config() };
+    let mut config =
+        TrainConfig { learning_rate: 1e-30, min_learning_rate: 0.0, steps: 2, ..train_config() };
     config.laep.trigger = yuan::train::callback::Trigger::Steps(vec![1]);
     config.laep.limits.beta = 0.0.into();
     config.laep.groups = 2;
@@ -299,7 +314,8 @@ proptest! {
         }
     }
 
-    /// Rows that carry their number arrive where they should, sorted, and come back to where they were.
+    /// Rows that carry their number arrive where they should, sorted, and come back to where they
+    /// were.
     #[test]
     fn rows_reach_the_mesh_device_of_their_expert_and_return(
         counts in prop::collection::vec(prop::collection::vec(0_usize..5, 6), 3),

@@ -1,4 +1,5 @@
-//! A mesh whose devices are processes of their own, on loopback: the wires, and what happens when one is cut.
+//! A mesh whose devices are processes of their own, on loopback: the wires, and what happens when
+//! one is cut.
 #![cfg(feature = "remote")]
 
 #[path = "support/mesh.rs"]
@@ -19,8 +20,8 @@ use burn::tensor::{
     remote::{ConnectError, RemoteHost},
 };
 use runs::{
-    STEPS, Story, TOLERANCE, assert_close, assert_same_story, fresh_mesh_model, fresh_model, gradients,
-    model_config, open_on_mesh, open_on_one, state, story, train_config,
+    STEPS, Story, TOLERANCE, assert_close, assert_same_story, fresh_mesh_model, fresh_model,
+    gradients, model_config, open_on_mesh, open_on_one, state, story, train_config,
 };
 use support::{example, fail, succeed, tiny_pretrain, write_corpus};
 use tempfile::tempdir;
@@ -109,12 +110,17 @@ fn compare_with_one_device() {
     let one = tempdir().unwrap();
     let mut trainer = open_on_one(&config, one.path());
     trainer.run().unwrap();
-    let (expected_story, expected_state) = (story(one.path()), state(trainer.model(), trainer.optimizer()));
+    let (expected_story, expected_state) =
+        (story(one.path()), state(trainer.model(), trainer.optimizer()));
 
     let workers = workers(4);
     for [data, expert] in [[1, 1], [1, 2], [2, 1], [2, 2], [1, 4]] {
         let mesh = mesh(&workers[..data * expert], data);
-        let found = gradients(&fresh_mesh_model(&model_config(), &mesh), mesh.home(), LossOptions::default());
+        let found = gradients(
+            &fresh_mesh_model(&model_config(), &mesh),
+            mesh.home(),
+            LossOptions::default(),
+        );
         assert!((found.loss - expected.loss).abs() <= TOLERANCE * expected.loss);
         assert_close(&found.by_path, &expected.by_path, TOLERANCE);
         // Before and after a prune with rearrangement in the middle, and another rearrangement.
@@ -122,7 +128,11 @@ fn compare_with_one_device() {
         let mut trainer = open_on_mesh(&config, run.path(), &mesh);
         trainer.run().unwrap();
         assert_same_story(&story(run.path()), &expected_story);
-        assert_close(&state(trainer.model(), trainer.optimizer()), &expected_state, 100.0 * TOLERANCE);
+        assert_close(
+            &state(trainer.model(), trainer.optimizer()),
+            &expected_state,
+            100.0 * TOLERANCE,
+        );
     }
 }
 
@@ -138,7 +148,11 @@ impl Callback<MeshModel> for KillAt {
         "kill"
     }
 
-    fn on_step(&mut self, _: &mut Context<'_, MeshModel>, metrics: &StepMetrics) -> Result<(), TrainError> {
+    fn on_step(
+        &mut self,
+        _: &mut Context<'_, MeshModel>,
+        metrics: &StepMetrics,
+    ) -> Result<(), TrainError> {
         if metrics.step == self.step && !self.while_moving {
             // In the middle of the next step.
             let worker = self.worker.clone();
@@ -170,7 +184,8 @@ fn check_death(while_moving: bool, expected: &Story) {
     let config = TrainConfig { checkpoint_every: 2, steps: STEPS, ..train_config() };
     let run = tempdir().unwrap();
     let [first, second]: [Worker; 2] = workers(2).try_into().ok().unwrap();
-    let servers = [&first, &second].map(|worker| worker.url.strip_prefix("ws://").unwrap().to_owned());
+    let servers =
+        [&first, &second].map(|worker| worker.url.strip_prefix("ws://").unwrap().to_owned());
     let mesh = DeviceMesh::new(vec![first.device(), second.device()], 1).unwrap().autodiff();
     let worker = Arc::new(Mutex::new(second));
     let watch = Watch { servers: servers.to_vec(), patience: Duration::from_secs(60) };
@@ -231,7 +246,9 @@ fn train_on_workers() {
     let asked = |token: &str| {
         let run = runs.path().join(format!("asked {token}"));
         let mut pretrain = tiny_pretrain(data.path(), &run);
-        pretrain.args(["--device", &shy.url, "--steps", "1"]).env(yuan::model::device::TOKEN, token);
+        pretrain
+            .args(["--device", &shy.url, "--steps", "1"])
+            .env(yuan::model::device::TOKEN, token);
         pretrain
     };
     succeed(&mut asked("secret"));
@@ -243,7 +260,8 @@ fn train_on_workers() {
     assert!(matches!(Device::remote_options(&host).init(), Err(ConnectError::Unauthorized)));
 
     workers[1].kill();
-    let error = fail(tiny_pretrain(data.path(), &runs.path().join("dead")).args(["--device", &devices]));
+    let error =
+        fail(tiny_pretrain(data.path(), &runs.path().join("dead")).args(["--device", &devices]));
     assert!(error.contains(&format!("there is no device \"{}\"", workers[1].url)), "{error}");
 }
 

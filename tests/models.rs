@@ -53,13 +53,22 @@ fn a_trained_and_pruned_run_goes_to_hugging_faces_layout_and_back() {
     assert!(from_run.starts_with("the expert of") && from_run.len() > 30, "{from_run}");
 
     let (out, _) = succeed(command("convert", &[run(), &exported]).args(["--shard-size", "200kB"]));
-    assert!(out.contains("Hugging Face's layout") && out.contains("problems           none"), "{out}");
+    assert!(
+        out.contains("Hugging Face's layout") && out.contains("problems           none"),
+        "{out}"
+    );
     assert!(exported.join("model.safetensors.index.json").is_file());
-    assert!(exported.join("tokenizer.json").is_file() && exported.join("tokenizer_config.json").is_file());
+    assert!(
+        exported.join("tokenizer.json").is_file()
+            && exported.join("tokenizer_config.json").is_file()
+    );
     let config: Value =
         serde_json::from_str(&fs::read_to_string(exported.join("config.json")).unwrap()).unwrap();
     let experts = &config["moe_config"]["per_layer_experts_blocks"];
-    assert!(experts.as_array().unwrap().iter().any(|count| count.as_u64().unwrap() < 8), "{config}");
+    assert!(
+        experts.as_array().unwrap().iter().any(|count| count.as_u64().unwrap() < 8),
+        "{config}"
+    );
     assert_eq!(inventory(run())["experts_per_layer"], *experts);
     assert_eq!(inventory(&exported)["parameters"], inventory(run())["stored_elements"]);
     assert_eq!(generated(&exported, "the expert of"), from_run);
@@ -86,7 +95,8 @@ fn a_trained_and_pruned_run_goes_to_hugging_faces_layout_and_back() {
 #[test]
 fn a_plan_prunes_published_weights_without_the_model() {
     let temp = tempdir().unwrap();
-    let [exported, pruned, plan] = ["exported", "pruned", "plan.json"].map(|name| temp.path().join(name));
+    let [exported, pruned, plan] =
+        ["exported", "pruned", "plan.json"].map(|name| temp.path().join(name));
     succeed(&mut command("convert", &[run(), &exported]));
     let before = inventory(&exported);
     let loads = temp.path().join("loads.json");
@@ -115,10 +125,14 @@ fn a_plan_prunes_published_weights_without_the_model() {
         error.trim_end(),
         format!("Error: {} already exists: add --overwrite to replace it", pruned.display())
     );
-    let error = fail(&mut command("prune_checkpoint", &[&pruned, &plan, &temp.path().join("more")]));
+    let error =
+        fail(&mut command("prune_checkpoint", &[&pruned, &plan, &temp.path().join("more")]));
     assert!(error.contains("is no plan for this model: "), "{error}");
     let error = fail(&mut command("prune_checkpoint", &[run(), &plan, &temp.path().join("more")]));
-    assert!(error.contains("is a run: `convert` makes it a directory in Hugging Face's layout"), "{error}");
+    assert!(
+        error.contains("is a run: `convert` makes it a directory in Hugging Face's layout"),
+        "{error}"
+    );
     assert!(!temp.path().join("more").exists());
 }
 
@@ -150,11 +164,17 @@ fn prompts_come_from_arguments_or_standard_input_and_draws_repeat_by_seed() {
     assert_eq!(succeed(&mut piped).0, generated(run(), "the expert of"));
 
     let error = fail(command("generate", &[run()]).args(["hello", "--top-p", "0"]));
-    assert_eq!(error.trim_end(), "Error: top_p = 0 is out of range: expected above 0 and at most 1");
+    assert_eq!(
+        error.trim_end(),
+        "Error: top_p = 0 is out of range: expected above 0 and at most 1"
+    );
     let error = fail(command("generate", &[run()]).args(["hello", "--chat"]));
     assert_eq!(error.trim_end(), "Error: chat template: the directory has none");
     let error = fail(command("generate", &[run()]).arg(""));
-    assert_eq!(error.trim_end(), "Error: there is no prompt: give one as an argument or on standard input");
+    assert_eq!(
+        error.trim_end(),
+        "Error: there is no prompt: give one as an argument or on standard input"
+    );
     let empty = tempdir().unwrap();
     let error = fail(command("generate", &[empty.path()]).arg("hello"));
     assert!(error.contains("cannot read ") && error.contains("config.json"), "{error}");
@@ -163,17 +183,29 @@ fn prompts_come_from_arguments_or_standard_input_and_draws_repeat_by_seed() {
 #[test]
 fn training_goes_on_from_any_model() {
     let temp = tempdir().unwrap();
-    let [exported, data, second] = ["exported", "data", "second"].map(|name| temp.path().join(name));
+    let [exported, data, second] =
+        ["exported", "data", "second"].map(|name| temp.path().join(name));
     succeed(&mut command("convert", &[run(), &exported]));
     write_corpus(&data);
     let mut pretrain = command("pretrain", &[]);
     pretrain.arg("--data").arg(&data).arg("--run").arg(&second).arg("--init").arg(&exported);
-    pretrain.args(["--steps", "2", "--batch", "2", "--seq", "32", "--no-laep", "--learning-rate", "1e-9"]);
+    pretrain.args([
+        "--steps",
+        "2",
+        "--batch",
+        "2",
+        "--seq",
+        "32",
+        "--no-laep",
+        "--learning-rate",
+        "1e-9",
+    ]);
     succeed(&mut pretrain);
     assert_eq!(inventory(&second)["experts_per_layer"], inventory(&exported)["experts_per_layer"]);
     // At a learning rate of nothing the model is the one that it started from.
     assert_eq!(generated(&second, "the expert of"), generated(&exported, "the expert of"));
-    let error = fail(command("pretrain", &[]).arg("--init").arg(&exported).args(["--experts", "4"]));
+    let error =
+        fail(command("pretrain", &[]).arg("--init").arg(&exported).args(["--experts", "4"]));
     assert!(error.contains("cannot be used with"), "{error}");
 }
 
@@ -187,7 +219,10 @@ fn a_damaged_checkpoint_is_shown_with_what_is_wrong() {
     let output = command("inspect", &[&exported]).output().unwrap();
     let out = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(2), "{out}");
-    assert!(out.contains("model.safetensors is cut off: 1000 bytes of its tensors are missing"), "{out}");
+    assert!(
+        out.contains("model.safetensors is cut off: 1000 bytes of its tensors are missing"),
+        "{out}"
+    );
     let error = fail(&mut command("convert", &[&exported, &temp.path().join("copy")]));
     assert!(error.contains("the file is cut off: 1000 bytes"), "{error}");
     assert!(!temp.path().join("copy").exists());

@@ -1,4 +1,5 @@
-//! The example `pretrain` as a user runs it: what it leaves, and what it says when something is wrong.
+//! The example `pretrain` as a user runs it: what it leaves, and what it says when something is
+//! wrong.
 
 mod support;
 
@@ -15,9 +16,13 @@ fn a_run_leaves_metrics_plan_checkpoints_and_pictures() {
     write_corpus(&data);
     let (out, err) = succeed(&mut tiny_pretrain(&data, &run));
     assert!(err.contains("pruned [8, 8] experts to ["), "{err}");
-    for row in
-        ["parameters", "experts per layer", "tokens per second", "validation loss", "busiest expert / mean"]
-    {
+    for row in [
+        "parameters",
+        "experts per layer",
+        "tokens per second",
+        "validation loss",
+        "busiest expert / mean",
+    ] {
         assert!(out.contains(row), "{out}");
     }
     assert!(out.contains("before (to step 12)") && out.contains("after"), "{out}");
@@ -94,23 +99,27 @@ fn a_plan_that_was_made_elsewhere_is_applied() {
     let directory = tempdir().unwrap();
     let (data, run) = (directory.path().join("data"), directory.path().join("run"));
     write_corpus(&data);
-    // Loads of a run without a prune, a plan from them with limits per layer, and a run that applies it.
+    // Loads of a run without a prune, a plan from them with limits per layer, and a run that
+    // applies it.
     succeed(tiny_pretrain(&data, &run).args(["--steps", "8", "--prune-at", "99"]));
     let plan = directory.path().join("edited.json");
     let limits = ["--alpha", "inf,0.5", "--beta", "0.3,1", "--multiple-of", "2", "--groups", "2"];
-    let (table, _) = succeed(Command::new(example("plan")).arg(&run).args(limits).arg("--save").arg(&plan));
+    let (table, _) =
+        succeed(Command::new(example("plan")).arg(&run).args(limits).arg("--save").arg(&plan));
     assert!(table.contains("tokens losing"), "{table}");
     let planned = PrunePlan::from_json(&fs::read_to_string(&plan).unwrap()).unwrap();
     let second = directory.path().join("second");
     succeed(tiny_pretrain(&data, &second).arg("--plan").arg(&plan));
-    let applied = PrunePlan::from_json(&fs::read_to_string(second.join("plan.json")).unwrap()).unwrap();
+    let applied =
+        PrunePlan::from_json(&fs::read_to_string(second.join("plan.json")).unwrap()).unwrap();
     assert_eq!(applied, planned);
     let checkpoint = Checkpoint::latest(&second).unwrap().unwrap();
     let config = YuanConfig::load(&checkpoint.path.join("config.json")).unwrap();
     assert_eq!(config.experts_per_layer, planned.experts_per_layer());
 
     let third = directory.path().join("third");
-    let message = fail(tiny_pretrain(&data, &third).args(["--layers", "3"]).arg("--plan").arg(&plan));
+    let message =
+        fail(tiny_pretrain(&data, &third).args(["--layers", "3"]).arg("--plan").arg(&plan));
     assert_sentence(&message, "edited.json is no plan for this model: expected 3 layers, found 2");
     fs::write(&plan, "{}").unwrap();
     let message = fail(tiny_pretrain(&data, &third).arg("--plan").arg(&plan));
@@ -149,7 +158,10 @@ fn what_is_wrong_is_said_in_a_sentence() {
     assert_sentence(&fail(&mut tiny_pretrain(&path("empty"), &run)), "empty holds no text files");
     assert_sentence(&fail(&mut tiny_pretrain(&path("short"), &run)), "too little text to");
     assert_sentence(&fail(&mut tiny_pretrain(&data, &path("taken"))), "taken is not empty");
-    assert_sentence(&fail(tiny_pretrain(&data, &path("nowhere")).arg("--resume")), "holds no run to resume");
+    assert_sentence(
+        &fail(tiny_pretrain(&data, &path("nowhere")).arg("--resume")),
+        "holds no run to resume",
+    );
     assert_sentence(
         &with(&["--device", "abacus"]),
         "there is no device \"abacus\": no backend has this name; found: flex",
@@ -169,16 +181,25 @@ fn wrong_settings_are_refused_before_anything_is_read() {
     assert_sentence(&base(&["--steps", "0"]), "steps must be at least 1");
     assert_sentence(&base(&["--learning-rate", "NaN"]), "learning_rate = NaN must be positive");
     assert_sentence(&base(&["--beta=-1"]), "beta = -1 is not allowed");
-    assert_sentence(&base(&["--multiple-of", "3"]), "multiple_of = 3 is not divisible by groups = 2");
+    assert_sentence(
+        &base(&["--multiple-of", "3"]),
+        "multiple_of = 3 is not divisible by groups = 2",
+    );
     assert_sentence(&base(&["--beta", "0.1,0.2"]), "beta has 2 values for 4 layers");
     assert_sentence(&base(&["--guard=-1"]), "the guard's margin = -1 must not be negative");
     assert_sentence(&base(&["--prune-at", "9,3"]), "[9, 3], must ascend");
-    assert_sentence(&base(&["--z-loss=-1"]), "the router z-loss's coefficient = -1 must not be negative");
+    assert_sentence(
+        &base(&["--z-loss=-1"]),
+        "the router z-loss's coefficient = -1 must not be negative",
+    );
     assert_sentence(
         &base(&["--experts", "9"]),
         "layer 0 has 9 experts, which multiple_of = 2 does not divide",
     );
-    assert_sentence(&base(&["--hidden", "30", "--layers", "0"]), "num_hidden_layers must be at least 1");
+    assert_sentence(
+        &base(&["--hidden", "30", "--layers", "0"]),
+        "num_hidden_layers must be at least 1",
+    );
     assert_sentence(&base(&["--vocab", "100"]), "a vocabulary of 100 is below");
 }
 
@@ -193,7 +214,8 @@ fn a_corrupt_checkpoint_stops_a_resume() {
     assert_sentence(&fail(tiny_pretrain(&data, &run).arg("--resume")), "model.safetensors");
 }
 
-/// A limit on the size of files stands in for a full disk: the write fails half way in the same place.
+/// A limit on the size of files stands in for a full disk: the write fails half way in the same
+/// place.
 #[cfg(unix)]
 #[test]
 fn a_failed_write_ends_the_run_and_leaves_the_last_checkpoint() {
@@ -214,7 +236,8 @@ fn a_failed_write_ends_the_run_and_leaves_the_last_checkpoint() {
     let message = fail(&mut limited(300, &[]));
     assert_sentence(&message, "cannot write");
     assert!(message.contains("model.safetensors"), "{message}");
-    let left: Vec<_> = fs::read_dir(&run).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let left: Vec<_> =
+        fs::read_dir(&run).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(!left.iter().any(|name| name.to_string_lossy().contains("checkpoint")), "{left:?}");
     // With room again, the run goes on from what is complete.
     succeed(tiny_pretrain(&data, &run).arg("--resume"));

@@ -107,7 +107,13 @@ fn check_numbers(run: &Path) {
             }
             None => match attribute(tag, "data-derived").unwrap() {
                 "gain in median speed" => speeds.last().unwrap() / speeds[0],
-                how => speeds[how.strip_prefix("median speed of phase ").unwrap().parse::<usize>().unwrap()],
+                how => {
+                    speeds[how
+                        .strip_prefix("median speed of phase ")
+                        .unwrap()
+                        .parse::<usize>()
+                        .unwrap()]
+                }
             },
         };
         assert!((value - expected).abs() <= 1e-12 * expected.abs(), "{tag}: {value} {expected}");
@@ -128,9 +134,13 @@ fn check_numbers(run: &Path) {
     }
     // So is every number in a sentence; pictures and headings are drawn from the same events.
     let mut bare = html.split_once("<body>").unwrap().1.to_owned();
-    for (from, to) in
-        [("<svg", "</svg>"), ("<data", "</data>"), ("<th>", "</th>"), ("<h2>", "</h2>"), ("<td>", "</td>")]
-    {
+    for (from, to) in [
+        ("<svg", "</svg>"),
+        ("<data", "</data>"),
+        ("<th>", "</th>"),
+        ("<h2>", "</h2>"),
+        ("<td>", "</td>"),
+    ] {
         while let Some(start) = bare.find(from) {
             let end = start + bare[start..].find(to).unwrap() + to.len();
             bare.replace_range(start..end, "");
@@ -140,7 +150,10 @@ fn check_numbers(run: &Path) {
         bare.split('<').filter_map(|part| part.split_once('>')).map(|(_, text)| text).collect();
     let text = text.replace("up to 16 experts", "");
     assert!(!text.contains(|c: char| c.is_ascii_digit()), "{text}");
-    assert!(!html.contains("<script") && !html.contains("<link") && !html.contains("url("), "self-contained");
+    assert!(
+        !html.contains("<script") && !html.contains("<link") && !html.contains("url("),
+        "self-contained"
+    );
 }
 
 /// Chromium, where it is installed; CI installs it and sets `YUAN_BROWSER=required`.
@@ -206,22 +219,33 @@ fn a_browser_shows_the_report_well_at_any_width_by_day_and_by_night() {
     fs::write(&look, LOOK).unwrap();
     for (dark, scheme) in [(false, 1), (true, 0)] {
         let mut command = Command::new(&browser);
-        command.args(["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]);
+        command.args([
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--allow-file-access-from-files",
+        ]);
         command.arg(format!("--user-data-dir={}", directory.path().join("profile").display()));
         command.arg(format!("--blink-settings=preferredColorScheme={scheme}"));
-        command.args(["--virtual-time-budget=10000", "--dump-dom"]).arg(format!("file://{}", look.display()));
+        command
+            .args(["--virtual-time-budget=10000", "--dump-dom"])
+            .arg(format!("file://{}", look.display()));
         let (dom, _) = succeed(&mut command);
         let found = dom.split_once("<pre id=\"found\">").unwrap().1.split_once("</pre>").unwrap().0;
         let frames: Vec<Value> = serde_json::from_str(found).unwrap_or_else(|_| panic!("{found}"));
         for (frame, width) in frames.iter().zip([1280.0, 390.0]) {
             let number = |key: &str| frame[key].as_f64().unwrap();
             assert!(number("width") <= width && number("width") > width - 20.0, "{frame}");
-            assert!(number("scroll") <= number("width"), "the page itself never scrolls sideways: {frame}");
+            assert!(
+                number("scroll") <= number("width"),
+                "the page itself never scrolls sideways: {frame}"
+            );
             assert!(number("text") > 7.0, "{frame}");
             assert!((number("page") < 0.05) == dark, "{frame}");
             let pictures = frame["pictures"].as_array().unwrap();
             assert!(
-                pictures.len() >= 5 && pictures.iter().all(|height| height.as_f64().unwrap() > 150.0),
+                pictures.len() >= 5
+                    && pictures.iter().all(|height| height.as_f64().unwrap() > 150.0),
                 "{frame}"
             );
             let axis = frame["axis"].as_array().unwrap();

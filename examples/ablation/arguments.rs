@@ -63,7 +63,11 @@ impl Arguments {
     pub fn train_config(&self, variant: &Variant, seed: u64) -> anyhow::Result<TrainConfig> {
         let (limits, trigger) = match &variant.limits {
             Some((alpha, beta)) => (
-                PruneLimits { alpha: alpha.clone(), beta: (*beta).into(), ..PruneLimits::default() },
+                PruneLimits {
+                    alpha: alpha.clone(),
+                    beta: (*beta).into(),
+                    ..PruneLimits::default()
+                },
                 Trigger::Steps(vec![self.prune_at]),
             ),
             None => (PruneLimits::default(), Trigger::Never),
@@ -80,7 +84,11 @@ impl Arguments {
             validate_every: 0,
             validation_batches: 16,
             // One right before the prune, for the variants that branch off from a base there.
-            checkpoint_every: if variant.name == "base" { self.prune_at.saturating_sub(1) } else { 0 },
+            checkpoint_every: if variant.name == "base" {
+                self.prune_at.saturating_sub(1)
+            } else {
+                0
+            },
             keep_checkpoints: usize::MAX,
             laep: LaepConfig {
                 window_steps: (self.prune_at / 4).max(1),

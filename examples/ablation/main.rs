@@ -1,8 +1,10 @@
-//! The paper's Tables 1 and 2 in miniature: LAEP and auxiliary losses on the same data, several seeds.
+//! The paper's Tables 1 and 2 in miniature: LAEP and auxiliary losses on the same data, several
+//! seeds.
 //!
 //!     cargo run --release --example ablation
 //!
-//! Runs that differ only in their prune share all steps before it: they go on from a checkpoint of the base run.
+//! Runs that differ only in their prune share all steps before it: they go on from a checkpoint of
+//! the base run.
 
 mod arguments;
 mod tables;
@@ -42,7 +44,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let device = yuan::device(&arguments.device)?.autodiff();
     let documents = match &arguments.data {
         Some(directory) => data::read_directory(directory)?,
-        None => data::read_crate_sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"))?,
+        None => {
+            data::read_crate_sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"))?
+        }
     };
     let documents = data::thin_out(documents, arguments.megabytes * 1_000_000);
     let tokenizer = data::train_tokenizer(&documents, arguments.vocab, false)?;
@@ -53,7 +57,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     for seed in 0..arguments.seeds {
         for lfa in [true, false] {
             let mut base = None;
-            for variant in Variant::all(arguments.layers).into_iter().filter(|variant| variant.lfa == lfa) {
+            for variant in
+                Variant::all(arguments.layers).into_iter().filter(|variant| variant.lfa == lfa)
+            {
                 let directory = arguments.out.join(format!("{}-{seed}", variant.key()));
                 let outcome = study.outcome(&variant, seed, &directory, base.as_deref())?;
                 let parameters = outcome.parameters as f64 / 1e6;
@@ -95,11 +101,13 @@ impl Study<'_> {
         base: Option<&Path>,
     ) -> anyhow::Result<Outcome> {
         let file = directory.join("outcome.json");
-        // A base whose checkpoint is gone is trained again: variants may still want to go on from it.
+        // A base whose checkpoint is gone is trained again: variants may still want to go on from
+        // it.
         if let Ok(text) = fs::read_to_string(&file)
             && (variant.prunes() || base.is_some())
         {
-            return serde_json::from_str(&text).with_context(|| format!("cannot use {}", file.display()));
+            return serde_json::from_str(&text)
+                .with_context(|| format!("cannot use {}", file.display()));
         }
         let outcome = self.train(variant, seed, directory, base)?;
         save(&file, &serde_json::to_string(&outcome)?)?;
@@ -118,7 +126,8 @@ impl Study<'_> {
             fs::remove_dir_all(directory)
                 .with_context(|| format!("cannot replace {}", directory.display()))?;
         }
-        fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
+        fs::create_dir_all(directory)
+            .with_context(|| format!("cannot create {}", directory.display()))?;
         let config = self.arguments.train_config(variant, seed)?;
         let shared = match base {
             Some(base) if variant.prunes() => {
@@ -128,9 +137,13 @@ impl Study<'_> {
             _ => None,
         };
         let trainer = match shared {
-            Some(shared) => {
-                Trainer::resume(config.clone(), directory, &self.device, &shared, self.rows(&config)?)?
-            }
+            Some(shared) => Trainer::resume(
+                config.clone(),
+                directory,
+                &self.device,
+                &shared,
+                self.rows(&config)?,
+            )?,
             None => {
                 // As if the first step drew the weights.
                 self.device.seed(seed.wrapping_add(1));
@@ -148,10 +161,9 @@ impl Study<'_> {
         let history = History::read(directory)?;
         let phase = history.phases().pop().context("nothing was recorded")?;
         let (_, loss) = phase.validation.context("the run was not validated")?;
-        let gini = history
-            .windows()
-            .last()
-            .map_or(0.0, |w| w.statistics.iter().map(|s| s.gini).sum::<f64>() / w.statistics.len() as f64);
+        let gini = history.windows().last().map_or(0.0, |w| {
+            w.statistics.iter().map(|s| s.gini).sum::<f64>() / w.statistics.len() as f64
+        });
         // The tables need numbers, not gigabytes of weights; only a base is gone on from.
         let is_base = base.is_none();
         remove_checkpoints(directory, |step| !is_base || step != self.arguments.prune_at - 1)?;
@@ -166,14 +178,17 @@ impl Study<'_> {
     }
 
     fn rows(&self, config: &TrainConfig) -> anyhow::Result<[RowStream; 2]> {
-        let rows =
-            |tokens: &[u32], seed| RowStream::new(tokens.to_vec(), self.streams.eod, config.seq_len, seed);
+        let rows = |tokens: &[u32], seed| {
+            RowStream::new(tokens.to_vec(), self.streams.eod, config.seq_len, seed)
+        };
         Ok([rows(&self.streams.train, Some(config.seed))?, rows(&self.streams.validation, None)?])
     }
 }
 
 fn remove_checkpoints(directory: &Path, which: impl Fn(u64) -> bool) -> anyhow::Result<()> {
-    for checkpoint in Checkpoint::list(directory)?.into_iter().filter(|checkpoint| which(checkpoint.step)) {
+    for checkpoint in
+        Checkpoint::list(directory)?.into_iter().filter(|checkpoint| which(checkpoint.step))
+    {
         let path = &checkpoint.path;
         fs::remove_dir_all(path).with_context(|| format!("cannot remove {}", path.display()))?;
     }

@@ -8,7 +8,8 @@ pub struct Variant {
     pub name: &'static str,
     /// α and β; none for a run that never prunes.
     pub limits: Option<(PerLayer, f64)>,
-    /// Coefficients of the auxiliary and the sequence-wise loss, and the rate of bias-based balancing.
+    /// Coefficients of the auxiliary and the sequence-wise loss, and the rate of bias-based
+    /// balancing.
     pub balance: [f64; 3],
     /// Localized filtering.
     pub lfa: bool,
@@ -64,7 +65,9 @@ impl Variant {
             lfa,
             paper: Some(if lfa { with } else { without }),
         };
-        let mixed = PerLayer::Each((0..layers).map(|layer| if layer % 2 == 0 { 0.2 } else { 0.4 }).collect());
+        let mixed = PerLayer::Each(
+            (0..layers).map(|layer| if layer % 2 == 0 { 0.2 } else { 0.4 }).collect(),
+        );
         vec![
             Self { lfa, paper: Some(if lfa { 1.661 } else { 1.739 }), ..Self::base() },
             row("alpha 0.2", 0.2.into(), 1.643, 1.723),
@@ -76,7 +79,8 @@ impl Variant {
 
     /// Every run, the base of each kind first.
     pub fn all(layers: usize) -> Vec<Self> {
-        let with = Self::table_1().into_iter().chain(Self::table_2(layers, true).into_iter().skip(1));
+        let with =
+            Self::table_1().into_iter().chain(Self::table_2(layers, true).into_iter().skip(1));
         with.chain(Self::table_2(layers, false)).collect()
     }
 
@@ -86,8 +90,11 @@ impl Variant {
 
     /// Name in file names and outcomes.
     pub fn key(&self) -> String {
-        let name: String =
-            self.name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect();
+        let name: String = self
+            .name
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' })
+            .collect();
         if self.lfa { name } else { format!("{name}-without-lfa") }
     }
 }
@@ -115,7 +122,8 @@ fn row(outcomes: &[Outcome], variant: &Variant) -> Option<Row> {
     }
     let mean = |values: &mut dyn Iterator<Item = f64>| values.sum::<f64>() / n;
     let difference = mean(&mut differences.iter().copied());
-    let variance = differences.iter().map(|d| (d - difference).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
+    let variance =
+        differences.iter().map(|d| (d - difference).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
     Some(Row {
         parameters: mean(&mut runs.iter().map(|run| run.parameters as f64)),
         loss: mean(&mut runs.iter().map(|run| run.loss)),
@@ -150,8 +158,9 @@ pub fn report(outcomes: &[Outcome], layers: usize) -> String {
         for variant in &variants {
             let Some(row) = row(outcomes, variant) else { continue };
             let paper = variant.paper.map_or(String::from("-"), |loss| format!("{loss:.3}"));
-            let against =
-                variant.paper.map_or(String::from("-"), |loss| format!("{:+.3}", loss - paper_base));
+            let against = variant
+                .paper
+                .map_or(String::from("-"), |loss| format!("{:+.3}", loss - paper_base));
             let error = row.error.map_or_else(|| "?".into(), |error| format!("{error:.4}"));
             let ours = format!("{:+.4} +- {error}", row.difference);
             text += &format!(
@@ -192,7 +201,11 @@ pub fn picture(outcomes: &[Outcome], layers: usize) -> anyhow::Result<String> {
         let row = row(outcomes, &variant)?;
         let base = if variant.lfa { 1.661 } else { 1.739 };
         Some(Difference {
-            name: if variant.lfa { variant.name.into() } else { format!("{}, no LFA", variant.name) },
+            name: if variant.lfa {
+                variant.name.into()
+            } else {
+                format!("{}, no LFA", variant.name)
+            },
             ours: row.difference,
             error: row.error.unwrap_or(0.0),
             paper: variant.paper.map(|loss| loss - base),

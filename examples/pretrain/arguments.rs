@@ -30,26 +30,31 @@ pub struct Arguments {
     /// Go on with the run in --run from its latest checkpoint; other options are then ignored
     #[arg(long)]
     pub resume: bool,
-    /// Start from the weights and the tokenizer of this model: a run, or a directory in Hugging Face's layout
+    /// Start from the weights and the tokenizer of this model: a run, or a directory in Hugging
+    /// Face's layout
     #[arg(long, value_name = "DIR", conflicts_with_all = ["vocab", "layers", "hidden", "experts", "router", "no_lfa"])]
     pub init: Option<PathBuf>,
-    /// Where to compute: flex, or another backend that this build has; several devices (cuda:0,cuda:1, or
-    /// ws://host:port of workers) share the batch and the experts
+    /// Where to compute: flex, or another backend that this build has; several devices
+    /// (cuda:0,cuda:1, or ws://host:port of workers) share the batch and the experts
     #[arg(long, default_value = "flex", value_delimiter = ',')]
     pub device: Vec<String>,
     /// Of several devices: rows that each hold all experts; the devices of a row share them
     #[arg(long, default_value_t = 1, value_name = "ROWS")]
     pub data_parallel: usize,
-    /// Of devices of other processes: longest time in seconds in which nothing happens before they are given up
+    /// Of devices of other processes: longest time in seconds in which nothing happens before they
+    /// are given up
     #[arg(long, default_value_t = 600, value_name = "SECONDS")]
     pub patience: u64,
-    /// Type of activations and products: f32, or bf16 with everything sensitive and the parameters in f32
+    /// Type of activations and products: f32, or bf16 with everything sensitive and the parameters
+    /// in f32
     #[arg(long, default_value = "f32", value_parser = ["f32", "bf16"])]
     pub precision: String,
-    /// Save memory: compute every layer a second time for its gradients instead of keeping what it computed
+    /// Save memory: compute every layer a second time for its gradients instead of keeping what it
+    /// computed
     #[arg(long)]
     pub recompute: bool,
-    /// No fast versions: every operation as plain Burn computes it, to tell whether a fast one is to blame for something
+    /// No fast versions: every operation as plain Burn computes it, to tell whether a fast one is
+    /// to blame for something
     #[arg(long)]
     pub portable: bool,
     /// Optimizer steps
@@ -103,7 +108,8 @@ pub struct Arguments {
     /// Apply this plan instead of making one
     #[arg(long, value_name = "PLAN.json", conflicts_with = "no_laep")]
     pub plan: Option<PathBuf>,
-    /// Undo a prune unless the validation loss returns to within this share of what it was before it
+    /// Undo a prune unless the validation loss returns to within this share of what it was before
+    /// it
     #[arg(long, value_name = "MARGIN", conflicts_with = "no_laep")]
     pub guard: Option<f64>,
     /// Steps in which it must return
@@ -121,12 +127,12 @@ pub struct Arguments {
     /// Smallest rank correlation of the loads of stable windows
     #[arg(long, default_value_t = 0.6)]
     pub min_rank_correlation: f64,
-    /// Individual load constraint: an expert may go if its load is at most alpha times the mean; a number or
-    /// "inf", or one for each layer (0.2,0.4,inf,inf)
+    /// Individual load constraint: an expert may go if its load is at most alpha times the mean; a
+    /// number or "inf", or one for each layer (0.2,0.4,inf,inf)
     #[arg(long, default_value = "inf")]
     pub alpha: PerLayer,
-    /// Cumulative load constraint: the pruned experts of a layer carry at most this share of its load; a number,
-    /// or one for each layer
+    /// Cumulative load constraint: the pruned experts of a layer carry at most this share of its
+    /// load; a number, or one for each layer
     #[arg(long, default_value = "0.19")]
     pub beta: PerLayer,
     /// Round the kept experts of each layer up to a multiple of this; default: the groups
@@ -135,10 +141,12 @@ pub struct Arguments {
     /// Keep at least this many experts in each layer
     #[arg(long, default_value_t = 8)]
     pub min_experts: usize,
-    /// Device groups that the kept experts are spread over; default: the devices that share them, or 2 on one
+    /// Device groups that the kept experts are spread over; default: the devices that share them,
+    /// or 2 on one
     #[arg(long)]
     pub groups: Option<usize>,
-    /// Spread the experts over the groups anew after so many windows, pruned or not; 0: only when pruning
+    /// Spread the experts over the groups anew after so many windows, pruned or not; 0: only when
+    /// pruning
     #[arg(long, default_value_t = 0, value_name = "WINDOWS")]
     pub rearrange_every: u64,
     /// Coefficient of the auxiliary loss of Switch and Mixtral
@@ -150,7 +158,8 @@ pub struct Arguments {
     /// Coefficient of the router z-loss
     #[arg(long, default_value_t = 0.0, value_name = "C")]
     pub z_loss: f64,
-    /// Balance without an auxiliary loss: how far the routers' biases move after a step (DeepSeek-V3)
+    /// Balance without an auxiliary loss: how far the routers' biases move after a step
+    /// (DeepSeek-V3)
     #[arg(long, default_value_t = 0.0, value_name = "RATE")]
     pub bias_update_rate: f64,
     /// Train without localized filtering
@@ -159,7 +168,8 @@ pub struct Arguments {
 }
 
 impl Arguments {
-    /// Settings of the loop, checked against the model that it starts from, or else the one of these arguments.
+    /// Settings of the loop, checked against the model that it starts from, or else the one of
+    /// these arguments.
     pub fn train_config(&self, init: Option<&YuanConfig>) -> anyhow::Result<TrainConfig> {
         let model = match init {
             Some(model) => model.clone(),
@@ -167,9 +177,12 @@ impl Arguments {
         };
         let plan = match &self.plan {
             Some(path) => {
-                let text =
-                    fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-                Some(PrunePlan::from_json(&text).with_context(|| format!("cannot use {}", path.display()))?)
+                let text = fs::read_to_string(path)
+                    .with_context(|| format!("cannot read {}", path.display()))?;
+                Some(
+                    PrunePlan::from_json(&text)
+                        .with_context(|| format!("cannot use {}", path.display()))?,
+                )
             }
             None => None,
         };
@@ -251,7 +264,11 @@ impl Arguments {
             experts_per_layer: vec![self.experts; self.layers],
             use_lf_gate: !self.no_lfa,
             router_selection_bias: self.bias_update_rate > 0.0,
-            router_type: if self.router == "linear" { RouterType::Linear } else { RouterType::Attention },
+            router_type: if self.router == "linear" {
+                RouterType::Linear
+            } else {
+                RouterType::Attention
+            },
             max_position_embeddings: self.seq.max(512),
             // The published σ · √H at this width.
             initializer_range: 1.0 / (self.hidden as f64).sqrt(),
@@ -264,8 +281,9 @@ impl Arguments {
 
     /// A directory for a new run that does not exist yet or is empty.
     pub fn new_run(&self) -> anyhow::Result<PathBuf> {
-        let is_free =
-            |path: &Path| path.read_dir().map_or(!path.exists(), |mut entries| entries.next().is_none());
+        let is_free = |path: &Path| {
+            path.read_dir().map_or(!path.exists(), |mut entries| entries.next().is_none())
+        };
         if let Some(run) = &self.run {
             if !is_free(run) {
                 bail!(
@@ -277,7 +295,10 @@ impl Arguments {
         }
         let default = PathBuf::from("runs/pretrain");
         let numbered = (2..).map(|n| PathBuf::from(format!("runs/pretrain-{n}")));
-        Ok(std::iter::once(default.clone()).chain(numbered).find(|path| is_free(path)).unwrap_or(default))
+        Ok(std::iter::once(default.clone())
+            .chain(numbered)
+            .find(|path| is_free(path))
+            .unwrap_or(default))
     }
 
     /// The directory of the run to resume.

@@ -19,8 +19,8 @@ use clap::Parser;
 use yuan::{
     model::{DeviceMesh, MeshModel, PrunableExperts, YuanConfig, YuanModel, device::REMOTE, named},
     train::{
-        LanguageModel, ModelDirectory, Place, PruneExperts, SelectionBias, SpeedModel, TrainConfig, Trainer,
-        Watch,
+        LanguageModel, ModelDirectory, Place, PruneExperts, SelectionBias, SpeedModel, TrainConfig,
+        Trainer, Watch,
         callback::{BalanceBias, CheckpointEvery, Display, MetricsFile, Trigger, ValidateEvery},
         checkpoint::Checkpoint,
         data::{self, RowStream, TokenStreams},
@@ -30,7 +30,8 @@ use yuan::{
     },
 };
 
-/// Every step allocates and frees the same large tensors, which glibc returns to the system each time.
+/// Every step allocates and frees the same large tensors, which glibc returns to the system each
+/// time.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -41,7 +42,8 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
     yuan::model::ops::set_fast_paths(!arguments.portable);
     let devices = arguments.device.iter().map(|name| Ok(yuan::device(name)?));
-    let mesh = DeviceMesh::new(devices.collect::<anyhow::Result<_>>()?, arguments.data_parallel)?.autodiff();
+    let mesh = DeviceMesh::new(devices.collect::<anyhow::Result<_>>()?, arguments.data_parallel)?
+        .autodiff();
     let run_dir = if arguments.resume { arguments.existing_run()? } else { arguments.new_run()? };
     if !arguments.resume
         && let Err(error) = prepare(arguments, &run_dir, &mesh)
@@ -63,9 +65,15 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 /// Trains on several devices, and gives up when one of them is lost.
-fn train_on(mesh: DeviceMesh, arguments: &Arguments, run_dir: PathBuf) -> anyhow::Result<TrainConfig> {
-    let servers = arguments.device.iter().filter_map(|name| name.strip_prefix(REMOTE).map(str::to_owned));
-    let watch = Watch { servers: servers.collect(), patience: Duration::from_secs(arguments.patience) };
+fn train_on(
+    mesh: DeviceMesh,
+    arguments: &Arguments,
+    run_dir: PathBuf,
+) -> anyhow::Result<TrainConfig> {
+    let servers =
+        arguments.device.iter().filter_map(|name| name.strip_prefix(REMOTE).map(str::to_owned));
+    let watch =
+        Watch { servers: servers.collect(), patience: Duration::from_secs(arguments.patience) };
     watch.supervise(move |pulse| {
         let spread = |model: YuanModel| Ok(MeshModel::distribute(&model, &mesh)?);
         let mut trainer = open(&run_dir, &mesh, spread)?.with_callback(pulse)?;
@@ -99,7 +107,9 @@ fn prepare(arguments: &Arguments, run_dir: &Path, mesh: &DeviceMesh) -> anyhow::
     let mut config = arguments.train_config(init.as_ref().map(ModelDirectory::config))?;
     let documents = match &arguments.data {
         Some(directory) => data::read_directory(directory)?,
-        None => data::read_crate_sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"))?,
+        None => {
+            data::read_crate_sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"))?
+        }
     };
     let bytes: usize = documents.iter().map(|document| document.text.len()).sum();
     note(&format!("{} documents, {:.1} MB of text", documents.len(), bytes as f64 / 1e6));
@@ -111,7 +121,11 @@ fn prepare(arguments: &Arguments, run_dir: &Path, mesh: &DeviceMesh) -> anyhow::
         }
     };
     let streams = TokenStreams::new(&documents, &tokenizer)?;
-    note(&format!("{} tokens to train on, {} to validate", streams.train.len(), streams.validation.len()));
+    note(&format!(
+        "{} tokens to train on, {} to validate",
+        streams.train.len(),
+        streams.validation.len()
+    ));
     // Too little text is found out here, before a run directory exists.
     row_streams(&streams, &config)?;
 
@@ -122,7 +136,8 @@ fn prepare(arguments: &Arguments, run_dir: &Path, mesh: &DeviceMesh) -> anyhow::
     };
     streams.save(run_dir)?;
     let vocab_size = tokenizer.get_vocab_size(true);
-    let tokenizer = tokenizer.to_string(true).map_err(|error| anyhow::anyhow!("tokenizer: {error}"))?;
+    let tokenizer =
+        tokenizer.to_string(true).map_err(|error| anyhow::anyhow!("tokenizer: {error}"))?;
     write(TOKENIZER, tokenizer)?;
     write(TOKENIZER_CONFIG, TOKENIZER_CONFIG_JSON.into())?;
     let model = match &init {
@@ -195,7 +210,8 @@ where
 }
 
 fn row_streams(streams: &TokenStreams, config: &TrainConfig) -> anyhow::Result<[RowStream; 2]> {
-    let rows = |tokens: &[u32], seed| RowStream::new(tokens.to_vec(), streams.eod, config.seq_len, seed);
+    let rows =
+        |tokens: &[u32], seed| RowStream::new(tokens.to_vec(), streams.eod, config.seq_len, seed);
     let train = rows(&streams.train, Some(config.seed)).context("too little text to train on")?;
     Ok([
         train,
@@ -238,7 +254,11 @@ fn close(run_dir: &Path, config: &TrainConfig) -> anyhow::Result<()> {
         writeln!(out, "Peak memory of the process: {:.2} GB.", peak as f64 / 1e9)?;
     }
     let report = run_dir.join("report.html");
-    writeln!(out, "The report is {}; metrics, plan and checkpoints are beside it", report.display())?;
+    writeln!(
+        out,
+        "The report is {}; metrics, plan and checkpoints are beside it",
+        report.display()
+    )?;
     Ok(())
 }
 

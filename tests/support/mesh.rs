@@ -31,7 +31,8 @@ pub const STEPS: u64 = 10;
 /// Largest difference to one device, relative to the largest value: f32 sums in another order.
 pub const TOLERANCE: f64 = 1e-5;
 
-/// By `YUAN_DEVICE` (`cuda:0,cuda:1`), as often as it takes; one CPU does the work of all otherwise.
+/// By `YUAN_DEVICE` (`cuda:0,cuda:1`), as often as it takes; one CPU does the work of all
+/// otherwise.
 pub fn devices() -> Vec<Device> {
     let wanted = std::env::var("YUAN_DEVICE").unwrap_or_else(|_| "flex".into());
     wanted.split(',').map(|name| yuan::device(name).unwrap()).collect()
@@ -83,7 +84,8 @@ pub fn streams(seq_len: usize) -> [RowStream; 2] {
     [rows(0..2000, Some(3)), rows(2000..2600, None)]
 }
 
-/// The same initial weights wherever they go. They are not drawn by Burn, which has one random state for all tests.
+/// The same initial weights wherever they go. They are not drawn by Burn, which has one random
+/// state for all tests.
 pub fn fresh_model(config: &YuanConfig, device: &Device) -> YuanModel {
     let model = YuanModel::new(config, device).unwrap();
     let stored = named::stored_parameters(&model);
@@ -91,7 +93,8 @@ pub fn fresh_model(config: &YuanConfig, device: &Device) -> YuanModel {
     let draw = |parameter: &StoredParameter| {
         let count: usize = parameter.shape.iter().product();
         let (mean, spread) = if parameter.shape.len() == 1 { (1.0, 0.1) } else { (0.0, 0.35) };
-        let values: Vec<f32> = (0..count).map(|_| mean + spread * random.random_range(-1.0..1.0)).collect();
+        let values: Vec<f32> =
+            (0..count).map(|_| mean + spread * random.random_range(-1.0..1.0)).collect();
         (parameter.path.clone(), TensorData::new(values, parameter.shape.clone()))
     };
     let drawn: HashMap<String, TensorData> = stored.iter().map(draw).collect();
@@ -111,7 +114,9 @@ pub fn open<M: LanguageModel + PrunableExperts + 'static>(
 ) -> Trainer<M> {
     let streams = streams(config.seq_len);
     let trainer = match Checkpoint::latest(run_dir).unwrap() {
-        Some(checkpoint) => Trainer::resume(config.clone(), run_dir, place, &checkpoint, streams).unwrap(),
+        Some(checkpoint) => {
+            Trainer::resume(config.clone(), run_dir, place, &checkpoint, streams).unwrap()
+        }
         None => Trainer::new(config.clone(), run_dir, place, fresh(), streams).unwrap(),
     };
     let trainer = trainer.with_callback(PruneExperts::new(config.laep.clone()).unwrap()).unwrap();
@@ -129,7 +134,8 @@ pub fn open_on_mesh(config: &TrainConfig, run_dir: &Path, mesh: &DeviceMesh) -> 
     open(config, run_dir, mesh, || fresh_mesh_model(&model_config(), mesh))
 }
 
-/// What must not depend on the devices: losses, gradient norms, loads, validations, prunes and rearrangements.
+/// What must not depend on the devices: losses, gradient norms, loads, validations, prunes and
+/// rearrangements.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Story {
     pub numbers: Vec<(u64, &'static str, f64)>,
@@ -143,7 +149,9 @@ pub fn story(run_dir: &Path) -> Story {
             Event::Step(metrics) => {
                 numbers.push((metrics.step, "loss", metrics.loss));
                 numbers.push((metrics.step, "gradient norm", metrics.gradient_norm));
-                numbers.extend(metrics.max_over_mean.iter().map(|&x| (metrics.step, "max over mean", x)));
+                numbers.extend(
+                    metrics.max_over_mean.iter().map(|&x| (metrics.step, "max over mean", x)),
+                );
                 numbers.extend(metrics.balance_loss.map(|x| (metrics.step, "balance", x)));
             }
             Event::Validation { step, loss } => numbers.push((*step, "validation", *loss)),
@@ -164,7 +172,14 @@ pub fn assert_same_story(found: &Story, expected: &Story) {
     for (found, expected) in found.numbers.iter().zip(&expected.numbers) {
         assert_eq!((found.0, found.1), (expected.0, expected.1));
         let difference = (found.2 - expected.2).abs() / expected.2.abs().max(1e-3);
-        assert!(difference <= TOLERANCE, "step {}: {} {} is not {}", found.0, found.1, found.2, expected.2);
+        assert!(
+            difference <= TOLERANCE,
+            "step {}: {} {} is not {}",
+            found.0,
+            found.1,
+            found.2,
+            expected.2
+        );
     }
 }
 
@@ -179,7 +194,8 @@ pub struct Gradients {
 
 pub fn gradients<M: LanguageModel>(model: &M, home: &Device, options: LossOptions) -> Gradients {
     let [mut rows, _] = streams(16);
-    let (output, gradients) = model.loss_and_gradients(rows.next_batch(4, home), options, 1.0).unwrap();
+    let (output, gradients) =
+        model.loss_and_gradients(rows.next_batch(4, home), options, 1.0).unwrap();
     let stored = model.stored_parameters();
     let gradients = reduce_gradients(model, gradients, &stored);
     let scalar = |x: Tensor<1>| f64::from(x.into_scalar::<f32>());
@@ -197,7 +213,10 @@ pub fn gradients<M: LanguageModel>(model: &M, home: &Device, options: LossOption
 }
 
 /// Every parameter, or its gradient, by id.
-pub fn flat<M: Module>(model: &M, gradients: Option<&GradientsParams>) -> HashMap<ParamId, Vec<f32>> {
+pub fn flat<M: Module>(
+    model: &M,
+    gradients: Option<&GradientsParams>,
+) -> HashMap<ParamId, Vec<f32>> {
     struct Flat<'a>(Option<&'a GradientsParams>, HashMap<ParamId, Vec<f32>>);
     impl ModuleVisitor for Flat<'_> {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
@@ -217,7 +236,10 @@ pub fn flat<M: Module>(model: &M, gradients: Option<&GradientsParams>) -> HashMa
 }
 
 /// Puts parts together, and sees that all copies of each are the same, to the last bit.
-pub fn by_path(values: &HashMap<ParamId, Vec<f32>>, stored: &[StoredParameter]) -> HashMap<String, Vec<f32>> {
+pub fn by_path(
+    values: &HashMap<ParamId, Vec<f32>>,
+    stored: &[StoredParameter],
+) -> HashMap<String, Vec<f32>> {
     let whole = |parameter: &StoredParameter| {
         let mut all = Vec::new();
         for part in &parameter.parts {
@@ -235,7 +257,11 @@ pub fn by_path(values: &HashMap<ParamId, Vec<f32>>, stored: &[StoredParameter]) 
 }
 
 #[track_caller]
-pub fn assert_close(found: &HashMap<String, Vec<f32>>, expected: &HashMap<String, Vec<f32>>, tolerance: f64) {
+pub fn assert_close(
+    found: &HashMap<String, Vec<f32>>,
+    expected: &HashMap<String, Vec<f32>>,
+    tolerance: f64,
+) {
     let paths = |values: &HashMap<String, Vec<f32>>| {
         let mut paths: Vec<_> = values.keys().cloned().collect();
         paths.sort();
@@ -246,7 +272,8 @@ pub fn assert_close(found: &HashMap<String, Vec<f32>>, expected: &HashMap<String
         let found = &found[path];
         assert_eq!(found.len(), expected.len(), "{path}");
         let scale = f64::from(expected.iter().fold(0.0_f32, |max, x| max.max(x.abs()))).max(1e-6);
-        let worst = found.iter().zip(expected).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max);
+        let worst =
+            found.iter().zip(expected).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max);
         assert!(worst / scale <= tolerance, "{path}: {worst:e} of {scale:e}");
     }
 }

@@ -12,15 +12,21 @@ pub fn example(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("the test has a path");
     let profile = test.parent().and_then(Path::parent).expect("target/<profile>/deps/<test>");
     let path = profile.join("examples").join(name).with_extension(std::env::consts::EXE_EXTENSION);
-    assert!(path.exists(), "{} is missing: run `cargo test --workspace`, which builds it", path.display());
+    assert!(
+        path.exists(),
+        "{} is missing: run `cargo test --workspace`, which builds it",
+        path.display()
+    );
     path
 }
 
 /// Writes some dozens of small texts with enough structure to learn from.
 pub fn write_corpus(directory: &Path) {
     fs::create_dir_all(directory).expect("a directory");
-    let words =
-        ["expert", "router", "token", "load", "prune", "layer", "group", "stable", "phase", "balance"];
+    let words = [
+        "expert", "router", "token", "load", "prune", "layer", "group", "stable", "phase",
+        "balance",
+    ];
     for file in 0..60_usize {
         let sentence = |i: usize| {
             let word = |k: usize| words[(i * 7 + k * 3 + file) % words.len()];
@@ -31,7 +37,8 @@ pub fn write_corpus(directory: &Path) {
     }
 }
 
-/// The example `pretrain` with a model that trains in seconds, checkpoints often and prunes at step 12.
+/// The example `pretrain` with a model that trains in seconds, checkpoints often and prunes at step
+/// 12.
 pub fn tiny_pretrain(data: &Path, run: &Path) -> Command {
     let mut command = Command::new(example("pretrain"));
     command.arg("--data").arg(data).arg("--run").arg(run).args([

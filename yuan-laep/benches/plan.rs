@@ -1,5 +1,5 @@
-//! Time of a whole plan at the size of the paper, 103 layers of 64 experts in 8 groups, and of what a run pays
-//! for its loads: a record each step, statistics and stability each window.
+//! Time of a whole plan at the size of the paper, 103 layers of 64 experts in 8 groups, and of what
+//! a run pays for its loads: a record each step, statistics and stability each window.
 
 use std::hint::black_box;
 
@@ -7,7 +7,8 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use yuan_laep::{LayerLoad, LoadStatistics, LoadTracker, PruneLimits, PrunePlan, StabilityTest};
 
 fn ultra_loads() -> Vec<LayerLoad> {
-    let spread = |layer: u64, expert: u64| 1 + (expert * 7 + layer * 13) % 64 * ((expert * 31 + layer) % 97);
+    let spread =
+        |layer: u64, expert: u64| 1 + (expert * 7 + layer * 13) % 64 * ((expert * 31 + layer) % 97);
     (0..103)
         .map(|layer| LayerLoad::new((0..64).map(|expert| spread(layer, expert) * 100).collect()))
         .collect()

@@ -1,17 +1,18 @@
 //! What pruning and rearranging do to the speed of training: a calculation, not a measurement.
 //!
-//! A layer is as slow as its slowest device group. With the loads, where the experts sit, the shape of
-//! the model and four numbers about the devices, [`Cluster::step`] adds up
+//! A layer is as slow as its slowest device group. With the loads, where the experts sit, the shape
+//! of the model and four numbers about the devices, [`Cluster::step`] adds up
 //!
 //! - dense work: attention, norms and head, the same on every device (data parallel);
 //! - experts: per expert the larger of its arithmetic and the traffic of its weights;
-//! - exchange: rows to their experts and back over the link, in every pass but one (a backward pass does the
-//!   arithmetic of two);
-//! - per optimizer step: the moments' traffic and the reduction of gradients over the copies of the model.
+//! - exchange: rows to their experts and back over the link, in every pass but one (a backward pass
+//!   does the arithmetic of two);
+//! - per optimizer step: the moments' traffic and the reduction of gradients over the copies of the
+//!   model.
 //!
-//! Assumed: the same devices everywhere, each holding its share of all layers (no pipeline), tokens spread
-//! evenly over them before routing, nothing overlaps, no latency, memory without end, and tokens of pruned
-//! experts go to the kept ones in proportion to their loads.
+//! Assumed: the same devices everywhere, each holding its share of all layers (no pipeline), tokens
+//! spread evenly over them before routing, nothing overlaps, no latency, memory without end, and
+//! tokens of pruned experts go to the kept ones in proportion to their loads.
 
 use serde::{Deserialize, Serialize};
 
@@ -24,7 +25,8 @@ pub struct DeviceSpeed {
     pub flops: f64,
     /// Bytes a second from its memory.
     pub memory_bandwidth: f64,
-    /// Bytes a second over its link to the others; the largest number for a device alone (JSON has no infinity).
+    /// Bytes a second over its link to the others; the largest number for a device alone (JSON has
+    /// no infinity).
     pub link_bandwidth: f64,
 }
 
@@ -56,7 +58,8 @@ pub struct Cluster {
     pub tokens_per_device: f64,
     /// Micro-batches of an optimizer step.
     pub micro_batches: f64,
-    /// Copies of every expert over which gradients are reduced; the dense parameters have as many on every group.
+    /// Copies of every expert over which gradients are reduced; the dense parameters have as many
+    /// on every group.
     pub data_parallel: f64,
     /// Passes over the products: 3 for forward and backward, 4 with recomputation.
     pub passes: f64,
@@ -137,7 +140,8 @@ fn without_pruned(plan: &LayerPlan) -> LayerLoad {
 }
 
 impl Cluster {
-    /// Time of one optimizer step with the experts of every layer placed so; without load, experts cost their weights.
+    /// Time of one optimizer step with the experts of every layer placed so; without load, experts
+    /// cost their weights.
     pub fn step(&self, shape: &ModelShape, layers: &[PlacedLayer]) -> StepTime {
         let speed = &self.device;
         let groups = layers.iter().map(|layer| layer.groups.len()).max().unwrap_or(1).max(1) as f64;
@@ -146,8 +150,8 @@ impl Cluster {
             let rows = self.tokens_per_device * groups * shape.top_k as f64;
             let fractions = layer.load.fractions();
             let group_time = |members: &Vec<usize>| {
-                let weights =
-                    self.passes * shape.expert_parameters * self.weight_bytes / speed.memory_bandwidth;
+                let weights = self.passes * shape.expert_parameters * self.weight_bytes
+                    / speed.memory_bandwidth;
                 let compute = members.iter().map(|&expert| {
                     let arithmetic =
                         self.passes * shape.expert_flops * rows * fractions[expert] / speed.flops;
@@ -159,12 +163,16 @@ impl Cluster {
                 let bytes = trips * received * shape.row_bytes * (groups - 1.0) / groups;
                 (compute.sum::<f64>(), bytes / speed.link_bandwidth)
             };
-            let slowest =
-                layer.groups.iter().map(group_time).max_by(|a, b| (a.0 + a.1).total_cmp(&(b.0 + b.1)));
+            let slowest = layer
+                .groups
+                .iter()
+                .map(group_time)
+                .max_by(|a, b| (a.0 + a.1).total_cmp(&(b.0 + b.1)));
             let (compute, sent) = slowest.unwrap_or_default();
             experts += compute;
             exchange += sent;
-            held += layer.groups.iter().map(Vec::len).max().unwrap_or(0) as f64 * shape.expert_parameters;
+            held += layer.groups.iter().map(Vec::len).max().unwrap_or(0) as f64
+                * shape.expert_parameters;
         }
         let tokens = self.tokens_per_device * self.micro_batches;
         let dense = layers.len() as f64 * shape.dense_flops_per_layer + shape.head_flops;
@@ -173,8 +181,8 @@ impl Cluster {
         // A ring sends every gradient twice, less a share.
         let ring = |parameters: f64, copies: f64| 2.0 * parameters * (copies - 1.0) / copies;
         let copies = self.data_parallel.max(1.0);
-        let reduced =
-            self.weight_bytes * (ring(held, copies) + ring(shape.dense_parameters, copies * groups));
+        let reduced = self.weight_bytes
+            * (ring(held, copies) + ring(shape.dense_parameters, copies * groups));
         StepTime {
             dense: self.passes * dense * tokens / speed.flops,
             experts: experts * self.micro_batches,
@@ -229,7 +237,8 @@ mod tests {
         assert!((step.experts - 1800.0).abs() < 1e-9, "{step:?}");
         assert!((step.dense - 1200.0).abs() < 1e-9);
         assert!((step.useful_flops - 3.0 * 4.0 * (100.0 + 2.0 * 50.0)).abs() < 1e-9);
-        let balanced = cluster().step(&SHAPE, &[placed(&[60, 15, 20, 5], &[&[0, 1], &[2, 3]]).balanced()]);
+        let balanced =
+            cluster().step(&SHAPE, &[placed(&[60, 15, 20, 5], &[&[0, 1], &[2, 3]]).balanced()]);
         assert!((balanced.experts - 1200.0).abs() < 1e-6, "8 rows a device");
         assert!((balanced.flops_per_second() - 1.0).abs() < 1e-6, "all time is useful");
     }
@@ -239,9 +248,11 @@ mod tests {
         let slow = DeviceSpeed { memory_bandwidth: 0.1, ..cluster().device };
         let step = Cluster { device: slow, ..cluster() }
             .step(&SHAPE, &[placed(&[98, 1, 1, 0], &[&[0], &[1], &[2], &[3]])]);
-        // 32 rows: the busy expert computes 31.36 · 150; an idle one would read 10 · 2 · 3 / 0.1 = 600.
+        // 32 rows: the busy expert computes 31.36 · 150; an idle one would read 10 · 2 · 3 / 0.1 =
+        // 600.
         assert!((step.experts - 31.36 * 150.0).abs() < 1e-9);
-        let step = Cluster { device: slow, ..cluster() }.step(&SHAPE, &[placed(&[1, 1], &[&[0], &[1]])]);
+        let step =
+            Cluster { device: slow, ..cluster() }.step(&SHAPE, &[placed(&[1, 1], &[&[0], &[1]])]);
         assert!((step.experts - 1200.0).abs() < 1e-9, "8 rows · 150 are more than 600");
     }
 
@@ -267,7 +278,8 @@ mod tests {
             time(PlacedLayer::pruned(layer)),
             time(PlacedLayer::rearranged(layer)),
         );
-        // Old order: 81 of 144 rows in the busiest group; kept in old order: 78 of 137; rearranged: 69 of 137.
+        // Old order: 81 of 144 rows in the busiest group; kept in old order: 78 of 137; rearranged:
+        // 69 of 137.
         let expected = |share: f64| 1200.0 + 3.0 * 50.0 * 16.0 * share;
         assert!((before - expected(81.0 / 144.0)).abs() < 1e-9);
         assert!((pruned - expected(78.0 / 137.0)).abs() < 1e-9);

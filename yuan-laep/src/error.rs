@@ -5,7 +5,9 @@
 #[non_exhaustive]
 pub enum PlanError {
     /// The load file is not `{"layers": [[tokens, …], …]}` with non-negative integers.
-    #[error("{0}; expected {{\"layers\": [[tokens of expert 0, …], …]}} with non-negative integers")]
+    #[error(
+        "{0}; expected {{\"layers\": [[tokens of expert 0, …], …]}} with non-negative integers"
+    )]
     Loads(String),
     /// A plan file could not be read as a plan.
     #[error("not a prune plan: {0}")]
@@ -46,7 +48,9 @@ pub enum PlanError {
         layers: usize,
     },
     /// The experts of a layer cannot be split into multiples.
-    #[error("layer {layer} has {num_experts} experts, which multiple_of = {multiple_of} does not divide")]
+    #[error(
+        "layer {layer} has {num_experts} experts, which multiple_of = {multiple_of} does not divide"
+    )]
     NotAMultiple {
         /// Index of the layer.
         layer: usize,

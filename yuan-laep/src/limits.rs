@@ -7,13 +7,16 @@ use crate::{PerLayer, PlanError};
 /// The two load constraints of the paper, and what rounds and bounds the kept count.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PruneLimits {
-    /// α, individual load constraint: `load[i] ≤ α · T / N`. Infinity turns it off; in JSON `"inf"`.
+    /// α, individual load constraint: `load[i] ≤ α · T / N`. Infinity turns it off; in JSON
+    /// `"inf"`.
     pub alpha: PerLayer,
     /// β, cumulative load constraint: the pruned experts carry at most `β · T` together.
     pub beta: PerLayer,
-    /// The kept count of a layer is rounded **up** to a multiple of this (the expert-parallel size).
+    /// The kept count of a layer is rounded **up** to a multiple of this (the expert-parallel
+    /// size).
     pub multiple_of: usize,
-    /// At least this many experts remain, itself rounded up to the multiple (and never more than there are).
+    /// At least this many experts remain, itself rounded up to the multiple (and never more than
+    /// there are).
     pub min_experts: usize,
     /// Experts that each token visits: no layer may keep fewer.
     pub top_k: usize,
@@ -62,7 +65,9 @@ impl PruneLimits {
                 expected: "a number in [0, 1]",
             });
         }
-        for (name, value) in [("multiple_of", self.multiple_of), ("top_k", self.top_k), ("groups", groups)] {
+        for (name, value) in
+            [("multiple_of", self.multiple_of), ("top_k", self.top_k), ("groups", groups)]
+        {
             if value == 0 {
                 return Err(count(name));
             }
@@ -73,7 +78,8 @@ impl PruneLimits {
         Ok(())
     }
 
-    /// Checks the limits against the experts of a model, so that a plan cannot fail on anything but its loads.
+    /// Checks the limits against the experts of a model, so that a plan cannot fail on anything but
+    /// its loads.
     ///
     /// # Errors
     ///
@@ -91,7 +97,11 @@ impl PruneLimits {
             return Err(PlanError::NoExperts { layer });
         }
         if !num_experts.is_multiple_of(self.multiple_of) {
-            return Err(PlanError::NotAMultiple { layer, num_experts, multiple_of: self.multiple_of });
+            return Err(PlanError::NotAMultiple {
+                layer,
+                num_experts,
+                multiple_of: self.multiple_of,
+            });
         }
         if num_experts < self.top_k {
             return Err(PlanError::BelowTopK { layer, kept: num_experts, top_k: self.top_k });
@@ -111,7 +121,8 @@ impl PruneLimits {
         Ok(())
     }
 
-    /// Experts that a layer of `num_experts` keeps when the load constraints allow to prune `allowed`.
+    /// Experts that a layer of `num_experts` keeps when the load constraints allow to prune
+    /// `allowed`.
     pub(crate) fn kept(&self, num_experts: usize, allowed: usize) -> usize {
         let allowed = match self.max_pruned_fraction {
             Some(fraction) => allowed.min((fraction * num_experts as f64).floor() as usize),

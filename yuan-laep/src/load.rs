@@ -117,7 +117,10 @@ impl LoadWindow {
             return Ok(());
         }
         if self.layers.len() != other.layers.len() {
-            return Err(PlanError::LayerCount { expected: self.layers.len(), found: other.layers.len() });
+            return Err(PlanError::LayerCount {
+                expected: self.layers.len(),
+                found: other.layers.len(),
+            });
         }
         let mut sum = self.layers.clone();
         for (layer, (mine, theirs)) in sum.iter_mut().zip(&other.layers).enumerate() {
@@ -148,7 +151,11 @@ impl LoadTracker {
     /// Refuses a window of zero steps.
     pub fn new(window_steps: u64, keep: usize) -> Result<Self, PlanError> {
         if window_steps == 0 {
-            return Err(PlanError::Limit { name: "window_steps", value: "0".into(), expected: "at least 1" });
+            return Err(PlanError::Limit {
+                name: "window_steps",
+                value: "0".into(),
+                expected: "at least 1",
+            });
         }
         Ok(Self { window_steps, keep, current: LoadWindow::default(), completed: Vec::new() })
     }
@@ -157,7 +164,8 @@ impl LoadTracker {
     ///
     /// # Errors
     ///
-    /// Refuses loads whose shape differs from those before; call [`reset`](Self::reset) after a prune.
+    /// Refuses loads whose shape differs from those before; call [`reset`](Self::reset) after a
+    /// prune.
     pub fn record(&mut self, layers: Vec<LayerLoad>) -> Result<bool, PlanError> {
         self.current.add(&LoadWindow { steps: 1, layers })?;
         if self.current.steps < self.window_steps {
@@ -189,8 +197,8 @@ impl LoadTracker {
         sum
     }
 
-    /// Puts the loads of every layer into another order, as after a rearrangement that prunes nothing:
-    /// `order[layer]` lists old indices.
+    /// Puts the loads of every layer into another order, as after a rearrangement that prunes
+    /// nothing: `order[layer]` lists old indices.
     ///
     /// # Panics
     ///

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 /// A limit that holds for every layer, or differs from layer to layer.
 ///
-/// As text and in JSON: `0.4` or `"inf"` for all layers, `0.2,0.4,inf` or `[0.2, 0.4, "inf"]` for each.
+/// As text and in JSON: `0.4` or `"inf"` for all layers, `0.2,0.4,inf` or `[0.2, 0.4, "inf"]` for
+/// each.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(from = "Repr", into = "Repr")]
 pub enum PerLayer {
@@ -17,7 +18,8 @@ pub enum PerLayer {
 }
 
 impl PerLayer {
-    /// The value of one layer; a layer beyond a list has the list's last value (or, of an empty one, NaN).
+    /// The value of one layer; a layer beyond a list has the list's last value (or, of an empty
+    /// one, NaN).
     pub fn at(&self, layer: usize) -> f64 {
         match self {
             Self::All(value) => *value,
@@ -118,9 +120,12 @@ mod tests {
 
     #[test]
     fn text_and_json_carry_one_number_or_many() {
-        for (text, json) in
-            [("0.4", "0.4"), ("inf", "\"inf\""), ("0.2,inf", "[0.2,\"inf\"]"), ("1,2,3", "[1.0,2.0,3.0]")]
-        {
+        for (text, json) in [
+            ("0.4", "0.4"),
+            ("inf", "\"inf\""),
+            ("0.2,inf", "[0.2,\"inf\"]"),
+            ("1,2,3", "[1.0,2.0,3.0]"),
+        ] {
             let value: PerLayer = text.parse().unwrap();
             assert_eq!(value.to_string(), text);
             assert_eq!(serde_json::to_string(&value).unwrap(), json);

@@ -33,7 +33,8 @@ pub struct LayerSummary {
     pub pruned_load: f64,
     /// Load of the busiest expert over the mean, before.
     pub max_over_mean: f64,
-    /// Load of the busiest group over the mean if the old experts are cut into groups in their old order.
+    /// Load of the busiest group over the mean if the old experts are cut into groups in their old
+    /// order.
     pub groups_before: f64,
     /// The same for the kept experts in their new order.
     pub groups_after: f64,
@@ -77,7 +78,8 @@ impl LayerPlan {
         GroupBalance::of(self.load.tokens_per_expert(), &self.groups)
     }
 
-    /// The best balance that any arrangement of the kept experts could have, where the search for it is short.
+    /// The best balance that any arrangement of the kept experts could have, where the search for
+    /// it is short.
     pub fn optimum(&self) -> Option<f64> {
         optimal_balance(self.load.tokens_per_expert(), &self.groups)
     }
@@ -112,14 +114,20 @@ impl PrunePlan {
     ///
     /// Limits out of range, a layer without experts or load, or experts that cannot be split
     /// into multiples and groups.
-    pub fn new(loads: &[LayerLoad], limits: &PruneLimits, num_groups: usize) -> Result<Self, PlanError> {
+    pub fn new(
+        loads: &[LayerLoad],
+        limits: &PruneLimits,
+        num_groups: usize,
+    ) -> Result<Self, PlanError> {
         limits.validate(num_groups)?;
         if loads.is_empty() {
             return Err(PlanError::NoLayers);
         }
         limits.check_layers(loads.len())?;
-        let layers =
-            loads.iter().enumerate().map(|(layer, load)| plan_layer(layer, load, limits, num_groups));
+        let layers = loads
+            .iter()
+            .enumerate()
+            .map(|(layer, load)| plan_layer(layer, load, limits, num_groups));
         Ok(Self { limits: limits.clone(), num_groups, layers: layers.collect::<Result<_, _>>()? })
     }
 
@@ -129,7 +137,8 @@ impl PrunePlan {
     ///
     /// [`PlanError::Format`] for anything that is no plan, else what [`check`](Self::check) finds.
     pub fn from_json(text: &str) -> Result<Self, PlanError> {
-        let plan: Self = serde_json::from_str(text).map_err(|error| PlanError::Format(error.to_string()))?;
+        let plan: Self =
+            serde_json::from_str(text).map_err(|error| PlanError::Format(error.to_string()))?;
         plan.check()?;
         Ok(plan)
     }
@@ -158,7 +167,11 @@ impl PrunePlan {
     /// # Errors
     ///
     /// Everything [`check`](Self::check) finds, and a model with other layers, experts or `top_k`.
-    pub fn check_against(&self, experts_per_layer: &[usize], top_k: usize) -> Result<(), PlanError> {
+    pub fn check_against(
+        &self,
+        experts_per_layer: &[usize],
+        top_k: usize,
+    ) -> Result<(), PlanError> {
         self.check()?;
         if experts_per_layer.len() != self.layers.len() {
             return Err(PlanError::LayerCount {
@@ -190,7 +203,10 @@ impl PrunePlan {
     /// Share of the load of all layers that went to pruned experts.
     pub fn pruned_load_fraction(&self) -> f64 {
         let total: f64 = self.layers.iter().map(|layer| layer.load.total() as f64).sum();
-        let pruned = self.layers.iter().map(|layer| layer.pruned_load_fraction() * layer.load.total() as f64);
+        let pruned = self
+            .layers
+            .iter()
+            .map(|layer| layer.pruned_load_fraction() * layer.load.total() as f64);
         pruned.sum::<f64>() / total.max(1.0)
     }
 
@@ -208,7 +224,11 @@ impl PrunePlan {
             return Err(PlanError::Missing { layer, expert });
         }
         if plan.kept.len() < self.limits.top_k {
-            return Err(PlanError::BelowTopK { layer, kept: plan.kept.len(), top_k: self.limits.top_k });
+            return Err(PlanError::BelowTopK {
+                layer,
+                kept: plan.kept.len(),
+                top_k: self.limits.top_k,
+            });
         }
         let equal_parts = plan.groups.len() == self.num_groups
             && plan.groups.iter().all(|group| group.len() * self.num_groups == plan.kept.len());

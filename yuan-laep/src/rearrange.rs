@@ -14,7 +14,11 @@ use serde::{Deserialize, Serialize};
 ///
 /// If `groups` is zero or does not divide the number of kept experts.
 pub fn rearrange(load: &[u64], kept: &[usize], groups: usize) -> Vec<Vec<usize>> {
-    assert!(groups > 0 && kept.len().is_multiple_of(groups), "{} experts in {groups} groups", kept.len());
+    assert!(
+        groups > 0 && kept.len().is_multiple_of(groups),
+        "{} experts in {groups} groups",
+        kept.len()
+    );
     let capacity = kept.len() / groups;
     let mut order = kept.to_vec();
     order.sort_by_key(|&expert| (std::cmp::Reverse(load[expert]), expert));
@@ -22,7 +26,8 @@ pub fn rearrange(load: &[u64], kept: &[usize], groups: usize) -> Vec<Vec<usize>>
     for expert in order {
         let with_room = filled.iter_mut().filter(|(_, members)| members.len() < capacity);
         // `min_by_key` returns the first of equal groups. As many places as experts: one has room.
-        let (total, members) = with_room.min_by_key(|(total, _)| *total).expect("a group with room");
+        let (total, members) =
+            with_room.min_by_key(|(total, _)| *total).expect("a group with room");
         *total += u128::from(load[expert]);
         members.push(expert);
     }
@@ -47,8 +52,10 @@ pub struct GroupBalance {
 impl GroupBalance {
     /// Balance of the given groups; perfect when there is no load at all.
     pub fn of(load: &[u64], groups: &[Vec<usize>]) -> Self {
-        let totals: Vec<u128> =
-            groups.iter().map(|members| members.iter().map(|&e| u128::from(load[e])).sum()).collect();
+        let totals: Vec<u128> = groups
+            .iter()
+            .map(|members| members.iter().map(|&e| u128::from(load[e])).sum())
+            .collect();
         let sum: u128 = totals.iter().sum();
         if sum == 0 {
             return Self { max_over_mean: 1.0, lower_bound: 1.0 };
@@ -66,13 +73,14 @@ impl GroupBalance {
 const SEARCHED_EXPERTS: usize = 16;
 const SEARCHED_NODES: u32 = 200_000;
 
-/// `max_over_mean` of the best possible arrangement of the grouped experts into as many groups of equal
-/// size: what the greedy packing is measured against.
+/// `max_over_mean` of the best possible arrangement of the grouped experts into as many groups of
+/// equal size: what the greedy packing is measured against.
 ///
-/// Found by branch and bound for up to 16 experts, where that ends soon; for more, only where `groups` already meet a bound that
-/// no arrangement beats. `None` where the optimum is not known.
+/// Found by branch and bound for up to 16 experts, where that ends soon; for more, only where
+/// `groups` already meet a bound that no arrangement beats. `None` where the optimum is not known.
 pub fn optimal_balance(load: &[u64], groups: &[Vec<usize>]) -> Option<f64> {
-    let mut loads: Vec<u128> = groups.iter().flatten().map(|&expert| u128::from(load[expert])).collect();
+    let mut loads: Vec<u128> =
+        groups.iter().flatten().map(|&expert| u128::from(load[expert])).collect();
     loads.sort_unstable_by(|a, b| b.cmp(a));
     let (total, capacity) = (loads.iter().sum::<u128>(), loads.len() / groups.len().max(1));
     if capacity == 0 {
@@ -81,7 +89,8 @@ pub fn optimal_balance(load: &[u64], groups: &[Vec<usize>]) -> Option<f64> {
     if total == 0 {
         return Some(1.0);
     }
-    let sum = |members: &Vec<usize>| members.iter().map(|&expert| u128::from(load[expert])).sum::<u128>();
+    let sum =
+        |members: &Vec<usize>| members.iter().map(|&expert| u128::from(load[expert])).sum::<u128>();
     // The busiest expert shares its group with others, at best with the least loaded ones.
     let with_busiest = loads[0] + loads[loads.len() + 1 - capacity..].iter().sum::<u128>();
     let mut search = Search {
@@ -92,8 +101,8 @@ pub fn optimal_balance(load: &[u64], groups: &[Vec<usize>]) -> Option<f64> {
         loads,
         capacity,
     };
-    let is_known =
-        search.best <= search.floor || (search.loads.len() <= SEARCHED_EXPERTS && search.place(0).is_some());
+    let is_known = search.best <= search.floor
+        || (search.loads.len() <= SEARCHED_EXPERTS && search.place(0).is_some());
     is_known.then(|| search.best as f64 * groups.len() as f64 / total as f64)
 }
 

@@ -44,7 +44,8 @@ impl StabilityTest {
     ///
     /// Names the threshold that is out of range.
     pub fn validate(&self) -> Result<(), PlanError> {
-        let refuse = |name, value: String, expected| Err(PlanError::Limit { name, value, expected });
+        let refuse =
+            |name, value: String, expected| Err(PlanError::Limit { name, value, expected });
         if self.windows == 0 {
             return refuse("windows", "0".into(), "at least 1");
         }
@@ -80,7 +81,8 @@ impl StabilityTest {
             worst.rank_correlation = worst.rank_correlation.min(rank_correlation(before, after));
             worst.stable &= before.total() > 0 && after.total() > 0;
         }
-        worst.stable &= worst.change < self.max_change && worst.rank_correlation > self.min_rank_correlation;
+        worst.stable &=
+            worst.change < self.max_change && worst.rank_correlation > self.min_rank_correlation;
         Some(worst)
     }
 }
@@ -97,7 +99,8 @@ pub fn change(before: &LayerLoad, after: &LayerLoad) -> f64 {
 pub fn rank_correlation(before: &LayerLoad, after: &LayerLoad) -> f64 {
     let (x, y) = (ranks(before), ranks(after));
     let mean = (x.len() as f64 - 1.0) / 2.0;
-    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - mean) * (b - mean)).sum::<f64>();
+    let dot =
+        |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - mean) * (b - mean)).sum::<f64>();
     let (xx, yy) = (dot(&x, &x), dot(&y, &y));
     match (xx > 0.0, yy > 0.0) {
         (true, true) => dot(&x, &y) / (xx * yy).sqrt(),

@@ -17,7 +17,8 @@ pub struct LoadStatistics {
     pub coefficient_of_variation: f64,
     /// Gini coefficient: 0 when all loads are equal, `1 − 1/N` when one expert has everything.
     pub gini: f64,
-    /// Entropy of the load fractions over `ln N`: 1 when all loads are equal, 0 when one expert has everything.
+    /// Entropy of the load fractions over `ln N`: 1 when all loads are equal, 0 when one expert has
+    /// everything.
     pub entropy: f64,
     /// Load of the busiest expert over the mean; it bounds the speed of a device per expert.
     pub max_over_mean: f64,
@@ -28,7 +29,8 @@ pub struct LoadStatistics {
 }
 
 impl LoadStatistics {
-    /// The statistics of a layer; of a layer without load or experts, zeros, and all its experts dead.
+    /// The statistics of a layer; of a layer without load or experts, zeros, and all its experts
+    /// dead.
     pub fn of(load: &LayerLoad) -> Self {
         let mut tokens = load.tokens_per_expert().to_vec();
         tokens.sort_unstable();
@@ -56,7 +58,8 @@ impl LoadStatistics {
             let fraction = x as f64 / sum;
             -fraction * fraction.ln()
         });
-        let top: u128 = tokens[experts - experts.div_ceil(10)..].iter().map(|&x| u128::from(x)).sum();
+        let top: u128 =
+            tokens[experts - experts.div_ceil(10)..].iter().map(|&x| u128::from(x)).sum();
         Self {
             min: tokens[0],
             max: tokens[experts - 1],

@@ -30,13 +30,14 @@ pub struct WhatIf {
     pub kept_per_layer: (usize, usize),
     /// Share of the (token, expert) pairs that went to them.
     pub pruned_load: f64,
-    /// Share of the tokens that would lose an expert in a layer, on average over the layers: at least this
-    /// (each loses all its experts) and at most that (each loses one). Loads alone do not tell which.
+    /// Share of the tokens that would lose an expert in a layer, on average over the layers: at
+    /// least this (each loses all its experts) and at most that (each loses one). Loads alone do
+    /// not tell which.
     pub tokens_losing: (f64, f64),
     /// Parameters that would go, where the model's size is known.
     pub parameters: Option<u64>,
-    /// Step time of the experts over what perfect balance would give, old experts in their old order:
-    /// the sum of every layer's busiest group over the sum of the means.
+    /// Step time of the experts over what perfect balance would give, old experts in their old
+    /// order: the sum of every layer's busiest group over the sum of the means.
     pub slowdown_before: f64,
     /// The same for the kept experts in their new order.
     pub slowdown_after: f64,
@@ -47,7 +48,8 @@ impl WhatIf {
     pub fn of(plan: &PrunePlan, size: Option<ModelSize>) -> Self {
         let total: f64 = plan.layers.iter().map(|layer| layer.load.total() as f64).sum();
         let weighted = |value: &dyn Fn(&LayerPlan) -> f64| -> f64 {
-            plan.layers.iter().map(|layer| value(layer) * layer.load.total() as f64).sum::<f64>() / total
+            plan.layers.iter().map(|layer| value(layer) * layer.load.total() as f64).sum::<f64>()
+                / total
         };
         let kept = plan.experts_per_layer();
         let pruned_load = plan.pruned_load_fraction();
@@ -107,7 +109,8 @@ impl WhatIf {
             "groups after"
         );
         let row = |row: &Self| {
-            let parameters = row.parameters.map_or_else(|| "-".into(), |count| format!("-{}", short(count)));
+            let parameters =
+                row.parameters.map_or_else(|| "-".into(), |count| format!("-{}", short(count)));
             format!(
                 "{:>7}  {:>7}  {:>6.1}%  {:>12}  {:>10.2}%  {:>16}  {:>10}  {:>13.3}  {:>12.3}\n",
                 row.alpha.to_string(),

@@ -10,7 +10,8 @@ fn prunable(load: &[u64], limits: &PruneLimits) -> Vec<usize> {
     let not_after = |i: usize, j: usize| load[j] < load[i] || (load[j] == load[i] && j <= i);
     (0..load.len())
         .filter(|&i| {
-            let cumulative: u64 = (0..load.len()).filter(|&j| not_after(i, j)).map(|j| load[j]).sum();
+            let cumulative: u64 =
+                (0..load.len()).filter(|&j| not_after(i, j)).map(|j| load[j]).sum();
             load[i] as f64 <= limits.alpha.at(0) * total as f64 / load.len() as f64
                 && cumulative as f64 <= limits.beta.at(0) * total as f64
         })
@@ -21,8 +22,10 @@ fn prunable(load: &[u64], limits: &PruneLimits) -> Vec<usize> {
 fn largest_allowed_cut(load: &[u64], limits: &PruneLimits) -> usize {
     let n = load.len();
     let allowed = prunable(load, limits).len();
-    let minimum =
-        (0..).step_by(limits.multiple_of).find(|&m| m >= limits.min_experts.max(limits.top_k)).unwrap();
+    let minimum = (0..)
+        .step_by(limits.multiple_of)
+        .find(|&m| m >= limits.min_experts.max(limits.top_k))
+        .unwrap();
     (0..=n)
         .rev()
         .find(|&cut| {
@@ -38,13 +41,19 @@ fn largest_allowed_cut(load: &[u64], limits: &PruneLimits) -> usize {
 
 /// Loads with ties, zeros and a wide spread; the number of experts is a multiple of `multiple_of`.
 fn cases() -> impl Strategy<Value = (Vec<u64>, PruneLimits, usize)> {
-    let sizes =
-        prop_oneof![Just((1, 1)), Just((2, 1)), Just((2, 2)), Just((4, 2)), Just((4, 4)), Just((8, 4))];
+    let sizes = prop_oneof![
+        Just((1, 1)),
+        Just((2, 1)),
+        Just((2, 2)),
+        Just((4, 2)),
+        Just((4, 4)),
+        Just((8, 4))
+    ];
     sizes.prop_flat_map(|(multiple_of, groups)| {
         let experts = (1..=48 / multiple_of).prop_map(move |n| n * multiple_of);
-        let load = experts
-            .prop_filter("top_k experts", |&n| n >= 2)
-            .prop_flat_map(|n| prop::collection::vec(prop_oneof![0..6_u64, 0..50_u64, 1..100_000_u64], n));
+        let load = experts.prop_filter("top_k experts", |&n| n >= 2).prop_flat_map(|n| {
+            prop::collection::vec(prop_oneof![0..6_u64, 0..50_u64, 1..100_000_u64], n)
+        });
         let alpha = prop_oneof![Just(f64::INFINITY), 0.0..2.0];
         let fraction = prop::option::of(0.0..=1.0);
         (load, alpha, 0.0..1.2, 1..12_usize, fraction).prop_map(
@@ -133,8 +142,12 @@ fn both_constraints_are_inclusive() {
     // T = 100, N = 4: alpha 0.4 allows up to 10 exactly, beta 0.2 allows a sum of 20 exactly.
     let load = [LayerLoad::new(vec![10, 10, 30, 50])];
     let at = |alpha: f64, beta: f64| {
-        let limits =
-            PruneLimits { alpha: alpha.into(), beta: beta.into(), top_k: 1, ..PruneLimits::default() };
+        let limits = PruneLimits {
+            alpha: alpha.into(),
+            beta: beta.into(),
+            top_k: 1,
+            ..PruneLimits::default()
+        };
         PrunePlan::new(&load, &limits, 1).unwrap().layers[0].pruned.len()
     };
     assert_eq!(at(0.4, 0.2), 2);
@@ -154,13 +167,19 @@ fn impossible_requests_name_what_is_wrong() {
     assert_eq!(error(&[], &limits, 1), PlanError::NoLayers);
     assert_eq!(error(&load(&[]), &limits, 1), PlanError::NoExperts { layer: 0 });
     assert_eq!(error(&load(&[0, 0]), &limits, 1).to_string(), "no load was recorded for layer 0");
-    assert_eq!(error(&load(&[1]), &limits, 1), PlanError::BelowTopK { layer: 0, kept: 1, top_k: 2 });
+    assert_eq!(
+        error(&load(&[1]), &limits, 1),
+        PlanError::BelowTopK { layer: 0, kept: 1, top_k: 2 }
+    );
     let by_four = PruneLimits { multiple_of: 4, ..limits.clone() };
     assert_eq!(
         error(&load(&[1, 2, 3]), &by_four, 1),
         PlanError::NotAMultiple { layer: 0, num_experts: 3, multiple_of: 4 }
     );
-    assert_eq!(error(&load(&[1, 2, 3, 4]), &by_four, 3), PlanError::Groups { multiple_of: 4, groups: 3 });
+    assert_eq!(
+        error(&load(&[1, 2, 3, 4]), &by_four, 3),
+        PlanError::Groups { multiple_of: 4, groups: 3 }
+    );
     for bad in [
         PruneLimits { alpha: f64::NAN.into(), ..limits.clone() },
         PruneLimits { alpha: (-0.1).into(), ..limits.clone() },
@@ -176,7 +195,8 @@ fn impossible_requests_name_what_is_wrong() {
 
 #[test]
 fn an_edited_plan_is_checked() {
-    let plan = PrunePlan::new(&[LayerLoad::new(vec![1, 40, 30, 29])], &PruneLimits::default(), 1).unwrap();
+    let plan =
+        PrunePlan::new(&[LayerLoad::new(vec![1, 40, 30, 29])], &PruneLimits::default(), 1).unwrap();
     assert_eq!(plan.layers[0].pruned, [0]);
     let edited = |edit: &dyn Fn(&mut PrunePlan)| {
         let mut plan = plan.clone();
@@ -190,9 +210,18 @@ fn an_edited_plan_is_checked() {
         PlanError::NoSuchExpert { layer: 0, expert: 9, num_experts: 4 }
     );
     assert_eq!(edited(&|p| p.layers[0].kept.swap(0, 1)), PlanError::GroupsDiffer { layer: 0 });
-    assert_eq!(edited(&|p| p.limits.top_k = 4), PlanError::BelowTopK { layer: 0, kept: 3, top_k: 4 });
-    assert_eq!(plan.check_against(&[5], 2), Err(PlanError::ExpertCount { layer: 0, expected: 5, found: 4 }));
-    assert_eq!(plan.check_against(&[4, 4], 2), Err(PlanError::LayerCount { expected: 2, found: 1 }));
+    assert_eq!(
+        edited(&|p| p.limits.top_k = 4),
+        PlanError::BelowTopK { layer: 0, kept: 3, top_k: 4 }
+    );
+    assert_eq!(
+        plan.check_against(&[5], 2),
+        Err(PlanError::ExpertCount { layer: 0, expected: 5, found: 4 })
+    );
+    assert_eq!(
+        plan.check_against(&[4, 4], 2),
+        Err(PlanError::LayerCount { expected: 2, found: 1 })
+    );
     assert_eq!(plan.check_against(&[4], 2), Ok(()));
 }
 
@@ -210,7 +239,9 @@ fn a_table_names_every_layer_and_the_total() {
 #[test]
 fn loads_that_are_not_loads_are_refused() {
     use yuan_laep::LoadFile;
-    for text in ["", "[]", "{}", r#"{"layers": [[1, -2]]}"#, r#"{"layers": [[1.5]]}"#, r#"{"layers": [1]}"#] {
+    for text in
+        ["", "[]", "{}", r#"{"layers": [[1, -2]]}"#, r#"{"layers": [[1.5]]}"#, r#"{"layers": [1]}"#]
+    {
         assert!(matches!(LoadFile::from_json(text), Err(PlanError::Loads(_))), "{text}");
     }
     let window = LoadFile::from_json(r#"{"layers": [[1, 2]], "note": "kept out"}"#).unwrap().window;

@@ -2,8 +2,8 @@
 
 use proptest::prelude::*;
 use yuan_laep::{
-    GroupBalance, LayerLoad, LoadStatistics, ModelSize, PruneLimits, PrunePlan, WhatIf, optimal_balance,
-    rearrange,
+    GroupBalance, LayerLoad, LoadStatistics, ModelSize, PruneLimits, PrunePlan, WhatIf,
+    optimal_balance, rearrange,
 };
 
 #[test]
@@ -84,7 +84,8 @@ proptest! {
     }
 }
 
-/// Loads as they are seen in training: geometric from busiest to idlest, a factor `spread` apart, jittered.
+/// Loads as they are seen in training: geometric from busiest to idlest, a factor `spread` apart,
+/// jittered.
 fn realistic(experts: usize, spread: f64, seed: u64) -> Vec<u64> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut uniform = || {
@@ -114,8 +115,15 @@ fn greedy_stays_close_to_the_optimum_on_realistic_loads() {
             let excess = GroupBalance::of(&load, &arranged).max_over_mean / optimum;
             (worst, sum) = (worst.max(excess), sum + excess);
         }
-        println!("spread {spread}: {:.4} of the optimum on average, {worst:.4} at worst", sum / 100.0);
-        assert!(sum / 100.0 < 1.03, "spread {spread}: on average {:.4} of the optimum", sum / 100.0);
+        println!(
+            "spread {spread}: {:.4} of the optimum on average, {worst:.4} at worst",
+            sum / 100.0
+        );
+        assert!(
+            sum / 100.0 < 1.03,
+            "spread {spread}: on average {:.4} of the optimum",
+            sum / 100.0
+        );
         assert!(worst < 1.10, "spread {spread}: at worst {worst:.4} of the optimum");
     }
 }
@@ -123,7 +131,8 @@ fn greedy_stays_close_to_the_optimum_on_realistic_loads() {
 #[test]
 fn greedy_stays_close_to_the_bound_on_layers_of_the_published_size() {
     // The 48 busiest of 64 experts that lie 500-fold apart lie some 100-fold apart.
-    for (spread, seed) in [20.0, 100.0].into_iter().flat_map(|spread| (0..50).map(move |seed| (spread, seed)))
+    for (spread, seed) in
+        [20.0, 100.0].into_iter().flat_map(|spread| (0..50).map(move |seed| (spread, seed)))
     {
         let load = realistic(48, spread, seed);
         let greedy = GroupBalance::of(&load, &rearrange(&load, &(0..48).collect::<Vec<_>>(), 8));
@@ -133,18 +142,22 @@ fn greedy_stays_close_to_the_bound_on_layers_of_the_published_size() {
 
 #[test]
 fn a_sweep_says_what_each_plan_would_do() {
-    let loads = [LayerLoad::new(vec![5, 400, 30, 900, 2, 250, 350, 63]), LayerLoad::new(vec![10; 8])];
+    let loads =
+        [LayerLoad::new(vec![5, 400, 30, 900, 2, 250, 350, 63]), LayerLoad::new(vec![10; 8])];
     let size = ModelSize { parameters: 1000, parameters_per_expert: 50, top_k: 2 };
     let limits = PruneLimits { multiple_of: 2, ..PruneLimits::default() };
-    let rows = WhatIf::sweep(&loads, &limits, 2, Some(size), &[0.3, f64::INFINITY], &[0.01, 0.1]).unwrap();
+    let rows =
+        WhatIf::sweep(&loads, &limits, 2, Some(size), &[0.3, f64::INFINITY], &[0.01, 0.1]).unwrap();
     assert_eq!(rows.len(), 4);
     for row in &rows {
-        let limits = PruneLimits { alpha: row.alpha.clone(), beta: row.beta.clone(), ..limits.clone() };
+        let limits =
+            PruneLimits { alpha: row.alpha.clone(), beta: row.beta.clone(), ..limits.clone() };
         let plan = PrunePlan::new(&loads, &limits, 2).unwrap();
         assert_eq!(row.pruned, plan.num_pruned());
         assert_eq!(row.parameters, Some(50 * plan.num_pruned() as u64));
     }
-    // The last: 100 of 2000 tokens in the first layer (experts 0, 2, 4, 7), none of the 80 in the second.
+    // The last: 100 of 2000 tokens in the first layer (experts 0, 2, 4, 7), none of the 80 in the
+    // second.
     let last = &rows[3];
     assert_eq!((last.pruned, last.experts, last.kept_per_layer), (4, 16, (4, 8)));
     assert!((last.pruned_load - 100.0 / 2080.0).abs() < 1e-12);

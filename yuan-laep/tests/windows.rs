@@ -11,7 +11,8 @@ fn steps_add_up_to_windows_and_only_the_latest_are_kept() {
     let mut tracker = LoadTracker::new(2, 3).unwrap();
     let closed: Vec<bool> = (0..9).map(|i| tracker.record(step(&[i, 1])).unwrap()).collect();
     assert_eq!(closed, [false, true, false, true, false, true, false, true, false]);
-    let sums: Vec<u64> = tracker.completed().iter().map(|w| w.layers[0].tokens_per_expert()[0]).collect();
+    let sums: Vec<u64> =
+        tracker.completed().iter().map(|w| w.layers[0].tokens_per_expert()[0]).collect();
     assert_eq!(sums, [2 + 3, 4 + 5, 6 + 7]);
     assert_eq!(tracker.last(2).layers[0].tokens_per_expert(), [22, 4]);
     assert_eq!(tracker.last(2).steps, 4);

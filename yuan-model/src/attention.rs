@@ -14,7 +14,8 @@ use crate::{
     rope::Rotary,
 };
 
-/// Self-attention of one layer: values from the normed input, queries and keys from its filtered form.
+/// Self-attention of one layer: values from the normed input, queries and keys from its filtered
+/// form.
 #[derive(Module, Debug)]
 pub struct Attention {
     /// Localized filtering; absent when `use_lf_gate` is off.
@@ -46,7 +47,10 @@ impl Attention {
         let (hidden, projection) = (config.hidden_size, config.attention_projection_size);
         let linear = |d_in, d_out, std| {
             let initializer = Initializer::Normal { mean: 0.0, std };
-            LinearConfig::new(d_in, d_out).with_bias(false).with_initializer(initializer).init(device)
+            LinearConfig::new(d_in, d_out)
+                .with_bias(false)
+                .with_initializer(initializer)
+                .init(device)
         };
         Self {
             filter: config.use_lf_gate.then(|| LocalizedFilter::new(config, device)),
@@ -59,7 +63,12 @@ impl Attention {
     }
 
     /// `[batch, seq, hidden]` → `[batch, seq, hidden]`; `hidden` is the input's normed form.
-    pub fn forward(&self, u: Tensor<3>, rotary: &Rotary, documents: Option<&DocumentMask>) -> Tensor<3> {
+    pub fn forward(
+        &self,
+        u: Tensor<3>,
+        rotary: &Rotary,
+        documents: Option<&DocumentMask>,
+    ) -> Tensor<3> {
         let context = if self.drops(&u) {
             self.attend_with_dropout(self.query_key_value(u, rotary), documents)
         } else {
@@ -105,7 +114,8 @@ impl Attention {
         }
     }
 
-    /// Queries beside keys, `[batch, seq, heads, 2 · head_dim]`, and values, `[batch, seq, heads, head_dim]`.
+    /// Queries beside keys, `[batch, seq, heads, 2 · head_dim]`, and values, `[batch, seq, heads,
+    /// head_dim]`.
     fn project_heads(&self, filtered: Tensor<3>, u: Tensor<3>) -> (Tensor<4>, Tensor<4>) {
         let heads = |x: Tensor<3>| {
             let [batch, seq, width] = x.dims();
@@ -126,8 +136,13 @@ impl Attention {
         self.dropout.prob > 0.0 && u.device().is_autodiff()
     }
 
-    /// The fast versions have no dropout, so training with it forms the probabilities here: `[batch, seq, heads, head_dim]`.
-    fn attend_with_dropout(&self, qkv: QueryKeyValue, documents: Option<&DocumentMask>) -> Tensor<4> {
+    /// The fast versions have no dropout, so training with it forms the probabilities here:
+    /// `[batch, seq, heads, head_dim]`.
+    fn attend_with_dropout(
+        &self,
+        qkv: QueryKeyValue,
+        documents: Option<&DocumentMask>,
+    ) -> Tensor<4> {
         let [_, seq, heads, head_dim] = qkv.query.dims();
         let [query, key, value] = [qkv.query, qkv.key, qkv.value].map(|x| x.swap_dims(1, 2));
         let scores = query.matmul(key.transpose()).div_scalar((head_dim as f64).sqrt());
@@ -160,14 +175,17 @@ impl DocumentMask {
     /// A document starts wherever the position is zero; `position_ids` is `[batch, seq]`.
     pub fn new(position_ids: Tensor<2, Int>) -> Self {
         let [_, seq] = position_ids.dims();
-        let places = Tensor::<1, Int>::arange(0..seq as i64, &position_ids.device()).unsqueeze::<2>();
+        let places =
+            Tensor::<1, Int>::arange(0..seq as i64, &position_ids.device()).unsqueeze::<2>();
         Self { first_keys: (position_ids.equal_scalar(0).int() * places).cummax(1) }
     }
 
-    /// True where query and key are of different documents, the future aside: `[batch, heads, seq, seq]`.
+    /// True where query and key are of different documents, the future aside: `[batch, heads, seq,
+    /// seq]`.
     fn expand(&self, heads: usize) -> Tensor<4, Bool> {
         let [batch, seq] = self.first_keys.dims();
-        let keys = Tensor::<1, Int>::arange(0..seq as i64, &self.first_keys.device()).unsqueeze::<4>();
+        let keys =
+            Tensor::<1, Int>::arange(0..seq as i64, &self.first_keys.device()).unsqueeze::<4>();
         let first = self.first_keys.clone().unsqueeze_dims::<4>(&[1, 3]);
         keys.lower(first).expand([batch, heads, seq, seq])
     }

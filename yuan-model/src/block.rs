@@ -75,7 +75,8 @@ impl Block {
         rotary: &Rotary,
         documents: Option<&DocumentMask>,
     ) -> Tensor<3> {
-        let attended = self.attention.forward(self.attention_norm.forward(x.clone()), rotary, documents);
+        let attended =
+            self.attention.forward(self.attention_norm.forward(x.clone()), rotary, documents);
         self.add(x, attended)
     }
 

@@ -18,13 +18,15 @@ pub struct Cache {
 /// The part of one layer.
 #[derive(Debug, Clone, Default)]
 pub struct LayerCache {
-    /// Rotated keys and values, `[batch, heads, capacity, head_dim]` each; absent before the first token.
+    /// Rotated keys and values, `[batch, heads, capacity, head_dim]` each; absent before the first
+    /// token.
     keys_values: Option<[Tensor<4>; 2]>,
     /// Memory of the localized filter; absent before the first token.
     pub(crate) filter: Option<FilterCache>,
 }
 
-/// What the last token adds to the next one in either convolution: the two-token memory of the filter.
+/// What the last token adds to the next one in either convolution: the two-token memory of the
+/// filter.
 ///
 /// Upstream keeps the last two inputs and computes the first convolution of the last token again.
 #[derive(Debug, Clone)]
@@ -36,7 +38,8 @@ pub struct FilterCache {
 }
 
 impl Cache {
-    /// An empty cache for as many sequences as `padding` has entries: the padding tokens that each starts with.
+    /// An empty cache for as many sequences as `padding` has entries: the padding tokens that each
+    /// starts with.
     ///
     /// `capacity` counts padding, prompt and all tokens to come.
     pub fn new(num_layers: usize, padding: Vec<usize>, capacity: usize) -> Self {
@@ -63,7 +66,8 @@ impl Cache {
         self.padding.len()
     }
 
-    /// Rotated keys and values of a layer, `[batch, heads, len, head_dim]` each, if anything has been read.
+    /// Rotated keys and values of a layer, `[batch, heads, len, head_dim]` each, if anything has
+    /// been read.
     pub fn keys_values(&self, layer: usize) -> Option<[Tensor<4>; 2]> {
         let filled = |x: &Tensor<4>| x.clone().slice_dim(2, 0..self.length);
         self.layers[layer].keys_values.as_ref().map(|[keys, values]| [filled(keys), filled(values)])
@@ -80,7 +84,11 @@ impl Cache {
     ///
     /// If there is no room for them.
     pub(crate) fn split(&mut self, tokens: usize) -> (&mut [LayerCache], Span<'_>) {
-        assert!(tokens <= self.room(), "{tokens} tokens do not fit the {} left of the cache", self.room());
+        assert!(
+            tokens <= self.room(),
+            "{tokens} tokens do not fit the {} left of the cache",
+            self.room()
+        );
         let Self { layers, padding, length, capacity } = self;
         (layers, Span { start: *length, tokens, capacity: *capacity, padding })
     }
@@ -109,7 +117,8 @@ impl Span<'_> {
         let equal = self.padding.windows(2).all(|pair| pair[0] == pair[1]);
         let rows = if equal { &self.padding[..self.padding.len().min(1)] } else { self.padding };
         let position = |padding: usize| {
-            (self.start..self.start + self.tokens).map(move |place| place.saturating_sub(padding) as i64)
+            (self.start..self.start + self.tokens)
+                .map(move |place| place.saturating_sub(padding) as i64)
         };
         let positions: Vec<i64> = rows.iter().flat_map(|&padding| position(padding)).collect();
         Tensor::from_data(TensorData::new(positions, [rows.len(), self.tokens]), device)
@@ -117,8 +126,9 @@ impl Span<'_> {
 
     /// True where a new token is padding, `[batch, tokens]`; absent if none is.
     pub(crate) fn padding_mask(&self, device: &Device) -> Option<Tensor<2, Bool>> {
-        let is_padding =
-            |&padding: &usize| (self.start..self.start + self.tokens).map(move |place| place < padding);
+        let is_padding = |&padding: &usize| {
+            (self.start..self.start + self.tokens).map(move |place| place < padding)
+        };
         let mask: Vec<bool> = self.padding.iter().flat_map(is_padding).collect();
         let mask = || TensorData::new(mask, [self.padding.len(), self.tokens]);
         self.has_padding().then(|| Tensor::from_data(mask(), device))
@@ -139,15 +149,23 @@ impl LayerCache {
         let empty = |like: &Tensor<4>| {
             Tensor::zeros([batch, heads, span.capacity, head_dim], (&like.device(), like.dtype()))
         };
-        // Taken out while they are written, since only the one owner of a tensor may write it in place.
-        let [keys, values] = self.keys_values.take().unwrap_or_else(|| [empty(&key), empty(&value)]);
+        // Taken out while they are written, since only the one owner of a tensor may write it in
+        // place.
+        let [keys, values] =
+            self.keys_values.take().unwrap_or_else(|| [empty(&key), empty(&value)]);
         let place = [0..batch, 0..heads, span.start..span.start + tokens, 0..head_dim];
         let keys = keys.slice_assign(place.clone(), key.clone());
         let values = values.slice_assign(place, value.clone());
         let context = if span.start == 0 && !span.has_padding() {
             ops::causal_attention(query, key, value, None)
         } else {
-            ops::cached_attention(query, keys.clone(), values.clone(), span.start + tokens, span.padding)
+            ops::cached_attention(
+                query,
+                keys.clone(),
+                values.clone(),
+                span.start + tokens,
+                span.padding,
+            )
         };
         self.keys_values = Some([keys, values]);
         context

@@ -57,13 +57,15 @@ pub struct YuanConfig {
     /// Standard deviation of the initial linear weights.
     pub initializer_range: f64,
     /// Standard deviation of the initial embedding, where it differs from
-    /// [`initializer_range`](Self::initializer_range); a key of ours, `embedding_initializer_range`.
+    /// [`initializer_range`](Self::initializer_range); a key of ours,
+    /// `embedding_initializer_range`.
     ///
     /// A wide embedding keeps tokens apart in the residual stream while a small model warms up,
     /// without which its routers send nearly everything to the same few experts.
     pub embedding_initializer_range: Option<f64>,
-    /// Whether every router carries a bias for choosing experts, which balancing without an auxiliary loss
-    /// moves (DeepSeek-V3); a key of ours, `router_selection_bias`. Off in the published models.
+    /// Whether every router carries a bias for choosing experts, which balancing without an
+    /// auxiliary loss moves (DeepSeek-V3); a key of ours, `router_selection_bias`. Off in the
+    /// published models.
     pub router_selection_bias: bool,
     /// Dropout on the attention probabilities, in training only.
     pub attention_dropout: f64,
@@ -71,7 +73,8 @@ pub struct YuanConfig {
     pub hidden_dropout: f64,
     /// Multiplies the logits.
     pub logit_scale: f64,
-    /// Document-blocked attention in packed rows (`reset_attention_mask`); off in the published models.
+    /// Document-blocked attention in packed rows (`reset_attention_mask`); off in the published
+    /// models.
     pub reset_attention_mask: bool,
     /// Special tokens.
     pub tokens: SpecialTokens,
@@ -141,7 +144,10 @@ impl YuanConfig {
             ));
         }
         if self.use_lf_gate && !self.hidden_size.is_multiple_of(2) {
-            return refuse(format!("use_lf_gate needs an even hidden_size, not {}", self.hidden_size));
+            return refuse(format!(
+                "use_lf_gate needs an even hidden_size, not {}",
+                self.hidden_size
+            ));
         }
         let too_few = |&(_, &experts): &(usize, &usize)| experts < self.moe_top_k;
         if let Some((layer, experts)) = self.experts_per_layer.iter().enumerate().find(too_few) {
@@ -151,7 +157,10 @@ impl YuanConfig {
             ));
         }
         if self.rough_parameter_count() > Self::MOST_PARAMETERS {
-            return refuse(format!("{:.1e} parameters are beyond any model", self.rough_parameter_count()));
+            return refuse(format!(
+                "{:.1e} parameters are beyond any model",
+                self.rough_parameter_count()
+            ));
         }
         self.validate_rotary()?;
         self.validate_numbers()?;
@@ -165,7 +174,10 @@ impl YuanConfig {
         ];
         for (name, id) in ids {
             if let Some(id) = id.filter(|&id| id as usize >= self.vocab_size) {
-                return refuse(format!("{name}_token_id = {id} is outside vocab_size = {}", self.vocab_size));
+                return refuse(format!(
+                    "{name}_token_id = {id} is outside vocab_size = {}",
+                    self.vocab_size
+                ));
             }
         }
         Ok(())
@@ -176,13 +188,19 @@ impl YuanConfig {
 
     /// The count in a number that cannot overflow.
     fn rough_parameter_count(&self) -> f64 {
-        let [v, h, p, f] =
-            [self.vocab_size, self.hidden_size, self.attention_projection_size, self.ffn_hidden_size]
-                .map(|size| size as f64);
+        let [v, h, p, f] = [
+            self.vocab_size,
+            self.hidden_size,
+            self.attention_projection_size,
+            self.ffn_hidden_size,
+        ]
+        .map(|size| size as f64);
         let experts: f64 =
             self.experts_per_layer.iter().map(|&experts| experts.max(self.moe_top_k) as f64).sum();
         let layers = self.num_hidden_layers() as f64;
-        2.0 * v * h + layers * (4.0 * p * h + 2.0 * h * h + 8.0 * h) + experts * (3.0 * h * f + 3.0 * h + 1.0)
+        2.0 * v * h
+            + layers * (4.0 * p * h + 2.0 * h * h + 8.0 * h)
+            + experts * (3.0 * h * f + 3.0 * h + 1.0)
     }
 
     fn validate_rotary(&self) -> Result<(), ConfigError> {
@@ -215,7 +233,9 @@ impl YuanConfig {
             ("embedding_initializer_range", self.embedding_initializer_range.unwrap_or(1.0)),
             ("seq_len_interpolation_factor", self.seq_len_interpolation_factor.unwrap_or(1.0)),
         ];
-        if let Some((key, value)) = positive.iter().find(|(_, value)| !(*value > 0.0 && value.is_finite())) {
+        if let Some((key, value)) =
+            positive.iter().find(|(_, value)| !(*value > 0.0 && value.is_finite()))
+        {
             return refuse(format!("{key} = {value} must be positive"));
         }
         let shares = [("attn_dropout", self.attention_dropout), ("dropout", self.hidden_dropout)];

@@ -22,15 +22,16 @@ pub struct NoDevice {
     pub found: Vec<String>,
 }
 
-/// A device by name: `flex`, `ndarray`, `wgpu` or `cuda`, each behind the feature of its name; the GPUs of a machine
-/// with several are `cuda:0`, `cuda:1`, …
+/// A device by name: `flex`, `ndarray`, `wgpu` or `cuda`, each behind the feature of its name; the
+/// GPUs of a machine with several are `cuda:0`, `cuda:1`, …
 ///
-/// `ws://host:port` is a device that another process serves (`device::serve`), behind the feature `remote`.
+/// `ws://host:port` is a device that another process serves (`device::serve`), behind the feature
+/// `remote`.
 ///
 /// # Errors
 ///
-/// If this build or this machine has no such device, the error lists those that it has. A server that does not answer
-/// is tried for some 15 seconds.
+/// If this build or this machine has no such device, the error lists those that it has. A server
+/// that does not answer is tried for some 15 seconds.
 pub fn device(name: &str) -> Result<Device, NoDevice> {
     let refuse = |reason: String| Err(NoDevice { wanted: name.into(), reason, found: available() });
     if name.starts_with(REMOTE) {
@@ -61,15 +62,20 @@ pub fn device(name: &str) -> Result<Device, NoDevice> {
 /// How the name of a device of another process begins.
 pub const REMOTE: &str = "ws://";
 
-/// The environment variable with the secret of a training's processes: where it is set, [`device`] shows it to servers,
-/// and `serve` turns away clients that have another one or none.
+/// The environment variable with the secret of a training's processes: where it is set, [`device`]
+/// shows it to servers, and `serve` turns away clients that have another one or none.
 pub const TOKEN: &str = "YUAN_TOKEN";
 
-/// What a process shows to a server: the secret, and that both have the same operations, which are sent by name.
+/// What a process shows to a server: the secret, and that both have the same operations, which are
+/// sent by name.
 #[cfg(feature = "remote")]
 fn credential() -> String {
     let token = std::env::var(TOKEN).unwrap_or_default();
-    format!("yuan-model {} {:016x} {token}", env!("CARGO_PKG_VERSION"), crate::fnv1a(crate::ops::OPERATIONS))
+    format!(
+        "yuan-model {} {:016x} {token}",
+        env!("CARGO_PKG_VERSION"),
+        crate::fnv1a(crate::ops::OPERATIONS)
+    )
 }
 
 #[cfg(feature = "remote")]
@@ -95,7 +101,8 @@ pub fn available() -> Vec<String> {
     for (kind, devices) in kinds() {
         let count = devices.map_or(0, |devices| devices().len());
         found.extend(
-            (0..count).map(|index| if count == 1 { kind.to_owned() } else { format!("{kind}:{index}") }),
+            (0..count)
+                .map(|index| if count == 1 { kind.to_owned() } else { format!("{kind}:{index}") }),
         );
     }
     found
@@ -121,7 +128,9 @@ fn kinds() -> Vec<Kind> {
 
 fn missing(kind: &str) -> &'static str {
     match kind {
-        "wgpu" => "no adapter for Vulkan, Metal or DirectX was found (Mesa's software Vulkan is one)",
+        "wgpu" => {
+            "no adapter for Vulkan, Metal or DirectX was found (Mesa's software Vulkan is one)"
+        }
         _ => "no NVIDIA driver with a device was found",
     }
 }
@@ -152,7 +161,10 @@ mod tests {
         );
         if !cfg!(feature = "cuda") {
             let reason = "this program was built without the feature `cuda`";
-            assert_eq!(message("cuda"), format!("there is no device \"cuda\": {reason}; found: {found}"));
+            assert_eq!(
+                message("cuda"),
+                format!("there is no device \"cuda\": {reason}; found: {found}")
+            );
         }
     }
 }

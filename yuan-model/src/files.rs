@@ -8,7 +8,8 @@ use std::{
 
 /// A file or directory that could not be read or written.
 ///
-/// The sentence holds its cause, which is therefore no `source`: a report of the chain would say it twice.
+/// The sentence holds its cause, which is therefore no `source`: a report of the chain would say it
+/// twice.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action} {}: {cause}", path.display())]
 pub struct FileError {
@@ -41,7 +42,9 @@ pub fn write_whole(path: &Path, contents: &[u8]) -> Result<(), FileError> {
         file.sync_all()?;
         fs::rename(&unfinished, path)
     };
-    write().inspect_err(|_| drop(fs::remove_file(&unfinished))).map_err(FileError::of("write", path))?;
+    write()
+        .inspect_err(|_| drop(fs::remove_file(&unfinished)))
+        .map_err(FileError::of("write", path))?;
     sync_parent(path)
 }
 
@@ -65,7 +68,9 @@ pub fn write_directory<E: From<FileError>>(
         fill(&unfinished)?;
         for entry in fs::read_dir(&unfinished).map_err(FileError::of("read", &unfinished))? {
             let file = entry.map_err(FileError::of("read", &unfinished))?.path();
-            File::open(&file).and_then(|file| file.sync_all()).map_err(FileError::of("write", &file))?;
+            File::open(&file)
+                .and_then(|file| file.sync_all())
+                .map_err(FileError::of("write", &file))?;
         }
         remove_directory(path)?;
         Ok(fs::rename(&unfinished, path).map_err(FileError::of("write", path))?)
@@ -84,8 +89,8 @@ pub fn copy_into(file: &Path, directory: &Path) -> Result<(), FileError> {
     fs::copy(file, to).map(drop).map_err(FileError::of("copy", file))
 }
 
-/// Removes a directory if it is there; renamed first, so that a kill in the middle leaves nothing that looks
-/// complete.
+/// Removes a directory if it is there; renamed first, so that a kill in the middle leaves nothing
+/// that looks complete.
 ///
 /// # Errors
 ///
@@ -121,6 +126,9 @@ fn unfinished(path: &Path) -> PathBuf {
 
 /// Makes a rename survive a power cut.
 fn sync_parent(path: &Path) -> Result<(), FileError> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(parent).and_then(|directory| directory.sync_all()).map_err(FileError::of("write", parent))
+    let parent =
+        path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(parent)
+        .and_then(|directory| directory.sync_all())
+        .map_err(FileError::of("write", parent))
 }

@@ -35,8 +35,8 @@ impl LocalizedFilter {
         self.output_norm.forward(filtered + u)
     }
 
-    /// The same for the tokens after those that `memory` knows of; `real`, `[batch, tokens, 1]`, is zero where a
-    /// token is padding, which the tokens after it must not see.
+    /// The same for the tokens after those that `memory` knows of; `real`, `[batch, tokens, 1]`, is
+    /// zero where a token is padding, which the tokens after it must not see.
     pub(crate) fn forward_cached(
         &self,
         u: Tensor<3>,
@@ -82,9 +82,13 @@ impl PairConv {
         self.add_bias(ops::add_previous(self.taps(x)))
     }
 
-    /// The same for `x` after a token that adds `before`, `[batch, 1, d_out]`, to the first of it (absent: zero);
-    /// also what the last of `x` adds to the next.
-    pub(crate) fn forward_after(&self, x: Tensor<3>, before: Option<Tensor<3>>) -> (Tensor<3>, Tensor<3>) {
+    /// The same for `x` after a token that adds `before`, `[batch, 1, d_out]`, to the first of it
+    /// (absent: zero); also what the last of `x` adds to the next.
+    pub(crate) fn forward_after(
+        &self,
+        x: Tensor<3>,
+        before: Option<Tensor<3>>,
+    ) -> (Tensor<3>, Tensor<3>) {
         let [batch, seq, _] = x.dims();
         let taps = self.taps(x);
         let d_out = taps.dims()[2] / 2;

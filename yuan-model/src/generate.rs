@@ -23,8 +23,8 @@ pub struct GenerationOptions {
     pub sampling: Sampling,
     /// Tokens that end a sequence; they are part of it.
     pub stop_tokens: Vec<u32>,
-    /// Decides the choices. Every sequence of a batch has a stream of its own, which neither the others nor the
-    /// batch's size influence.
+    /// Decides the choices. Every sequence of a batch has a stream of its own, which neither the
+    /// others nor the batch's size influence.
     pub seed: u64,
 }
 
@@ -95,7 +95,9 @@ pub enum GenerateError {
         expected: &'static str,
     },
     /// The model's scores are no numbers.
-    #[error("the scores for token {position} of sequence {sequence} are not finite: the weights are damaged")]
+    #[error(
+        "the scores for token {position} of sequence {sequence} are not finite: the weights are damaged"
+    )]
     NotFinite {
         /// Index of the prompt.
         sequence: usize,
@@ -108,12 +110,13 @@ pub enum GenerateError {
 }
 
 impl YuanModel {
-    /// Continues prompts of any lengths together; `on_token` hears of every token as it comes and may end it all.
+    /// Continues prompts of any lengths together; `on_token` hears of every token as it comes and
+    /// may end it all.
     ///
     /// # Errors
     ///
-    /// An empty prompt, a token outside the vocabulary, or settings out of range, before anything is computed;
-    /// scores that are not finite, or a device that fails.
+    /// An empty prompt, a token outside the vocabulary, or settings out of range, before anything
+    /// is computed; scores that are not finite, or a device that fails.
     pub fn generate(
         &self,
         prompts: &[Vec<u32>],
@@ -123,8 +126,11 @@ impl YuanModel {
         options.sampling.validate()?;
         check_prompts(prompts, self.config().vocab_size)?;
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-        let mut sequences: Vec<Sequence> =
-            prompts.iter().enumerate().map(|(index, prompt)| Sequence::new(index, prompt, options)).collect();
+        let mut sequences: Vec<Sequence> = prompts
+            .iter()
+            .enumerate()
+            .map(|(index, prompt)| Sequence::new(index, prompt, options))
+            .collect();
         if prompts.is_empty() || options.max_new_tokens == 0 {
             return Ok(sequences.into_iter().map(Sequence::finish).collect());
         }
@@ -226,8 +232,13 @@ impl Sequence {
         self.finish.is_none()
     }
 
-    fn extend(&mut self, logits: &[f32], options: &GenerationOptions) -> Result<u32, GenerateError> {
-        let not_finite = GenerateError::NotFinite { sequence: self.index, position: self.tokens.len() };
+    fn extend(
+        &mut self,
+        logits: &[f32],
+        options: &GenerationOptions,
+    ) -> Result<u32, GenerateError> {
+        let not_finite =
+            GenerateError::NotFinite { sequence: self.index, position: self.tokens.len() };
         let token = options.sampling.choose(logits, &self.seen, &mut self.rng).ok_or(not_finite)?;
         self.tokens.push(token);
         self.see(token);

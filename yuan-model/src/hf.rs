@@ -1,7 +1,8 @@
 //! Hugging Face interop: the only place with Hugging Face's names.
 //!
-//! [`HfCheckpoint`] opens a directory of published weights; [`YuanModel::save_hf`](crate::YuanModel::save_hf)
-//! writes one, and [`HfCheckpoint::rewrite`] prunes or converts one without building the model.
+//! [`HfCheckpoint`] opens a directory of published weights;
+//! [`YuanModel::save_hf`](crate::YuanModel::save_hf) writes one, and [`HfCheckpoint::rewrite`]
+//! prunes or converts one without building the model.
 
 mod checkpoint;
 mod config;

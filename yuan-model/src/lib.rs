@@ -1,11 +1,12 @@
 //! The Yuan3.0 mixture-of-experts language model (arXiv 2601.14327), written once on
 //! [Burn](burn) tensors: the [`Device`](burn::tensor::Device) decides where it runs.
 //!
-//! Read in this order: [`config`] (what a model is), [`model`] (embedding → blocks → norm →
-//! head), [`block`], [`attention`] with [`filter`] and [`rope`], [`moe`] (router, dispatch,
-//! experts), [`cache`] and [`generate`] (text out of the model), [`text`] (tokens in and out), [`ops`] (the operations that matter for speed), [`loss`], [`surgery`] (cutting
-//! experts), [`mesh`] (many devices), [`hf`] (Hugging Face's names, keys and checkpoints), [`storage`] and [`files`] beneath it;
-//! [`device`](mod@device) names what it all runs on.
+//! Read in this order: [`config`] (what a model is), [`model`] (embedding → blocks → norm → head),
+//! [`block`], [`attention`] with [`filter`] and [`rope`], [`moe`] (router, dispatch, experts),
+//! [`cache`] and [`generate`] (text out of the model), [`text`] (tokens in and out), [`ops`] (the
+//! operations that matter for speed), [`loss`], [`surgery`] (cutting experts), [`mesh`] (many
+//! devices), [`hf`] (Hugging Face's names, keys and checkpoints), [`storage`] and [`files`] beneath
+//! it; [`device`](mod@device) names what it all runs on.
 //!
 //! ```
 //! use burn::tensor::{Device, Int, Tensor};
@@ -61,6 +62,7 @@ pub use surgery::{ExpertAxis, PrunableExperts, Selection};
 
 /// FNV-1a: stable over machines and versions, which the standard hasher does not promise.
 pub fn fnv1a(text: &str) -> u64 {
-    text.bytes()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }

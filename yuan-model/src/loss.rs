@@ -4,7 +4,8 @@ use burn::tensor::{FloatDType, Int, Tensor};
 
 use crate::{YuanModel, ops};
 
-/// Cross-entropy of every position: `[batch, seq, vocab]` and labels `[batch, seq]` → `[batch, seq]`.
+/// Cross-entropy of every position: `[batch, seq, vocab]` and labels `[batch, seq]` → `[batch,
+/// seq]`.
 pub fn token_losses(logits: Tensor<3>, labels: Tensor<2, Int>) -> Tensor<2> {
     let [batch, seq, vocab] = logits.dims();
     let logits = logits.cast(FloatDType::F32).reshape([batch * seq, vocab]);
@@ -12,11 +13,12 @@ pub fn token_losses(logits: Tensor<3>, labels: Tensor<2, Int>) -> Tensor<2> {
 }
 
 impl YuanModel {
-    /// Cross-entropy of every position of `hidden`, `[batch, seq, hidden]`, for labels `[batch, seq]`, in f32.
+    /// Cross-entropy of every position of `hidden`, `[batch, seq, hidden]`, for labels `[batch,
+    /// seq]`, in f32.
     ///
-    /// The same as [`token_losses`] of [`logits`](YuanModel::logits), but of more than [`ROWS_AT_ONCE`] rows the logits
-    /// never exist at once: the head's product and its gradient go over so many rows at a time, and the gradient forms
-    /// the logits again.
+    /// The same as [`token_losses`] of [`logits`](YuanModel::logits), but of more than
+    /// [`ROWS_AT_ONCE`] rows the logits never exist at once: the head's product and its gradient go
+    /// over so many rows at a time, and the gradient forms the logits again.
     pub fn token_losses(&self, hidden: Tensor<3>, labels: Tensor<2, Int>) -> Tensor<2> {
         let [batch, seq, width] = hidden.dims();
         if batch * seq <= ROWS_AT_ONCE {

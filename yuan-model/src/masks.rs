@@ -18,7 +18,8 @@ pub enum MaskError {
     },
 }
 
-/// Position of every token in its document: restarts after each `eod`, which keeps its own position.
+/// Position of every token in its document: restarts after each `eod`, which keeps its own
+/// position.
 pub fn document_position_ids(input_ids: &[u32], eod: u32) -> Vec<u32> {
     let mut next = 0;
     let position = |&token: &u32| {
@@ -34,7 +35,8 @@ pub fn border_mask(input_ids: &[u32], eod: u32) -> Vec<bool> {
     input_ids.iter().map(|&token| token != eod).collect()
 }
 
-/// Megatron's rule for text rows: the loss covers each answer and its `eod`, not prompt nor separator.
+/// Megatron's rule for text rows: the loss covers each answer and its `eod`, not prompt nor
+/// separator.
 ///
 /// `labels` is the row shifted by one. Tokens after the last `eod` stay in the loss, and so
 /// does padding, as upstream has it.
@@ -46,7 +48,10 @@ pub fn answer_mask(labels: &[u32], eod: u32, sep: u32) -> Result<Vec<bool>, Mask
     let (ends, separators) = (positions(labels, eod), positions(labels, sep));
     let mut mask = vec![true; labels.len()];
     if ends.len() > separators.len() {
-        return Err(MaskError::MissingSeparators { documents: ends.len(), separators: separators.len() });
+        return Err(MaskError::MissingSeparators {
+            documents: ends.len(),
+            separators: separators.len(),
+        });
     }
     if ends.is_empty() {
         if let [only] = separators[..] {
@@ -84,7 +89,9 @@ pub fn answer_mask(labels: &[u32], eod: u32, sep: u32) -> Result<Vec<bool>, Mask
 pub fn hugging_face_mask(input_ids: &[u32], eod: u32, sep: u32) -> Vec<bool> {
     let (ends, separators) = (positions(input_ids, eod), positions(input_ids, sep));
     let mut mask = vec![true; input_ids.len()];
-    let (Some(&first_end), Some(&first_separator)) = (ends.first(), separators.first()) else { return mask };
+    let (Some(&first_end), Some(&first_separator)) = (ends.first(), separators.first()) else {
+        return mask;
+    };
     if first_end > first_separator {
         mask[..first_separator].fill(false);
         if ends.len() > separators.len() {
@@ -133,11 +140,13 @@ pub fn image_row_mask(input_ids: &[u32], markers: &ImageMarkers) -> Vec<bool> {
     input_ids.iter().map(learnt).collect()
 }
 
-/// Megatron's positions for rows with images: 0 up to the last image-end of each document, then counting.
+/// Megatron's positions for rows with images: 0 up to the last image-end of each document, then
+/// counting.
 pub fn image_row_position_ids(input_ids: &[u32], markers: &ImageMarkers) -> Vec<u32> {
     let mut position_ids = Vec::with_capacity(input_ids.len());
     for document in input_ids.split_inclusive(|&token| token == markers.eod) {
-        let counted_from = document.iter().rposition(|&token| token == markers.image_end).unwrap_or(0);
+        let counted_from =
+            document.iter().rposition(|&token| token == markers.image_end).unwrap_or(0);
         position_ids.extend((0..document.len()).map(|i| i.saturating_sub(counted_from) as u32));
     }
     position_ids

@@ -1,12 +1,13 @@
 //! One model on many devices: data parallel outside the experts, expert parallel within them.
 //!
-//! A [`DeviceMesh`] is a grid of `data` rows of `expert` devices. Every device holds a copy of all that is no expert's
-//! and computes its share of a batch; the experts of every layer are split over the devices of a row, and every row holds
-//! them all. Tokens travel to their experts and back within their row ([`exchange`]).
+//! A [`DeviceMesh`] is a grid of `data` rows of `expert` devices. Every device holds a copy of all
+//! that is no expert's and computes its share of a batch; the experts of every layer are split over
+//! the devices of a row, and every row holds them all. Tokens travel to their experts and back
+//! within their row ([`exchange`]).
 //!
 //! One process drives all devices, which may be those of other processes and machines
-//! ([`device`](crate::device())), and one autodiff graph spans them. [`MeshModel`] is built of the same layers as
-//! [`YuanModel`](crate::YuanModel) and computes the same, forward and gradients.
+//! ([`device`](crate::device())), and one autodiff graph spans them. [`MeshModel`] is built of the
+//! same layers as [`YuanModel`](crate::YuanModel) and computes the same, forward and gradients.
 
 use burn::tensor::Device;
 
@@ -28,21 +29,29 @@ pub struct DeviceMesh {
 impl DeviceMesh {
     /// A mesh of `data` rows.
     ///
-    /// A device may be listed more than once: it then does the work of several, which is how a mesh is tried without
-    /// them.
+    /// A device may be listed more than once: it then does the work of several, which is how a mesh
+    /// is tried without them.
     ///
     /// # Errors
     ///
-    /// If there is no device, the rows are not of one length, or the devices are of different kinds.
+    /// If there is no device, the rows are not of one length, or the devices are of different
+    /// kinds.
     pub fn new(devices: Vec<Device>, data: usize) -> Result<Self, ModelError> {
         let refuse = |reason: String| Err(ModelError::Mesh(reason));
-        let Some(first) = devices.first() else { return refuse("a mesh needs at least one device".into()) };
+        let Some(first) = devices.first() else {
+            return refuse("a mesh needs at least one device".into());
+        };
         if data == 0 || !devices.len().is_multiple_of(data) {
-            return refuse(format!("{} devices cannot be cut into {data} rows of one length", devices.len()));
+            return refuse(format!(
+                "{} devices cannot be cut into {data} rows of one length",
+                devices.len()
+            ));
         }
         let kind = |device: &Device| std::mem::discriminant(device.clone().inner().as_dispatch());
         if let Some(other) = devices.iter().find(|device| kind(device) != kind(first)) {
-            return refuse(format!("the devices of a mesh must be of one kind, not {first:?} and {other:?}"));
+            return refuse(format!(
+                "the devices of a mesh must be of one kind, not {first:?} and {other:?}"
+            ));
         }
         Ok(Self { devices, data })
     }

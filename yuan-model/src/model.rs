@@ -46,14 +46,15 @@ pub struct Batch {
 pub struct ForwardOptions {
     /// Position of every token in its document, `[batch, seq]`; absent: `0..seq`.
     pub position_ids: Option<Tensor<2, Int>>,
-    /// True where a token is padding, `[batch, seq]`; padding is not counted in `tokens_per_expert`.
+    /// True where a token is padding, `[batch, seq]`; padding is not counted in
+    /// `tokens_per_expert`.
     pub padding: Option<Tensor<2, Bool>>,
     /// One bias per layer, `[num_experts]`, added to the router's logits when experts are chosen.
     pub selection_bias: Option<Vec<Tensor<1>>>,
     /// Losses that pull the experts of every layer towards equal load.
     pub balance: BalanceLosses,
-    /// Type of activations and products; absent: that of the embedding. Parameters stay what they are, and router,
-    /// norms, softmax and loss are computed in f32 whatever it is.
+    /// Type of activations and products; absent: that of the embedding. Parameters stay what they
+    /// are, and router, norms, softmax and loss are computed in f32 whatever it is.
     pub compute_dtype: Option<FloatDType>,
 }
 
@@ -94,7 +95,9 @@ impl YuanModel {
             embedding: EmbeddingConfig::new(vocab, hidden)
                 .with_initializer(normal(embedding_std))
                 .init(device),
-            blocks: (0..config.num_hidden_layers()).map(|layer| Block::new(config, layer, device)).collect(),
+            blocks: (0..config.num_hidden_layers())
+                .map(|layer| Block::new(config, layer, device))
+                .collect(),
             final_norm: RmsNorm::new(hidden, config.rms_norm_eps, device),
             head: LinearConfig::new(hidden, vocab)
                 .with_bias(false)
@@ -104,7 +107,8 @@ impl YuanModel {
         })
     }
 
-    /// What the model is; after [`keep_experts`](crate::PrunableExperts::keep_experts), what it has become.
+    /// What the model is; after [`keep_experts`](crate::PrunableExperts::keep_experts), what it has
+    /// become.
     pub fn config(&self) -> &YuanConfig {
         &self.config
     }
@@ -125,7 +129,11 @@ impl YuanModel {
     }
 
     /// Normed hidden states for every position: the forward pass less the head.
-    pub fn forward_hidden(&self, input_ids: Tensor<2, Int>, options: ForwardOptions) -> HiddenOutput {
+    pub fn forward_hidden(
+        &self,
+        input_ids: Tensor<2, Int>,
+        options: ForwardOptions,
+    ) -> HiddenOutput {
         let [_, seq] = input_ids.dims();
         let documents = match (&options.position_ids, self.config.reset_attention_mask) {
             (Some(position_ids), true) => Some(DocumentMask::new(position_ids.clone())),
@@ -150,10 +158,11 @@ impl YuanModel {
         HiddenOutput { hidden: self.final_norm.forward(x), tokens_per_expert, balance_loss }
     }
 
-    /// Normed hidden states of new tokens, `[batch, tokens]`, after those in the cache, which they join.
+    /// Normed hidden states of new tokens, `[batch, tokens]`, after those in the cache, which they
+    /// join.
     ///
-    /// Equal to the last positions of [`forward_hidden`](Self::forward_hidden) over all tokens; a whole prompt is
-    /// one call. No gradient flows through the cache.
+    /// Equal to the last positions of [`forward_hidden`](Self::forward_hidden) over all tokens; a
+    /// whole prompt is one call. No gradient flows through the cache.
     ///
     /// # Panics
     ///
@@ -178,7 +187,8 @@ impl YuanModel {
         HiddenOutput { hidden: self.final_norm.forward(x), tokens_per_expert, balance_loss: None }
     }
 
-    /// The table's rows of `[batch, seq]` tokens, in the given type or the table's: `[batch, seq, hidden]`.
+    /// The table's rows of `[batch, seq]` tokens, in the given type or the table's: `[batch, seq,
+    /// hidden]`.
     pub fn embed(&self, input_ids: Tensor<2, Int>, dtype: Option<FloatDType>) -> Tensor<3> {
         let ([batch, seq], weight) = (input_ids.dims(), self.embedding.weight.val());
         let dtype = dtype.unwrap_or_else(|| weight.dtype().into());
@@ -192,13 +202,18 @@ impl YuanModel {
     /// The head alone: `[batch, seq, hidden]` → `[batch, seq, vocab]`.
     pub fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
         let logits = project(&self.head, hidden);
-        if self.config.logit_scale == 1.0 { logits } else { logits.mul_scalar(self.config.logit_scale) }
+        if self.config.logit_scale == 1.0 {
+            logits
+        } else {
+            logits.mul_scalar(self.config.logit_scale)
+        }
     }
 
-    /// Adds a number to the selection bias of every expert of every layer; without biases, nothing happens.
+    /// Adds a number to the selection bias of every expert of every layer; without biases, nothing
+    /// happens.
     ///
-    /// Balancing without an auxiliary loss (DeepSeek-V3, §2.1.2) lowers those of busy experts after each step
-    /// and raises the others'.
+    /// Balancing without an auxiliary loss (DeepSeek-V3, §2.1.2) lowers those of busy experts after
+    /// each step and raises the others'.
     ///
     /// # Panics
     ///

@@ -45,7 +45,8 @@ pub struct MoeOptions {
 pub struct MoeOutput {
     /// `[batch, seq, hidden]`
     pub hidden: Tensor<3>,
-    /// Tokens that each expert received, padding excluded, `[num_experts]`; a token counts once per expert.
+    /// Tokens that each expert received, padding excluded, `[num_experts]`; a token counts once per
+    /// expert.
     pub tokens_per_expert: Tensor<1, Int>,
     /// Weighted sum of the balancing losses that are on, `[1]`.
     pub balance_loss: Option<Tensor<1>>,
@@ -54,7 +55,10 @@ pub struct MoeOutput {
 impl MoeLayer {
     /// The experts and router of layer `layer`.
     pub fn new(config: &YuanConfig, layer: usize, device: &Device) -> Self {
-        Self { router: Router::new(config, layer, device), experts: Experts::new(config, layer, device) }
+        Self {
+            router: Router::new(config, layer, device),
+            experts: Experts::new(config, layer, device),
+        }
     }
 
     /// Experts of this layer.
@@ -62,7 +66,8 @@ impl MoeLayer {
         self.router.num_experts()
     }
 
-    /// Sends every token of `[batch, seq, hidden]` through its chosen experts and adds them up by weight.
+    /// Sends every token of `[batch, seq, hidden]` through its chosen experts and adds them up by
+    /// weight.
     ///
     /// # Panics
     ///
@@ -83,9 +88,13 @@ impl MoeLayer {
         MoeOutput { hidden: routed.combine(rows, shape), tokens_per_expert, balance_loss }
     }
 
-    /// Chooses the experts of every token of `[batch, seq, hidden]`; also the tokens sorted by expert,
-    /// `[tokens · top_k, hidden]`.
-    pub(crate) fn route(&self, hidden: Tensor<3>, selection_bias: Option<Tensor<1>>) -> (Routed, Tensor<2>) {
+    /// Chooses the experts of every token of `[batch, seq, hidden]`; also the tokens sorted by
+    /// expert, `[tokens · top_k, hidden]`.
+    pub(crate) fn route(
+        &self,
+        hidden: Tensor<3>,
+        selection_bias: Option<Tensor<1>>,
+    ) -> (Routed, Tensor<2>) {
         let [batch, seq, width] = hidden.dims();
         let tokens = hidden.reshape([batch * seq, width]);
         let routing = self.router.forward(tokens.clone(), selection_bias);
@@ -107,10 +116,16 @@ impl Routed {
         batch: usize,
         padding: Option<&'a Tensor<2, Bool>>,
     ) -> RoutedTokens<'a> {
-        RoutedTokens { logits: &self.routing.logits, experts: &self.routing.experts, batch, padding }
+        RoutedTokens {
+            logits: &self.routing.logits,
+            experts: &self.routing.experts,
+            batch,
+            padding,
+        }
     }
 
-    /// Adds up what the experts made of every token: their rows in sorted order → `[batch, seq, hidden]`.
+    /// Adds up what the experts made of every token: their rows in sorted order → `[batch, seq,
+    /// hidden]`.
     pub(crate) fn combine(self, rows: Tensor<2>, shape: [usize; 3]) -> Tensor<3> {
         self.dispatch.combine(rows, self.routing.weights).reshape(shape)
     }

@@ -54,7 +54,8 @@ pub fn read_parameters<M: Module, E>(
 
 /// Draws the initial value of every parameter now, in the order of the fields.
 ///
-/// Burn draws it when a parameter is first used, by when the device's random state may be another one.
+/// Burn draws it when a parameter is first used, by when the device's random state may be another
+/// one.
 pub fn initialized<M: Module>(module: M) -> M {
     for_each(&module, |_, param| {
         param.dtype(); // any look at the value draws it
@@ -80,11 +81,15 @@ pub fn read_part<M: Module>(module: &M, path: &str, index: Option<usize>) -> Opt
     found
 }
 
-/// Replaces every float parameter for which `write` has data, keeping id, device and gradient setting.
+/// Replaces every float parameter for which `write` has data, keeping id, device and gradient
+/// setting.
 ///
-/// `write` is asked with the path and must answer with data of the parameter's shape; its type becomes the
-/// parameter's.
-pub fn write_parameters<M: Module>(module: M, write: impl FnMut(&str, &Shape) -> Option<TensorData>) -> M {
+/// `write` is asked with the path and must answer with data of the parameter's shape; its type
+/// becomes the parameter's.
+pub fn write_parameters<M: Module>(
+    module: M,
+    write: impl FnMut(&str, &Shape) -> Option<TensorData>,
+) -> M {
     module.map(&mut Writer { path: Vec::new(), write })
 }
 
@@ -104,7 +109,8 @@ impl ModuleMapper for Cast {
     }
 }
 
-/// A float parameter whatever its rank; only id and shape are known without drawing its initial value.
+/// A float parameter whatever its rank; only id and shape are known without drawing its initial
+/// value.
 trait FloatParam {
     fn id(&self) -> ParamId;
     fn shape(&self) -> Shape;

@@ -25,6 +25,7 @@ impl RmsNorm {
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let [batch, seq, hidden] = x.dims();
         let weight = self.weight.val().cast(FloatDType::F32);
-        ops::rms_norm(x.reshape([batch * seq, hidden]), weight, self.epsilon).reshape([batch, seq, hidden])
+        ops::rms_norm(x.reshape([batch * seq, hidden]), weight, self.epsilon)
+            .reshape([batch, seq, hidden])
     }
 }

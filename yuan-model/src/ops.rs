@@ -8,7 +8,10 @@
 
 #![cfg_attr(
     feature = "ndarray",
-    allow(deprecated, reason = "users ask for ndarray, which upstream deprecates in favour of flex")
+    allow(
+        deprecated,
+        reason = "users ask for ndarray, which upstream deprecates in favour of flex"
+    )
 )]
 
 use burn::backend::{
@@ -41,8 +44,8 @@ pub fn fast_paths() -> bool {
     FAST_PATHS.load(Ordering::Relaxed)
 }
 
-/// Turns the fast versions of the whole process on or off: off, every operation takes its portable form, which tells
-/// whether a fast one is to blame for something.
+/// Turns the fast versions of the whole process on or off: off, every operation takes its portable
+/// form, which tells whether a fast one is to blame for something.
 pub fn set_fast_paths(on: bool) {
     FAST_PATHS.store(on, Ordering::Relaxed);
 }
@@ -90,7 +93,10 @@ pub trait YuanOps: Backend {
     }
 
     /// See [`exchange`]; a target without rows gets some tensor that nobody reads.
-    fn exchange(#[extension_type] sources: TensorList<Self>, targets: Vec<Target>) -> TensorList<Self> {
+    fn exchange(
+        #[extension_type] sources: TensorList<Self>,
+        targets: Vec<Target>,
+    ) -> TensorList<Self> {
         TensorList(exchange::portable::<Self>(&sources.0, &targets))
     }
 
@@ -100,17 +106,28 @@ pub trait YuanOps: Backend {
     }
 
     /// Gradient of [`dense`] for its weight: `rowsᵀ · grad`, in their type or in f32.
-    fn dense_weight_backward(rows: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn dense_weight_backward(
+        rows: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
         portable::dense_weight_backward::<Self>(rows, grad)
     }
 
     /// See [`embed`].
-    fn embed(weight: FloatTensor<Self>, ids: IntTensor<Self>, dtype: FloatDType) -> FloatTensor<Self> {
+    fn embed(
+        weight: FloatTensor<Self>,
+        ids: IntTensor<Self>,
+        dtype: FloatDType,
+    ) -> FloatTensor<Self> {
         portable::embed::<Self>(weight, ids, dtype)
     }
 
     /// Gradient of [`embed`] for its weight of `vocab` rows, in f32.
-    fn embed_backward(grad: FloatTensor<Self>, ids: IntTensor<Self>, vocab: usize) -> FloatTensor<Self> {
+    fn embed_backward(
+        grad: FloatTensor<Self>,
+        ids: IntTensor<Self>,
+        vocab: usize,
+    ) -> FloatTensor<Self> {
         portable::embed_backward::<Self>(grad, ids, vocab)
     }
 
@@ -123,7 +140,8 @@ pub trait YuanOps: Backend {
         portable::grouped_matmul::<Self>(rows, weight, &rows_per_group)
     }
 
-    /// Gradient of [`grouped_matmul`] for the weights: `rowsᵀ · grad` of every group, in their type or in f32.
+    /// Gradient of [`grouped_matmul`] for the weights: `rowsᵀ · grad` of every group, in their type
+    /// or in f32.
     fn grouped_matmul_weight_backward(
         rows: FloatTensor<Self>,
         grad: FloatTensor<Self>,
@@ -183,7 +201,11 @@ pub trait YuanOps: Backend {
     }
 
     /// See [`rms_norm`].
-    fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
+    fn rms_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> FloatTensor<Self> {
         portable::rms_norm::<Self>(x, weight, epsilon)
     }
 
@@ -208,11 +230,16 @@ pub trait YuanOps: Backend {
     }
 
     /// See [`rotate`].
-    fn rotate(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn rotate(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
         portable::rotate::<Self>(x, cos, sin)
     }
 
-    /// [`rotate`] of two tensors, the results side by side in every head: `[batch, seq, heads, 2 · head_dim]`.
+    /// [`rotate`] of two tensors, the results side by side in every head: `[batch, seq, heads, 2 ·
+    /// head_dim]`.
     fn rotate_pair(
         first: FloatTensor<Self>,
         second: FloatTensor<Self>,
@@ -234,8 +261,9 @@ pub trait YuanOps: Backend {
         Self::float_swap_dims(Self::causal_attention(query, key, value, first_keys).0, 1, 2)
     }
 
-    /// See [`causal_attention`]; `first_keys` is `[1, 1]` where no row is packed. Also what the gradient may want to know again: the logarithms of the sums of every row's
-    /// exponentials, `[batch, heads, seq]`, or nothing of use, `[1]`.
+    /// See [`causal_attention`]; `first_keys` is `[1, 1]` where no row is packed. Also what the
+    /// gradient may want to know again: the logarithms of the sums of every row's exponentials,
+    /// `[batch, heads, seq]`, or nothing of use, `[1]`.
     fn causal_attention(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
@@ -256,7 +284,8 @@ pub trait YuanOps: Backend {
         portable::cached_attention::<Self>(query, key, value, length, &first_keys)
     }
 
-    /// Gradients of [`causal_attention`] for queries, keys and values, given its output and what came with that.
+    /// Gradients of [`causal_attention`] for queries, keys and values, given its output and what
+    /// came with that.
     fn causal_attention_backward(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
@@ -303,7 +332,14 @@ pub trait YuanOps: Backend {
         rows_at_once: usize,
         grad: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        portable::linear_cross_entropy_backward::<Self>(rows, weight, labels, scale, rows_at_once, grad)
+        portable::linear_cross_entropy_backward::<Self>(
+            rows,
+            weight,
+            labels,
+            scale,
+            rows_at_once,
+            grad,
+        )
     }
 
     /// See [`dispatch_order`].
@@ -366,8 +402,8 @@ pub fn transfer_int<const D: usize>(x: Tensor<D, Int>, device: &Device) -> Tenso
 
 /// `rows · weight`: `[rows, d_in]` and `[d_in, d_out]` of one type → `[rows, d_out]`.
 ///
-/// Where products are narrower than f32, the weight's gradient may come in f32: a weight that was cast from f32 gets it
-/// unrounded.
+/// Where products are narrower than f32, the weight's gradient may come in f32: a weight that was
+/// cast from f32 gets it unrounded.
 ///
 /// # Panics
 ///
@@ -480,7 +516,11 @@ pub fn add_previous(taps: Tensor<3>) -> Tensor<3> {
 /// - `x`, output: `[batch, seq, heads, head_dim]`
 /// - `cos`, `sin`: `[batch or 1, seq, 1, pairs]`; they carry no gradient
 pub fn rotate(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
-    Tensor::from_dispatch(Dispatch::rotate(x.into_dispatch(), cos.into_dispatch(), sin.into_dispatch()))
+    Tensor::from_dispatch(Dispatch::rotate(
+        x.into_dispatch(),
+        cos.into_dispatch(),
+        sin.into_dispatch(),
+    ))
 }
 
 /// [`causal_attention`] of queries and keys that come side by side and are [rotated](rotate) first.
@@ -504,15 +544,16 @@ pub fn rotary_attention(
     Tensor::from_dispatch(Dispatch::rotary_attention(query_key, value, cos, sin, first_keys))
 }
 
-/// `softmax(q kᵀ / sqrt(d)) v` where position `i` sees positions `j ≤ i`, in a packed row those of its document only:
-/// `first_keys[i] ≤ j`.
+/// `softmax(q kᵀ / sqrt(d)) v` where position `i` sees positions `j ≤ i`, in a packed row those of
+/// its document only: `first_keys[i] ≤ j`.
 ///
 /// The scores are formed again for the gradient instead of being kept.
 ///
 /// # Shapes
 ///
 /// - `query`, `key`, `value`, output: `[batch, heads, seq, d]`
-/// - `first_keys`: `[batch, seq]`, where each position's document starts; it never falls along a row
+/// - `first_keys`: `[batch, seq]`, where each position's document starts; it never falls along a
+///   row
 pub fn causal_attention(
     query: Tensor<4>,
     key: Tensor<4>,
@@ -534,8 +575,9 @@ fn packed<T: TensorMetadata>(first_keys: T) -> Option<T> {
     (first_keys.shape()[..] != [1, 1]).then_some(first_keys)
 }
 
-/// Attention of the newest tokens over a cache: queries `length − num_queries ..` of every row see the keys
-/// `first_key ..` up to themselves. What comes before a row's first key is padding; a query there sees itself.
+/// Attention of the newest tokens over a cache: queries `length − num_queries ..` of every row see
+/// the keys `first_key ..` up to themselves. What comes before a row's first key is padding; a
+/// query there sees itself.
 ///
 /// It has no gradient.
 ///
@@ -547,7 +589,8 @@ fn packed<T: TensorMetadata>(first_keys: T) -> Option<T> {
 ///
 /// # Panics
 ///
-/// If the cache is shorter than `length`, that than the queries, or `first_keys` does not fit the batch.
+/// If the cache is shorter than `length`, that than the queries, or `first_keys` does not fit the
+/// batch.
 pub fn cached_attention(
     query: Tensor<4>,
     key: Tensor<4>,
@@ -562,7 +605,13 @@ pub fn cached_attention(
     );
     assert_eq!(first_keys.len(), batch, "a first key for every row");
     let (query, key, value) = (query.into_dispatch(), key.into_dispatch(), value.into_dispatch());
-    Tensor::from_dispatch(Dispatch::cached_attention(query, key, value, length, first_keys.to_vec()))
+    Tensor::from_dispatch(Dispatch::cached_attention(
+        query,
+        key,
+        value,
+        length,
+        first_keys.to_vec(),
+    ))
 }
 
 /// `log Σ exp(logits) − logits[label]` of every row: `[rows, classes]` and `[rows]` → `[rows]`.
@@ -570,8 +619,8 @@ pub fn cross_entropy(logits: Tensor<2>, labels: Tensor<1, Int>) -> Tensor<1> {
     Tensor::from_dispatch(Dispatch::cross_entropy(logits.into_dispatch(), labels.into_dispatch()))
 }
 
-/// [`cross_entropy`] of the logits `scale · rows · weight`, some rows at a time: all logits at once never exist,
-/// neither here nor in the gradient, which forms them again.
+/// [`cross_entropy`] of the logits `scale · rows · weight`, some rows at a time: all logits at once
+/// never exist, neither here nor in the gradient, which forms them again.
 ///
 /// # Shapes
 ///
@@ -584,17 +633,19 @@ pub fn linear_cross_entropy(
     scale: f64,
     rows_at_once: usize,
 ) -> Tensor<1> {
-    let (rows, weight, labels) = (rows.into_dispatch(), weight.into_dispatch(), labels.into_dispatch());
+    let (rows, weight, labels) =
+        (rows.into_dispatch(), weight.into_dispatch(), labels.into_dispatch());
     Tensor::from_dispatch(Dispatch::linear_cross_entropy(rows, weight, labels, scale, rows_at_once))
 }
 
-/// The order in which (token, expert) pairs are computed: by expert, pairs of one expert as they come.
+/// The order in which (token, expert) pairs are computed: by expert, pairs of one expert as they
+/// come.
 ///
 /// # Shapes
 ///
 /// - `experts`: `[tokens, top_k]`, all below `num_experts`
-/// - output: the row of every pair `[tokens · top_k]`, the pair in every row `[tokens · top_k]`, the pairs of every expert
-///   `[num_experts]`
+/// - output: the row of every pair `[tokens · top_k]`, the pair in every row `[tokens · top_k]`,
+///   the pairs of every expert `[num_experts]`
 pub fn dispatch_order(
     experts: Tensor<2, Int>,
     num_experts: usize,
@@ -603,7 +654,8 @@ pub fn dispatch_order(
     (Tensor::from_dispatch(rows), Tensor::from_dispatch(pairs), Tensor::from_dispatch(counts))
 }
 
-/// Brings the counts of [`dispatch_order`] to the host: the one place of a forward pass that waits for the device.
+/// Brings the counts of [`dispatch_order`] to the host: the one place of a forward pass that waits
+/// for the device.
 ///
 /// What is launched between the two runs while they travel.
 ///

@@ -34,7 +34,8 @@ impl ParameterCount {
         self.embedding + self.active_without_embedding()
     }
 
-    /// Parameters that take part in a matrix product for one token: [`active`](Self::active) less the embedding.
+    /// Parameters that take part in a matrix product for one token: [`active`](Self::active) less
+    /// the embedding.
     pub fn active_without_embedding(&self) -> u64 {
         self.head + self.active_without_vocabulary()
     }
@@ -52,9 +53,13 @@ impl ParameterCount {
 impl YuanConfig {
     /// Counts the parameters of the language model.
     pub fn parameter_count(&self) -> ParameterCount {
-        let [v, h, p, f] =
-            [self.vocab_size, self.hidden_size, self.attention_projection_size, self.ffn_hidden_size]
-                .map(|n| n as u64);
+        let [v, h, p, f] = [
+            self.vocab_size,
+            self.hidden_size,
+            self.attention_projection_size,
+            self.ffn_hidden_size,
+        ]
+        .map(|n| n as u64);
         let layers = self.num_hidden_layers() as u64;
         let experts: u64 = self.experts_per_layer.iter().map(|&n| n as u64).sum();
         let expert = 3 * h * f;
@@ -70,7 +75,8 @@ impl YuanConfig {
             attention: layers * 4 * p * h,
             filter: layers * filter,
             norms: layers * 2 * h + h,
-            routers: router_rows * experts * h + if self.router_selection_bias { experts } else { 0 },
+            routers: router_rows * experts * h
+                + if self.router_selection_bias { experts } else { 0 },
             experts: experts * expert,
             active_experts: layers * self.moe_top_k as u64 * expert,
         }

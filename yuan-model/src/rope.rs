@@ -1,4 +1,5 @@
-//! Rotary position embedding: halves paired, on the first r dimensions of each head; and its YaRN variant.
+//! Rotary position embedding: halves paired, on the first r dimensions of each head; and its YaRN
+//! variant.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
@@ -24,9 +25,12 @@ impl YuanConfig {
         let width = self.rotary_width();
         match &self.yarn {
             None => frequencies(width, self.rotary_base),
-            Some(yarn) => {
-                yarn_frequencies(width, self.rotary_base, self.max_position_embeddings, yarn.scale_factor)
-            }
+            Some(yarn) => yarn_frequencies(
+                width,
+                self.rotary_base,
+                self.max_position_embeddings,
+                yarn.scale_factor,
+            ),
         }
     }
 }
@@ -89,7 +93,8 @@ impl Rotary {
     pub fn from_frequencies(frequencies: &[f32], positions: Tensor<2>) -> Self {
         let pairs = frequencies.len();
         let device = positions.device();
-        let frequencies = Tensor::<1>::from_data(TensorData::new(frequencies.to_vec(), [pairs]), &device);
+        let frequencies =
+            Tensor::<1>::from_data(TensorData::new(frequencies.to_vec(), [pairs]), &device);
         let angles = positions.unsqueeze_dims::<4>(&[2, 3]) * frequencies.unsqueeze::<4>();
         Self { cos: angles.clone().cos(), sin: angles.sin() }
     }

@@ -75,8 +75,8 @@ impl TensorFile {
     ///
     /// # Errors
     ///
-    /// A file that cannot be read, is cut off or too long, or whose header is damaged: no JSON, a tensor twice,
-    /// offsets that overlap, leave gaps or disagree with shape and type.
+    /// A file that cannot be read, is cut off or too long, or whose header is damaged: no JSON, a
+    /// tensor twice, offsets that overlap, leave gaps or disagree with shape and type.
     pub fn open(path: &Path) -> Result<Self, StorageError> {
         let file = Self::open_header(path)?;
         match file.missing_bytes {
@@ -88,7 +88,8 @@ impl TensorFile {
         }
     }
 
-    /// Reads the header only, of a file whose tensors may be [missing](Self::missing_bytes) in part.
+    /// Reads the header only, of a file whose tensors may be [missing](Self::missing_bytes) in
+    /// part.
     ///
     /// # Errors
     ///
@@ -112,7 +113,11 @@ impl TensorFile {
         file.read_exact(&mut text).map_err(FileError::of("read", path))?;
         let start = 8 + size;
         let tensors = header::parse(&text, start).map_err(damaged)?;
-        let end = tensors.values().map(|tensor| tensor.offset + tensor.bytes as u64).max().unwrap_or(start);
+        let end = tensors
+            .values()
+            .map(|tensor| tensor.offset + tensor.bytes as u64)
+            .max()
+            .unwrap_or(start);
         if end < length {
             return Err(damaged(format!("{} bytes follow its last tensor", length - end)));
         }
@@ -141,7 +146,10 @@ impl TensorFile {
     }
 
     /// What keeps its tensors from being the expected parameters; see [`mismatches`].
-    pub fn mismatches(&self, expected: impl IntoIterator<Item = (String, Vec<usize>)>) -> Vec<String> {
+    pub fn mismatches(
+        &self,
+        expected: impl IntoIterator<Item = (String, Vec<usize>)>,
+    ) -> Vec<String> {
         let found = self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
         mismatches(expected, found, |dtype| dtype == Dtype::F64 || float_dtype(dtype).is_some())
     }
@@ -170,8 +178,8 @@ impl TensorFile {
     }
 }
 
-/// What keeps stored tensors from being the expected parameters, one sentence each: what is missing, of another
-/// shape, of a type that `is_type` refuses, or surplus.
+/// What keeps stored tensors from being the expected parameters, one sentence each: what is
+/// missing, of another shape, of a type that `is_type` refuses, or surplus.
 pub fn mismatches<'a>(
     expected: impl IntoIterator<Item = (String, Vec<usize>)>,
     found: impl IntoIterator<Item = (&'a str, &'a StoredTensor)>,
@@ -182,7 +190,9 @@ pub fn mismatches<'a>(
     for (name, shape) in expected {
         match left.remove(name.as_str()) {
             None => problems.push(format!("`{name}` is missing")),
-            Some(tensor) if tensor.shape != shape => problems.push(misshapen(&name, &tensor.shape, &shape)),
+            Some(tensor) if tensor.shape != shape => {
+                problems.push(misshapen(&name, &tensor.shape, &shape))
+            }
             Some(tensor) if !is_type(tensor.dtype) => {
                 problems.push(format!("`{name}` is {:?}; expected F32, F16 or BF16", tensor.dtype));
             }
@@ -236,7 +246,8 @@ impl AsRef<[u8]> for TensorBytes {
     }
 }
 
-/// Writes a safetensors file from tensors that `data` hands over one after the other, in the given order.
+/// Writes a safetensors file from tensors that `data` hands over one after the other, in the given
+/// order.
 ///
 /// # Errors
 ///
@@ -254,7 +265,8 @@ pub fn write_tensors<E: From<StorageError>>(
     let failed = |cause| StorageError::from(FileError::of("write", path)(cause));
     let mut file = File::create(path).map_err(failed)?;
     file.write_all(&header).map_err(failed)?;
-    // One tensor is written while the next is made; none waits in between, which would cost its memory.
+    // One tensor is written while the next is made; none waits in between, which would cost its
+    // memory.
     let (sender, receiver) = sync_channel::<TensorBytes>(0);
     thread::scope(|scope| {
         let writer = scope.spawn(move || write_in_turn(file, &receiver));

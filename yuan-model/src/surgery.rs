@@ -1,8 +1,8 @@
 //! Cutting a model: which slices of which parameters remain after a prune.
 //!
-//! [`PrunableExperts`] is all that a model must tell about itself; what is done with it knows no Yuan. The
-//! cut keeps every parameter's id, so that whatever is tied to it (gradients, optimizer moments) can be cut
-//! by the same [`Selection`]s.
+//! [`PrunableExperts`] is all that a model must tell about itself; what is done with it knows no
+//! Yuan. The cut keeps every parameter's id, so that whatever is tied to it (gradients, optimizer
+//! moments) can be cut by the same [`Selection`]s.
 
 use burn::{
     module::{Module, ModuleMapper, Param, ParamId},
@@ -41,13 +41,17 @@ pub trait PrunableExperts: Module {
     /// Takes note of the number of experts that every layer has after its parameters were cut.
     fn set_experts_per_layer(&mut self, experts_per_layer: Vec<usize>);
 
-    /// Keeps the listed experts of every layer, in the listed order, and returns what was cut where.
+    /// Keeps the listed experts of every layer, in the listed order, and returns what was cut
+    /// where.
     ///
     /// # Errors
     ///
-    /// If a layer is missing, or keeps an unknown expert, one twice, or fewer than `top_k`; the model comes
-    /// back unchanged with what is wrong.
-    fn keep_experts(self, kept: &[Vec<usize>]) -> Result<(Self, Vec<Selection>), (Self, ModelError)> {
+    /// If a layer is missing, or keeps an unknown expert, one twice, or fewer than `top_k`; the
+    /// model comes back unchanged with what is wrong.
+    fn keep_experts(
+        self,
+        kept: &[Vec<usize>],
+    ) -> Result<(Self, Vec<Selection>), (Self, ModelError)> {
         let selections = match selections(&self, kept) {
             Ok(selections) => selections,
             Err(error) => return Err((self, error)),
@@ -63,11 +67,13 @@ pub trait PrunableExperts: Module {
 pub struct Selection {
     /// The parameter.
     pub param: ParamId,
-    /// The parameters that the slices come from: itself, or those of several devices among which experts move.
+    /// The parameters that the slices come from: itself, or those of several devices among which
+    /// experts move.
     pub sources: Vec<ParamId>,
     /// Axis that is cut.
     pub axis: usize,
-    /// Old indices along the axis, in the new order, counted through all sources one after the other.
+    /// Old indices along the axis, in the new order, counted through all sources one after the
+    /// other.
     pub kept: Vec<usize>,
     /// How many of these slices came from another device.
     pub moved: usize,
@@ -79,18 +85,23 @@ impl Selection {
         Self { param, sources: vec![param], axis, kept, moved: 0 }
     }
 
-    /// The remaining slices of a tensor of the parameter's shape, on its device and without a graph.
+    /// The remaining slices of a tensor of the parameter's shape, on its device and without a
+    /// graph.
     pub fn apply<const D: usize>(&self, tensor: Tensor<D>) -> Tensor<D> {
         select(tensor.inner(), self.axis, &self.kept)
     }
 
-    /// The selected slices of the sources' tensors, on `device` and without a graph, and how many of them came from
-    /// another device: those, and no others, travel.
+    /// The selected slices of the sources' tensors, on `device` and without a graph, and how many
+    /// of them came from another device: those, and no others, travel.
     ///
     /// # Panics
     ///
     /// If there is not one tensor for every source, or an index lies behind the last of them.
-    pub fn gather<const D: usize>(&self, sources: &[Tensor<D>], device: &Device) -> (Tensor<D>, usize) {
+    pub fn gather<const D: usize>(
+        &self,
+        sources: &[Tensor<D>],
+        device: &Device,
+    ) -> (Tensor<D>, usize) {
         assert_eq!(sources.len(), self.sources.len(), "a tensor for every source");
         let (mut start, mut moved) = (0, 0);
         let (mut parts, mut order) = (Vec::new(), Vec::with_capacity(self.kept.len()));
@@ -103,7 +114,8 @@ impl Selection {
             if places.is_empty() {
                 continue;
             }
-            let indices: Vec<usize> = places.iter().map(|&place| self.kept[place] - range.start).collect();
+            let indices: Vec<usize> =
+                places.iter().map(|&place| self.kept[place] - range.start).collect();
             if source.device() != *device {
                 moved += indices.len();
             }
@@ -111,7 +123,8 @@ impl Selection {
             order.extend(places);
         }
         assert_eq!(order.len(), self.kept.len(), "an index lies behind the last source");
-        let joined = if parts.len() == 1 { parts.swap_remove(0) } else { Tensor::cat(parts, self.axis) };
+        let joined =
+            if parts.len() == 1 { parts.swap_remove(0) } else { Tensor::cat(parts, self.axis) };
         let mut place_of = vec![0; order.len()];
         order.iter().enumerate().for_each(|(at, &place)| place_of[place] = at);
         (select(joined, self.axis, &place_of), moved)
@@ -124,7 +137,8 @@ fn select<const D: usize>(tensor: Tensor<D>, axis: usize, indices: &[usize]) -> 
         return tensor;
     }
     let indices: Vec<i64> = indices.iter().map(|&i| i as i64).collect();
-    let indices = Tensor::<1, Int>::from_data(TensorData::from(indices.as_slice()), &tensor.device());
+    let indices =
+        Tensor::<1, Int>::from_data(TensorData::from(indices.as_slice()), &tensor.device());
     tensor.select(axis, indices)
 }
 
@@ -134,7 +148,8 @@ pub fn with_value<const D: usize>(
     value: impl FnOnce(Tensor<D>) -> Tensor<D>,
 ) -> Param<Tensor<D>> {
     param.map(|tensor| {
-        let (autodiff, strategy) = (tensor.device().is_autodiff(), tensor.gradient_checkpointing_strategy());
+        let (autodiff, strategy) =
+            (tensor.device().is_autodiff(), tensor.gradient_checkpointing_strategy());
         let requires_grad = tensor.is_require_grad();
         let value = value(tensor);
         match strategy {
@@ -173,7 +188,10 @@ impl PrunableExperts for YuanModel {
     }
 }
 
-fn selections<M: PrunableExperts>(model: &M, kept: &[Vec<usize>]) -> Result<Vec<Selection>, ModelError> {
+fn selections<M: PrunableExperts>(
+    model: &M,
+    kept: &[Vec<usize>],
+) -> Result<Vec<Selection>, ModelError> {
     let (layers, axes) = (model.experts_per_layer(), model.expert_axes());
     if kept.len() != layers.len() {
         return Err(ModelError::LayerCount { expected: layers.len(), found: kept.len() });
@@ -189,11 +207,13 @@ fn selections<M: PrunableExperts>(model: &M, kept: &[Vec<usize>]) -> Result<Vec<
             // A model that describes itself wrongly would be cut into pieces that do not fit.
             let shape = parameters.iter().find(|name| name.id == param).map(|name| &name.shape[..]);
             if shape.and_then(|shape| shape.get(axis)) != Some(&(blocks * experts)) {
-                let reason =
-                    format!("no parameter has {blocks} x {experts} slices along axis {axis}: {shape:?}");
+                let reason = format!(
+                    "no parameter has {blocks} x {experts} slices along axis {axis}: {shape:?}"
+                );
                 return Err(ModelError::Experts { layer, reason });
             }
-            let slices = (0..blocks).flat_map(|block| kept.iter().map(move |e| block * experts + e));
+            let slices =
+                (0..blocks).flat_map(|block| kept.iter().map(move |e| block * experts + e));
             selections.push(Selection::within(param, axis, slices.collect()));
         }
     }
@@ -227,7 +247,8 @@ struct Cut<'a> {
 
 impl ModuleMapper for Cut<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let Some(selection) = self.selections.iter().find(|selection| selection.param == param.id) else {
+        let Some(selection) = self.selections.iter().find(|selection| selection.param == param.id)
+        else {
             return param;
         };
         with_value(param, |tensor| selection.apply(tensor))

@@ -9,7 +9,8 @@ use std::{
 
 use serde_json::Value;
 use tokenizers::{
-    DecodeStream, DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper,
+    DecodeStream, DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper,
+    PreTokenizerWrapper,
 };
 
 use crate::{YuanConfig, files::FileError};
@@ -71,7 +72,8 @@ impl Tokenizer {
     pub fn load(directory: &Path) -> Result<Self, TextError> {
         let path = directory.join("tokenizer.json");
         let bytes = fs::read(&path).map_err(FileError::of("read", &path))?;
-        let format = |error: tokenizers::Error| TextError::Format { path, reason: error.to_string() };
+        let format =
+            |error: tokenizers::Error| TextError::Format { path, reason: error.to_string() };
         let tokenizer = tokenizers::Tokenizer::from_bytes(bytes).map_err(format)?;
         let config = json(&directory.join("tokenizer_config.json"))?.unwrap_or_default();
         let generation = json(&directory.join("generation_config.json"))?.unwrap_or_default();
@@ -125,7 +127,8 @@ impl Tokenizer {
         self.tokenizer.get_vocab_size(true)
     }
 
-    /// Tokens that end a text: `eos` and `eod` of the model's configuration, and what the tokenizer's files say.
+    /// Tokens that end a text: `eos` and `eod` of the model's configuration, and what the
+    /// tokenizer's files say.
     pub fn stop_tokens(&self, config: &YuanConfig) -> Vec<u32> {
         let named = self.special_tokens.get("eos_token").and_then(|token| self.token_id(token));
         let configured = [config.tokens.eos, config.tokens.eod, named].into_iter().flatten();
@@ -167,7 +170,9 @@ fn json(path: &Path) -> Result<Option<Value>, TextError> {
         return Ok(None);
     }
     let text = fs::read_to_string(path).map_err(FileError::of("read", path))?;
-    let format =
-        |error: serde_json::Error| TextError::Format { path: path.into(), reason: error.to_string() };
+    let format = |error: serde_json::Error| TextError::Format {
+        path: path.into(),
+        reason: error.to_string(),
+    };
     serde_json::from_str(&text).map(Some).map_err(format)
 }

@@ -1,4 +1,5 @@
-//! Balancing losses against a plain calculation in f64, their gradients against finite differences of it.
+//! Balancing losses against a plain calculation in f64, their gradients against finite differences
+//! of it.
 
 mod support;
 
@@ -44,7 +45,8 @@ impl Layer {
         (0..self.batch * self.seq).filter(|&t| !self.padding[t]).filter(of_row).collect()
     }
 
-    /// Σ over experts of (visits of the tokens) · (sum of probabilities); `choices` fixes who visits whom.
+    /// Σ over experts of (visits of the tokens) · (sum of probabilities); `choices` fixes who
+    /// visits whom.
     fn products(&self, tokens: &[usize], choices: &[Vec<usize>]) -> f64 {
         let product = |expert: usize| {
             let visits = tokens.iter().filter(|&&t| choices[t].contains(&expert)).count() as f64;
@@ -57,8 +59,10 @@ impl Layer {
         let all = self.tokens(None);
         let n = all.len() as f64;
         let auxiliary = self.experts as f64 * self.products(&all, choices) / (n * n);
-        let rows: Vec<Vec<usize>> =
-            (0..self.batch).map(|row| self.tokens(Some(row))).filter(|tokens| !tokens.is_empty()).collect();
+        let rows: Vec<Vec<usize>> = (0..self.batch)
+            .map(|row| self.tokens(Some(row)))
+            .filter(|tokens| !tokens.is_empty())
+            .collect();
         let of_row = |tokens: &Vec<usize>| {
             let t = tokens.len() as f64;
             self.experts as f64 / self.top_k as f64 * self.products(tokens, choices) / (t * t)
@@ -77,7 +81,14 @@ fn layers() -> impl Strategy<Value = Layer> {
         let padding = prop::collection::vec(prop::bool::weighted(0.3), tokens);
         (1..=experts.min(3), logits, padding)
             .prop_filter("some token", |(_, _, padding)| padding.iter().any(|&padding| !padding))
-            .prop_map(move |(top_k, logits, padding)| Layer { batch, seq, experts, top_k, logits, padding })
+            .prop_map(move |(top_k, logits, padding)| Layer {
+                batch,
+                seq,
+                experts,
+                top_k,
+                logits,
+                padding,
+            })
     })
 }
 
@@ -89,14 +100,19 @@ const LOSSES: [(&str, Loss); 3] =
 fn on_device(layer: &Layer, loss: Loss, device: &Device) -> (f64, Vec<f32>) {
     let tokens = layer.batch * layer.seq;
     let logits: Vec<f32> = layer.logits.iter().map(|&x| x as f32).collect();
-    let logits =
-        Tensor::<2>::from_data(TensorData::new(logits, [tokens, layer.experts]), device).require_grad();
+    let logits = Tensor::<2>::from_data(TensorData::new(logits, [tokens, layer.experts]), device)
+        .require_grad();
     let chosen: Vec<i64> = (0..tokens).flat_map(|t| layer.chosen(t)).map(|e| e as i64).collect();
-    let experts = Tensor::<2, Int>::from_data(TensorData::new(chosen, [tokens, layer.top_k]), device);
+    let experts =
+        Tensor::<2, Int>::from_data(TensorData::new(chosen, [tokens, layer.top_k]), device);
     let padding = TensorData::new(layer.padding.clone(), [layer.batch, layer.seq]);
     let padding = Tensor::<2, Bool>::from_data(padding, device);
-    let routed =
-        RoutedTokens { logits: &logits, experts: &experts, batch: layer.batch, padding: Some(&padding) };
+    let routed = RoutedTokens {
+        logits: &logits,
+        experts: &experts,
+        batch: layer.batch,
+        padding: Some(&padding),
+    };
     let loss = loss(&routed);
     let gradient = logits.grad(&loss.backward()).expect("a gradient");
     (f64::from(loss.into_scalar::<f32>()), values(&gradient.into_data()))

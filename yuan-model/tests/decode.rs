@@ -6,7 +6,9 @@ use std::ops::ControlFlow;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use proptest::prelude::*;
-use support::{Fixture, HostTensor, Kind::Activation, assert_near, assert_near_scaled, devices, load_model};
+use support::{
+    Fixture, HostTensor, Kind::Activation, assert_near, assert_near_scaled, devices, load_model,
+};
 use yuan_model::{
     Cache, ForwardOptions, GenerateError, GenerationOptions, RouterType, YuanConfig, YuanModel,
     generate::{FinishReason, NewToken, Sampling},
@@ -16,14 +18,19 @@ use yuan_model::{
 const MODELS: [(&str, &[usize]); 2] = [("flash_tiny", &[1, 4]), ("ultra_tiny", &[1, 5])];
 
 /// Logits of `input_ids`, read in pieces of the given sizes, then token by token.
-fn logits_in_pieces(model: &YuanModel, input_ids: &Tensor<2, Int>, pieces: &[usize]) -> (Tensor<3>, Cache) {
+fn logits_in_pieces(
+    model: &YuanModel,
+    input_ids: &Tensor<2, Int>,
+    pieces: &[usize],
+) -> (Tensor<3>, Cache) {
     let [batch, seq] = input_ids.dims();
     let mut cache = Cache::new(model.blocks.len(), vec![0; batch], seq);
     let mut logits = Vec::new();
     let mut pieces = pieces.iter().copied();
     while cache.room() > 0 {
         let (start, size) = (cache.len(), pieces.next().unwrap_or(1).min(cache.room()));
-        let output = model.forward_cached(input_ids.clone().slice_dim(1, start..start + size), &mut cache);
+        let output =
+            model.forward_cached(input_ids.clone().slice_dim(1, start..start + size), &mut cache);
         logits.push(model.logits(output.hidden));
     }
     (Tensor::cat(logits, 1), cache)
@@ -39,8 +46,18 @@ fn incremental_logits_are_upstreams() {
             for prompt in prompts {
                 let (logits, _) = logits_in_pieces(&model, &input_ids, &[*prompt]);
                 let key = format!("decode.prefill{prompt}.logits");
-                assert_near(&format!("{backend} {directory} {key}"), &logits, io.host(&key), Activation);
-                assert_near(&format!("{backend} {directory}"), &logits, io.host("logits"), Activation);
+                assert_near(
+                    &format!("{backend} {directory} {key}"),
+                    &logits,
+                    io.host(&key),
+                    Activation,
+                );
+                assert_near(
+                    &format!("{backend} {directory}"),
+                    &logits,
+                    io.host("logits"),
+                    Activation,
+                );
             }
         }
     }
@@ -65,10 +82,16 @@ fn the_cache_holds_what_upstreams_does() {
                         let what = format!("{backend} {directory} {}", name(key));
                         assert_near(&what, &ours, &host(expected), Activation);
                     };
-                    let [keys, values] = cache.keys_values(layer).unwrap().map(|x| x.swap_dims(1, 2));
-                    near("k_unrotated", keys, rotary.rotate(io.tensor::<4>(&name("k_unrotated"), &device)));
+                    let [keys, values] =
+                        cache.keys_values(layer).unwrap().map(|x| x.swap_dims(1, 2));
+                    near(
+                        "k_unrotated",
+                        keys,
+                        rotary.rotate(io.tensor::<4>(&name("k_unrotated"), &device)),
+                    );
                     near("v", values, io.tensor::<4>(&name("v"), &device));
-                    // Upstream remembers the last two inputs of the filter, we what they add to the next token.
+                    // Upstream remembers the last two inputs of the filter, we what they add to the
+                    // next token.
                     let filter = block.attention.filter.as_ref().unwrap();
                     let inputs = io.tensor::<3>(&name("lf_memory"), &device);
                     let hidden = filter.conv1.forward(inputs.clone()).slice_dim(1, 1..2);
@@ -92,7 +115,8 @@ fn host<const D: usize>(tensor: Tensor<D>) -> HostTensor {
     HostTensor { shape: tensor.dims().to_vec(), values: support::values(&tensor.into_data()) }
 }
 
-/// Hidden states of prompts that end together, each compared with the model's own pass over it alone.
+/// Hidden states of prompts that end together, each compared with the model's own pass over it
+/// alone.
 fn check_unequal(
     name: &str,
     model: &YuanModel,
@@ -102,7 +126,8 @@ fn check_unequal(
 ) {
     // Every row ends at the same place; the shorter ones start with some token as padding.
     let longest = *prompt_lengths.iter().max().unwrap();
-    let steps = rows.iter().zip(prompt_lengths).map(|(row, prompt)| row.len() - prompt).min().unwrap();
+    let steps =
+        rows.iter().zip(prompt_lengths).map(|(row, prompt)| row.len() - prompt).min().unwrap();
     let padding: Vec<usize> = prompt_lengths.iter().map(|length| longest - length).collect();
     let mut cache = Cache::new(model.blocks.len(), padding.clone(), longest + steps);
     let prompts: Vec<i64> = rows
@@ -114,14 +139,19 @@ fn check_unequal(
                 .collect::<Vec<_>>()
         })
         .collect();
-    let mut input = Tensor::<2, Int>::from_data(TensorData::new(prompts, [rows.len(), longest]), device);
+    let mut input =
+        Tensor::<2, Int>::from_data(TensorData::new(prompts, [rows.len(), longest]), device);
     for step in 0..=steps {
         let output = model.forward_cached(input, &mut cache);
         let logits = model.logits(output.hidden);
         let width = logits.dims()[1];
         let counted: i64 = output.tokens_per_expert[0].clone().sum().into_scalar::<i64>();
         let new: usize = if step == 0 { prompt_lengths.iter().sum() } else { rows.len() };
-        assert_eq!(counted as usize, new * model.config().moe_top_k, "{name}: padding is not counted");
+        assert_eq!(
+            counted as usize,
+            new * model.config().moe_top_k,
+            "{name}: padding is not counted"
+        );
         for (index, (row, prompt)) in rows.iter().zip(prompt_lengths).enumerate() {
             let alone = Tensor::<1, Int>::from_data(&row[..prompt + step], device).unsqueeze::<2>();
             let alone = model.forward(alone, ForwardOptions::default()).logits;
@@ -129,8 +159,11 @@ fn check_unequal(
             let ours = logits.clone().slice([index..index + 1, width - 1..width]);
             assert_near(&format!("{name} row {index} step {step}"), &ours, &host(last), Activation);
         }
-        let next: Vec<i64> =
-            rows.iter().zip(prompt_lengths).map(|(row, p)| row[(p + step).min(row.len() - 1)]).collect();
+        let next: Vec<i64> = rows
+            .iter()
+            .zip(prompt_lengths)
+            .map(|(row, p)| row[(p + step).min(row.len() - 1)])
+            .collect();
         input = Tensor::<1, Int>::from_data(next.as_slice(), device).unsqueeze_dim::<2>(1);
         if step == steps {
             break;
@@ -234,7 +267,8 @@ fn greedy_generation_is_the_argmax_of_full_passes() {
 #[test]
 fn draws_repeat_by_seed_and_do_not_depend_on_the_company() {
     let model = load_model("flash_tiny", &Device::flex());
-    let sampling = Sampling { temperature: 1.5, top_k: Some(40), top_p: 0.95, repetition_penalty: 1.1 };
+    let sampling =
+        Sampling { temperature: 1.5, top_k: Some(40), top_p: 0.95, repetition_penalty: 1.1 };
     let generate = |prompts: &[Vec<u32>], seed| {
         let options = GenerationOptions { seed, ..options(12, sampling) };
         let generated = model.generate(prompts, &options, never_stop).unwrap();
@@ -261,7 +295,11 @@ fn a_stop_token_ends_its_sequence_only_and_the_callback_ends_all() {
     assert_eq!(generated[0].finish, FinishReason::Stop);
     for (generated, free) in generated.iter().zip(&free).skip(1) {
         let end = free.tokens.iter().position(|&token| token == stop).map_or(8, |place| place + 1);
-        assert_eq!(generated.tokens, free.tokens[..end], "the others go on as if nothing had happened");
+        assert_eq!(
+            generated.tokens,
+            free.tokens[..end],
+            "the others go on as if nothing had happened"
+        );
     }
     let mut heard = 0;
     let cancelled = model.generate(&prompts(), &options(8, Sampling::greedy()), |_| {
@@ -298,9 +336,15 @@ fn what_cannot_be_continued_is_refused_before_anything_is_computed() {
     );
     let greedy = Sampling::greedy();
     for (sampling, message) in [
-        (Sampling { temperature: -1.0, ..greedy }, "temperature = -1 is out of range: expected 0 or more"),
+        (
+            Sampling { temperature: -1.0, ..greedy },
+            "temperature = -1 is out of range: expected 0 or more",
+        ),
         (Sampling { top_k: Some(0), ..greedy }, "top_k = 0 is out of range: expected at least 1"),
-        (Sampling { top_p: 0.0, ..greedy }, "top_p = 0 is out of range: expected above 0 and at most 1"),
+        (
+            Sampling { top_p: 0.0, ..greedy },
+            "top_p = 0 is out of range: expected above 0 and at most 1",
+        ),
         (
             Sampling { repetition_penalty: f64::NAN, ..greedy },
             "repetition_penalty = NaN is out of range: expected above 0",
@@ -318,6 +362,7 @@ fn damaged_weights_are_noticed() {
     let device = Device::flex();
     let mut model = load_model("ultra_tiny", &device);
     model.final_norm.weight = model.final_norm.weight.map(|weight| weight.mul_scalar(f32::NAN));
-    let error = model.generate(&prompts(), &options(2, Sampling::greedy()), never_stop).unwrap_err();
+    let error =
+        model.generate(&prompts(), &options(2, Sampling::greedy()), never_stop).unwrap_err();
     assert_eq!(error, GenerateError::NotFinite { sequence: 0, position: 0 });
 }

@@ -1,5 +1,6 @@
-//! Every fast version against the portable form of the same operation in f32 on the CPU, forward and gradients, in every
-//! type that the device's fast versions know. Shapes are such that the fast versions take them; `ops.rs` has the odd ones.
+//! Every fast version against the portable form of the same operation in f32 on the CPU, forward
+//! and gradients, in every type that the device's fast versions know. Shapes are such that the fast
+//! versions take them; `ops.rs` has the odd ones.
 
 mod support;
 
@@ -34,13 +35,17 @@ fn agree(what: &str, operation: impl Fn(&Place) -> Results) {
             let fast = operation(&Place { device: on.clone().autodiff(), dtype, rounded: dtype });
             ops::set_fast_paths(false);
             let cpu = device("flex").unwrap().autodiff();
-            let portable = operation(&Place { device: cpu, dtype: FloatDType::F32, rounded: dtype });
+            let portable =
+                operation(&Place { device: cpu, dtype: FloatDType::F32, rounded: dtype });
             ops::set_fast_paths(true);
             let tolerance = tolerance(Kind::Operation, &on, DType::from(dtype));
             for (i, (a, b)) in fast.iter().zip(&portable).enumerate() {
                 let scale = b.iter().fold(1.0_f32, |max, x| max.max(x.abs()));
                 let worst = largest_difference(a, b) / scale;
-                assert!(worst <= tolerance, "{what} on {name} in {dtype:?}: result {i} differs by {worst:e}");
+                assert!(
+                    worst <= tolerance,
+                    "{what} on {name} in {dtype:?}: result {i} differs by {worst:e}"
+                );
             }
         }
     }

@@ -1,4 +1,5 @@
-//! Checkpoint directories: upstream's tensors in, upstream's tensors out, and every way in which they can be wrong.
+//! Checkpoint directories: upstream's tensors in, upstream's tensors out, and every way in which
+//! they can be wrong.
 
 mod support;
 
@@ -49,9 +50,9 @@ fn write(directory: &Path, config: &Value, tensors: &Tensors) {
 }
 
 fn write_file(path: &Path, tensors: &Tensors) {
-    let views = tensors
-        .iter()
-        .map(|(name, (dtype, shape, bytes))| (name, TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
+    let views = tensors.iter().map(|(name, (dtype, shape, bytes))| {
+        (name, TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+    });
     fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
@@ -96,9 +97,11 @@ const MODELS: [&str; 3] = ["flash_tiny", "ultra_tiny", "ultra_tiny/sharded"];
 #[test]
 fn the_reference_checkpoints_give_the_reference_logits() {
     for directory in MODELS {
-        let io = Fixture::load(&format!("{}/io.safetensors", directory.trim_end_matches("/sharded")));
+        let io =
+            Fixture::load(&format!("{}/io.safetensors", directory.trim_end_matches("/sharded")));
         for (backend, device) in devices() {
-            let model = open(&reference().join(directory)).load(&device, &LoadOptions::default()).unwrap();
+            let model =
+                open(&reference().join(directory)).load(&device, &LoadOptions::default()).unwrap();
             let output = model.forward(io.int("input_ids", &device), ForwardOptions::default());
             assert_near(
                 &format!("{backend} {directory}"),
@@ -118,7 +121,10 @@ fn what_is_saved_is_what_upstream_wrote() {
             let to = temp.path().join(format!("{number}-{shard_size}"));
             let options = SaveOptions { shard_size, ..SaveOptions::default() };
             load(&reference().join(directory)).save_hf(&to, &options).unwrap();
-            assert!(read(&to) == read(&reference().join(directory)), "{directory}: names, shapes and bytes");
+            assert!(
+                read(&to) == read(&reference().join(directory)),
+                "{directory}: names, shapes and bytes"
+            );
             assert_eq!(open(&to).config(), open(&reference().join(directory)).config());
             assert_eq!(config_of(&to)["torch_dtype"], "float32");
             check_index(&to, shard_size);
@@ -137,7 +143,8 @@ fn check_index(directory: &Path, shard_size: u64) {
     let total: usize = tensors.values().map(|(_, _, bytes)| bytes.len()).sum();
     assert_eq!(index["metadata"]["total_size"], total);
     let map = index["weight_map"].as_object().unwrap();
-    let files: std::collections::BTreeSet<&str> = map.values().map(|file| file.as_str().unwrap()).collect();
+    let files: std::collections::BTreeSet<&str> =
+        map.values().map(|file| file.as_str().unwrap()).collect();
     for (number, file) in files.iter().enumerate() {
         assert_eq!(*file, format!("model-{:05}-of-{:05}.safetensors", number + 1, files.len()));
         let bytes = fs::read(directory.join(file)).unwrap();
@@ -151,10 +158,24 @@ fn check_index(directory: &Path, shard_size: u64) {
 
 /// Values that are hard to round, and those that are no numbers.
 fn hard_values(count: usize) -> Vec<f32> {
-    let odd =
-        [0.0, -0.0, 1.0 + f32::EPSILON, 65504.0, 65520.0, 1e-8, -6e-5, 3.39e38, f32::INFINITY, f32::NAN];
+    let odd = [
+        0.0,
+        -0.0,
+        1.0 + f32::EPSILON,
+        65504.0,
+        65520.0,
+        1e-8,
+        -6e-5,
+        3.39e38,
+        f32::INFINITY,
+        f32::NAN,
+    ];
     (0..count)
-        .map(|i| if i < odd.len() { odd[i] } else { ((i * 2_654_435_761) as u32 as f32).sin() * 3.0 })
+        .map(
+            |i| {
+                if i < odd.len() { odd[i] } else { ((i * 2_654_435_761) as u32 as f32).sin() * 3.0 }
+            },
+        )
         .collect()
 }
 
@@ -218,7 +239,8 @@ fn every_type_becomes_every_other_by_one_rounding() {
                 .iter()
                 .map(|(name, (_, shape, bytes))| {
                     let same = from_dtype == to_dtype;
-                    let bytes = if same { bytes.clone() } else { to_bytes(&as_f32(from_dtype, bytes)) };
+                    let bytes =
+                        if same { bytes.clone() } else { to_bytes(&as_f32(from_dtype, bytes)) };
                     (name.clone(), (to_dtype, shape.clone(), bytes))
                 })
                 .collect();
@@ -266,7 +288,8 @@ fn pruning_a_directory_is_pruning_the_model() {
     for (number, directory) in MODELS.into_iter().enumerate() {
         let checkpoint = open(&reference().join(directory));
         let experts = kept(checkpoint.config());
-        let [offline, online] = ["offline", "online"].map(|way| temp.path().join(format!("{way}-{number}")));
+        let [offline, online] =
+            ["offline", "online"].map(|way| temp.path().join(format!("{way}-{number}")));
         checkpoint.rewrite(&offline, Some(&experts), &SaveOptions::default()).unwrap();
         let model = load(&reference().join(directory));
         let (model, _) = model.keep_experts(&experts).map_err(|(_, error)| error).unwrap();
@@ -281,7 +304,10 @@ fn pruning_a_directory_is_pruning_the_model() {
         assert_eq!(logits(&pruned).into_data(), logits(&model).into_data());
         let metadata = fs::read_to_string(offline.join(PRUNED_METADATA)).unwrap();
         let metadata: Value = serde_json::from_str(&metadata).unwrap();
-        assert_eq!(metadata["original_experts_per_layer"], json!(checkpoint.config().experts_per_layer));
+        assert_eq!(
+            metadata["original_experts_per_layer"],
+            json!(checkpoint.config().experts_per_layer)
+        );
         assert_eq!(metadata["per_layer_experts_blocks"], json!(counts));
         assert_eq!(metadata["kept_experts"], json!(experts));
         assert_eq!(metadata["parameters"], pruned.config().parameter_count().total());
@@ -295,7 +321,8 @@ fn reading_some_experts_is_reading_all_and_keeping_them() {
         let experts = kept(checkpoint.config());
         let options = LoadOptions { experts: Some(experts.clone()), ..LoadOptions::default() };
         let some = checkpoint.load(&Device::flex(), &options).unwrap();
-        let (cut, _) = load(&reference().join(directory)).keep_experts(&experts).map_err(|(_, e)| e).unwrap();
+        let (cut, _) =
+            load(&reference().join(directory)).keep_experts(&experts).map_err(|(_, e)| e).unwrap();
         assert_eq!(parameters(&some), parameters(&cut), "{directory}");
         assert_eq!(some.config(), cut.config());
     }
@@ -311,28 +338,36 @@ fn reading_some_layers_gives_those_layers() {
         let original = path.replace("blocks.1.", "blocks.2.").replace("blocks.0.", "blocks.1.");
         assert_eq!(bytes, whole[&original], "{path}");
     }
-    for (layers, experts) in
-        [(2..4, None), (0..0, None), (0..3, Some(vec![vec![0, 1]])), (0..3, Some(vec![vec![0, 9]; 3]))]
-    {
+    for (layers, experts) in [
+        (2..4, None),
+        (0..0, None),
+        (0..3, Some(vec![vec![0, 1]])),
+        (0..3, Some(vec![vec![0, 9]; 3])),
+    ] {
         let options = LoadOptions { layers: Some(layers), experts, ..LoadOptions::default() };
         checkpoint.load(&Device::flex(), &options).unwrap_err();
     }
 }
 
-/// A rank of a cluster holds whole routers and its own experts; the bytes of the others are not even there.
+/// A rank of a cluster holds whole routers and its own experts; the bytes of the others are not
+/// even there.
 #[test]
 fn a_rank_reads_only_the_bytes_of_its_own_experts() {
     let temp = TempDir::new().unwrap();
     let from = reference().join("ultra_tiny");
     let tensors = read(&from);
     // Only what the rank needs is in the second file, and the first is cut off after its header.
-    let own =
-        |name: &str| ["w1.2.", "w1.3.", "w2.2.", "w2.3.", "router"].iter().any(|part| name.contains(part));
-    let (mine, others): (Tensors, Tensors) = tensors.clone().into_iter().partition(|(name, _)| own(name));
+    let own = |name: &str| {
+        ["w1.2.", "w1.3.", "w2.2.", "w2.3.", "router"].iter().any(|part| name.contains(part))
+    };
+    let (mine, others): (Tensors, Tensors) =
+        tensors.clone().into_iter().partition(|(name, _)| own(name));
     write_file(&temp.path().join("others.safetensors"), &others);
     write_file(&temp.path().join("mine.safetensors"), &mine);
-    let file = |name: &String| json!(if own(name) { "mine.safetensors" } else { "others.safetensors" });
-    let map: serde_json::Map<String, Value> = tensors.keys().map(|name| (name.clone(), file(name))).collect();
+    let file =
+        |name: &String| json!(if own(name) { "mine.safetensors" } else { "others.safetensors" });
+    let map: serde_json::Map<String, Value> =
+        tensors.keys().map(|name| (name.clone(), file(name))).collect();
     let index = json!({"weight_map": map}).to_string();
     fs::write(temp.path().join("model.safetensors.index.json"), index).unwrap();
     fs::copy(from.join("config.json"), temp.path().join("config.json")).unwrap();
@@ -373,9 +408,13 @@ fn multimodal(directory: &Path) -> Tensors {
     let mut config = config_of(&from);
     config["torch_dtype"] = json!("float32");
     let config = json!({"model_type": "yuanvl", "vision_config": {"a": 1}, "llm_config": config});
-    let mut tensors: Tensors =
-        read(&from).into_iter().map(|(name, tensor)| (format!("language_model.{name}"), tensor)).collect();
-    for name in ["vision_model.encoder.weight", "imagemlp.up_proj.weight", "imagemlp_layernorm.weight"] {
+    let mut tensors: Tensors = read(&from)
+        .into_iter()
+        .map(|(name, tensor)| (format!("language_model.{name}"), tensor))
+        .collect();
+    for name in
+        ["vision_model.encoder.weight", "imagemlp.up_proj.weight", "imagemlp_layernorm.weight"]
+    {
         tensors.insert(name.into(), (Dtype::F32, vec![2, 3], f32_bytes(&hard_values(6))));
     }
     let table = "language_model.model.rotary_pos_emb.inv_freq";
@@ -387,7 +426,8 @@ fn multimodal(directory: &Path) -> Tensors {
 #[test]
 fn the_language_model_of_a_multimodal_checkpoint_loads_and_the_rest_comes_along() {
     let temp = TempDir::new().unwrap();
-    let [from, copy, pruned, half] = ["from", "copy", "pruned", "half"].map(|name| temp.path().join(name));
+    let [from, copy, pruned, half] =
+        ["from", "copy", "pruned", "half"].map(|name| temp.path().join(name));
     let tensors = multimodal(&from);
     fs::write(from.join("tokenizer.json"), "{}").unwrap();
     fs::write(from.join("old.bin"), "weights of another format").unwrap();
@@ -402,7 +442,10 @@ fn the_language_model_of_a_multimodal_checkpoint_loads_and_the_rest_comes_along(
     let experts = kept(checkpoint.config());
     checkpoint.rewrite(&pruned, Some(&experts), &SaveOptions::default()).unwrap();
     let counts: Vec<usize> = experts.iter().map(Vec::len).collect();
-    assert_eq!(config_of(&pruned)["llm_config"]["moe_config"]["per_layer_experts_blocks"], json!(counts));
+    assert_eq!(
+        config_of(&pruned)["llm_config"]["moe_config"]["per_layer_experts_blocks"],
+        json!(counts)
+    );
     assert_eq!(config_of(&pruned)["moe_config"], Value::Null);
     assert_eq!(open(&pruned).extras().count(), 4);
     assert_eq!(load(&pruned).config().experts_per_layer, counts);
@@ -415,13 +458,16 @@ fn the_language_model_of_a_multimodal_checkpoint_loads_and_the_rest_comes_along(
 #[test]
 fn routers_of_both_kinds_and_selection_biases_survive() {
     let temp = TempDir::new().unwrap();
-    for (number, router_type) in [RouterType::Linear, RouterType::Attention].into_iter().enumerate() {
-        let config = YuanConfig { router_type, router_selection_bias: true, ..YuanConfig::tiny(96) };
+    for (number, router_type) in [RouterType::Linear, RouterType::Attention].into_iter().enumerate()
+    {
+        let config =
+            YuanConfig { router_type, router_selection_bias: true, ..YuanConfig::tiny(96) };
         let model = YuanModel::new(&config, &Device::flex()).unwrap();
         let shifts: Vec<Vec<f32>> =
             config.experts_per_layer.iter().map(|&e| (0..e).map(|i| i as f32).collect()).collect();
         let model = model.shift_selection_bias(&shifts);
-        let [whole, cut] = ["whole", "cut"].map(|name| temp.path().join(format!("{name}-{number}")));
+        let [whole, cut] =
+            ["whole", "cut"].map(|name| temp.path().join(format!("{name}-{number}")));
         model.save_hf(&whole, &SaveOptions::default()).unwrap();
         assert_eq!(parameters(&load(&whole)), parameters(&model));
         let experts = kept(&config);
@@ -458,10 +504,16 @@ fn all_wrong_tensors_are_listed() {
     edit(&directory, |tensors| {
         tensors.remove("model.norm.weight");
         tensors.remove("model.layers.1.mlp.experts.w2.3.weight");
-        tensors.insert("model.layers.7.input_layernorm.weight".into(), (Dtype::F32, vec![1], vec![0; 4]));
+        tensors.insert(
+            "model.layers.7.input_layernorm.weight".into(),
+            (Dtype::F32, vec![1], vec![0; 4]),
+        );
         tensors.insert("vision_model.weight".into(), (Dtype::F32, vec![1], vec![0; 4]));
         tensors.insert("lm_head.weight".into(), (Dtype::F32, vec![1, 2], vec![0; 8]));
-        tensors.insert("model.layers.0.input_layernorm.weight".into(), (Dtype::I64, vec![32], vec![0; 256]));
+        tensors.insert(
+            "model.layers.0.input_layernorm.weight".into(),
+            (Dtype::I64, vec![32], vec![0; 256]),
+        );
     });
     let expected = "DIR: `model.layers.0.input_layernorm.weight` is I64; expected F32, F16 or BF16; \
         `model.layers.1.mlp.experts.w2.3.weight` is missing; `model.norm.weight` is missing; \
@@ -494,8 +546,13 @@ fn a_configuration_that_contradicts_the_tensors_is_refused() {
         error,
         "DIR: `model.embed_tokens.weight` is [80, 32], expected [81, 32]; `lm_head.weight` is [80, 32], expected [81, 32]"
     );
-    let error = with(&|config| config["moe_config"]["per_layer_experts_blocks"] = json!([8, 4, 1_u64 << 40]));
-    assert!(error.starts_with("DIR: the files hold 66 tensors, but config.json asks for over"), "{error}");
+    let error = with(&|config| {
+        config["moe_config"]["per_layer_experts_blocks"] = json!([8, 4, 1_u64 << 40])
+    });
+    assert!(
+        error.starts_with("DIR: the files hold 66 tensors, but config.json asks for over"),
+        "{error}"
+    );
     let error = with(&|config| drop(config.as_object_mut().unwrap().remove("rotary_base")));
     assert_eq!(error, "config.json: the configuration has no `rotary_base`");
     fs::remove_file(directory.join("config.json")).unwrap();
@@ -532,21 +589,29 @@ fn damaged_shards_are_refused_by_name() {
         refused(&directory)
     };
     let error = case(&|path| damage(path, |bytes| bytes.truncate(bytes.len() - 100)));
-    assert_eq!(error, format!("{shard}: the file is cut off: 100 bytes of its tensors are missing"));
+    assert_eq!(
+        error,
+        format!("{shard}: the file is cut off: 100 bytes of its tensors are missing")
+    );
     let error = case(&|path| damage(path, |bytes| bytes.truncate(50)));
-    assert!(error.contains("its header of") && error.contains("does not fit the file's 50"), "{error}");
+    assert!(
+        error.contains("its header of") && error.contains("does not fit the file's 50"),
+        "{error}"
+    );
     let error = case(&|path| damage(path, |bytes| bytes.truncate(5)));
     assert_eq!(error, format!("{shard}: 5 bytes are no safetensors file"));
     let error = case(&|path| damage(path, |bytes| bytes.extend([0; 7])));
     assert_eq!(error, format!("{shard}: 7 bytes follow its last tensor"));
-    let error = case(&|path| damage(path, |bytes| bytes[..8].copy_from_slice(&u64::MAX.to_le_bytes())));
+    let error =
+        case(&|path| damage(path, |bytes| bytes[..8].copy_from_slice(&u64::MAX.to_le_bytes())));
     assert!(error.contains("its header of 18446744073709551615 bytes does not fit"), "{error}");
     let error = case(&|path| damage(path, |bytes| bytes[20] = 0xff));
     assert!(error.starts_with(&format!("{shard}: its header is no text")), "{error}");
     let error = case(&|path| edit_header(path, "\"dtype\"", "\"kind\""));
     assert!(error.starts_with(&format!("{shard}: its header is damaged: ")), "{error}");
     // Offsets past the end, that overlap, or that disagree with the shape.
-    let error = case(&|path| edit_header(path, "\"data_offsets\":[0,", "\"data_offsets\":[9000000,9"));
+    let error =
+        case(&|path| edit_header(path, "\"data_offsets\":[0,", "\"data_offsets\":[9000000,9"));
     assert!(error.starts_with(&format!("{shard}: its header is damaged: ")), "{error}");
     let error = case(&|path| edit_header(path, "\"shape\":[", "\"shape\":[2,"));
     assert!(error.starts_with(&format!("{shard}: its header is damaged: ")), "{error}");
@@ -557,7 +622,8 @@ fn damaged_shards_are_refused_by_name() {
 #[test]
 fn a_tensor_twice_and_files_that_disagree_are_refused() {
     let (_temp, directory) = copy_of("ultra_tiny/sharded");
-    let [first, second] = [1, 2].map(|i| directory.join(format!("model-0000{i}-of-00002.safetensors")));
+    let [first, second] =
+        [1, 2].map(|i| directory.join(format!("model-0000{i}-of-00002.safetensors")));
     // In one header: the same entry again.
     let bytes = fs::read(&second).unwrap();
     let names = SafeTensors::deserialize(&bytes).unwrap();
@@ -606,7 +672,10 @@ fn a_tensor_twice_and_files_that_disagree_are_refused() {
     );
     let error = with("\"lm_head.weight\": \"model", "\"lm_head.weight\": \"../model");
     assert!(error.contains("expected a file name"), "{error}");
-    assert_eq!(with("\"weight_map\"", "\"weights\""), "model.safetensors.index.json: it has no `weight_map`");
+    assert_eq!(
+        with("\"weight_map\"", "\"weights\""),
+        "model.safetensors.index.json: it has no `weight_map`"
+    );
     fs::remove_file(&index).unwrap();
     assert_eq!(
         refused(&directory),
@@ -617,7 +686,10 @@ fn a_tensor_twice_and_files_that_disagree_are_refused() {
 fn read_file(path: &Path) -> Tensors {
     let bytes = fs::read(path).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap().tensors();
-    tensors.into_iter().map(|(name, v)| (name, (v.dtype(), v.shape().to_vec(), v.data().to_vec()))).collect()
+    tensors
+        .into_iter()
+        .map(|(name, v)| (name, (v.dtype(), v.shape().to_vec(), v.data().to_vec())))
+        .collect()
 }
 
 #[test]
@@ -627,8 +699,12 @@ fn what_is_there_stays_unless_it_may_be_replaced_and_whole_until_then() {
     let model = load(&reference().join("ultra_tiny"));
     model.save_hf(&to, &SaveOptions::default()).unwrap();
     let before = read(&to);
-    let error = load(&reference().join("flash_tiny")).save_hf(&to, &SaveOptions::default()).unwrap_err();
-    assert_eq!(error.to_string(), format!("{}: it already exists, and may not be replaced", to.display()));
+    let error =
+        load(&reference().join("flash_tiny")).save_hf(&to, &SaveOptions::default()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!("{}: it already exists, and may not be replaced", to.display())
+    );
     assert!(read(&to) == before);
     // A source that breaks in the middle of a replacement.
     let (_source, damaged) = copy_of("flash_tiny");
@@ -642,7 +718,9 @@ fn what_is_there_stays_unless_it_may_be_replaced_and_whole_until_then() {
     assert!(read(&to) == before);
     assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 1, "nothing half-written is left");
     // A directory onto itself.
-    open(&to).rewrite(&to, None, &SaveOptions { dtype: Some(FloatDType::BF16), ..overwrite }).unwrap();
+    open(&to)
+        .rewrite(&to, None, &SaveOptions { dtype: Some(FloatDType::BF16), ..overwrite })
+        .unwrap();
     assert!(read(&to).values().all(|(dtype, _, _)| *dtype == Dtype::BF16));
 }
 
@@ -651,12 +729,15 @@ fn what_is_there_stays_unless_it_may_be_replaced_and_whole_until_then() {
 fn a_directory_that_cannot_be_written_is_named() {
     let model = load(&reference().join("ultra_tiny"));
     // /sys refuses even root.
-    let error = model.save_hf(Path::new("/sys/yuan"), &SaveOptions::default()).unwrap_err().to_string();
+    let error =
+        model.save_hf(Path::new("/sys/yuan"), &SaveOptions::default()).unwrap_err().to_string();
     assert!(error.starts_with("cannot create /sys/yuan"), "{error}");
     let temp = TempDir::new().unwrap();
     fs::write(temp.path().join("file"), "no directory").unwrap();
-    let error =
-        model.save_hf(&temp.path().join("file/out"), &SaveOptions::default()).unwrap_err().to_string();
+    let error = model
+        .save_hf(&temp.path().join("file/out"), &SaveOptions::default())
+        .unwrap_err()
+        .to_string();
     assert!(error.starts_with("cannot create ") && error.contains("Not a directory"), "{error}");
 }
 

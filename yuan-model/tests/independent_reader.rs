@@ -1,5 +1,5 @@
-//! What we save, read by Python's `safetensors`. `YUAN_PYTHON` names the interpreter, which must then have it, as in
-//! CI; without the variable the test runs where `python3` happens to have it.
+//! What we save, read by Python's `safetensors`. `YUAN_PYTHON` names the interpreter, which must
+//! then have it, as in CI; without the variable the test runs where `python3` happens to have it.
 
 use std::{fs, path::Path, process::Command};
 
@@ -49,7 +49,8 @@ fn python_reads_what_we_write() {
     let temp = TempDir::new().unwrap();
     let script = temp.path().join("compare.py");
     fs::write(&script, COMPARE).unwrap();
-    for (number, name) in ["flash_tiny", "ultra_tiny", "ultra_tiny/sharded"].into_iter().enumerate() {
+    for (number, name) in ["flash_tiny", "ultra_tiny", "ultra_tiny/sharded"].into_iter().enumerate()
+    {
         for (dtype, type_name) in [(None, "f32"), (Some(FloatDType::F16), "f16")] {
             for shard_size in [u64::MAX, 100_000] {
                 let from = fixtures.join(name);
@@ -59,7 +60,8 @@ fn python_reads_what_we_write() {
                 let options = SaveOptions { dtype, shard_size, ..SaveOptions::default() };
                 model.save_hf(&to, &options).unwrap();
                 let mut command = Command::new(&python);
-                let output = command.arg(&script).args([&from, &to]).arg(type_name).output().unwrap();
+                let output =
+                    command.arg(&script).args([&from, &to]).arg(type_name).output().unwrap();
                 let error = String::from_utf8_lossy(&output.stderr);
                 assert!(output.status.success(), "{name} as {type_name}: {error}");
                 assert!(String::from_utf8_lossy(&output.stdout).contains("tensors agree"));
@@ -68,7 +70,8 @@ fn python_reads_what_we_write() {
     }
 }
 
-/// The interpreter, if it has what the comparison needs; where it is required, its absence is a failure.
+/// The interpreter, if it has what the comparison needs; where it is required, its absence is a
+/// failure.
 fn python() -> Option<String> {
     let named = std::env::var("YUAN_PYTHON").ok();
     let python = named.clone().unwrap_or_else(|| "python3".into());

@@ -48,7 +48,8 @@ fn every_token_is_counted_once_per_expert_and_padding_never() {
             let all = loads(&model, input.clone(), ForwardOptions::default());
             assert!(all.iter().all(|load| load.iter().sum::<i64>() == 3 * 18), "{name}: {all:?}");
 
-            // The last four tokens of the second row are padding: what remains is what two calls would count.
+            // The last four tokens of the second row are padding: what remains is what two calls
+            // would count.
             let padded: Vec<bool> = (0..18).map(|i| i >= 14).collect();
             let padding = Tensor::<2, Bool>::from_data(TensorData::new(padded, [2, 9]), &device);
             let options = ForwardOptions { padding: Some(padding), ..ForwardOptions::default() };
@@ -76,9 +77,11 @@ fn a_layer_of_exactly_top_k_experts_uses_them_all() {
 #[test]
 fn recomputation_changes_neither_loss_nor_gradients_nor_loads() {
     for (name, device) in devices() {
-        let plain =
-            named::initialized(YuanModel::new(&YuanConfig::tiny(VOCAB), &device.clone().autodiff()).unwrap());
-        let recomputing = copy_as(&plain, plain.config(), &device.autodiff().gradient_checkpointing());
+        let plain = named::initialized(
+            YuanModel::new(&YuanConfig::tiny(VOCAB), &device.clone().autodiff()).unwrap(),
+        );
+        let recomputing =
+            copy_as(&plain, plain.config(), &device.autodiff().gradient_checkpointing());
         let run = |model: &YuanModel| {
             let device = model.devices()[0].clone();
             let input = tokens(2, 9, &device);
@@ -101,17 +104,23 @@ fn recomputation_changes_neither_loss_nor_gradients_nor_loads() {
 #[test]
 fn documents_kept_apart_are_as_if_alone() {
     // The filter looks back over borders, in upstream too, so it is off here.
-    let config = YuanConfig { reset_attention_mask: true, use_lf_gate: false, ..YuanConfig::tiny(VOCAB) };
+    let config =
+        YuanConfig { reset_attention_mask: true, use_lf_gate: false, ..YuanConfig::tiny(VOCAB) };
     for (name, device) in devices() {
         let model = YuanModel::new(&config, &device).unwrap();
         let row = tokens(1, 11, &device);
         let positions: Vec<i64> = vec![0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6];
-        let position_ids = Tensor::<2, Int>::from_data(TensorData::new(positions, [1, 11]), &device);
-        let options = ForwardOptions { position_ids: Some(position_ids), ..ForwardOptions::default() };
+        let position_ids =
+            Tensor::<2, Int>::from_data(TensorData::new(positions, [1, 11]), &device);
+        let options =
+            ForwardOptions { position_ids: Some(position_ids), ..ForwardOptions::default() };
         let packed = values(&model.forward(row.clone(), options).logits.into_data());
         let alone = |range| {
             values(
-                &model.forward(row.clone().slice_dim(1, range), ForwardOptions::default()).logits.into_data(),
+                &model
+                    .forward(row.clone().slice_dim(1, range), ForwardOptions::default())
+                    .logits
+                    .into_data(),
             )
         };
         let expected = [alone(0..4), alone(4..11)].concat();
@@ -128,10 +137,13 @@ fn attention_with_dropout_is_attention_when_nothing_is_dropped() {
         let config = YuanConfig { attention_dropout: 1e-12, ..YuanConfig::tiny(VOCAB) };
         let dropping = copy_as(&model, &config, &device);
         let logits = |model: &YuanModel| {
-            values(&model.forward(tokens(2, 9, &device), ForwardOptions::default()).logits.into_data())
+            values(
+                &model.forward(tokens(2, 9, &device), ForwardOptions::default()).logits.into_data(),
+            )
         };
         let worst = largest_difference(&logits(&model), &logits(&dropping));
-        // On CUDA, attention without dropout has a fast version, whose products are more exact than Burn's in TF32.
+        // On CUDA, attention without dropout has a fast version, whose products are more exact than
+        // Burn's in TF32.
         let on_cuda = tolerance(Kind::Activation, &device, DType::F32);
         let most = if name.starts_with("cuda") { on_cuda } else { 1e-5 };
         assert!(worst <= most, "{name}: differs by {worst:e}");

@@ -1,5 +1,5 @@
-//! The tests that mean something on a GPU in one program, which is carried to one (`scripts/gpu.sh`); on its own, each of
-//! them is a program of 130 MB.
+//! The tests that mean something on a GPU in one program, which is carried to one
+//! (`scripts/gpu.sh`); on its own, each of them is a program of 130 MB.
 #![cfg(feature = "cuda")]
 
 #[path = "balance.rs"]

@@ -15,8 +15,10 @@ type Results = Vec<Vec<f32>>;
 /// Runs `operation` on every device and demands the same results of all.
 fn agree(what: &str, operation: impl Fn(&Device) -> Results) {
     let devices = devices();
-    let all: Vec<(&str, Results)> =
-        devices.iter().map(|(name, device)| (name.as_str(), operation(&device.clone().autodiff()))).collect();
+    let all: Vec<(&str, Results)> = devices
+        .iter()
+        .map(|(name, device)| (name.as_str(), operation(&device.clone().autodiff())))
+        .collect();
     for ((name, results), (_, device)) in all.iter().zip(&devices).skip(1) {
         let tolerance = tolerance(Kind::Operation, device, DType::F32);
         for (i, (a, b)) in all[0].1.iter().zip(results).enumerate() {

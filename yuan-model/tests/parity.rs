@@ -7,8 +7,8 @@ mod support;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use serde_json::Value;
 use support::{
-    Fixture, Kind, assemble, assert_gradient, assert_near, devices, fill, gradients, load_model, reference,
-    sources_under, tolerance,
+    Fixture, Kind, assemble, assert_gradient, assert_near, devices, fill, gradients, load_model,
+    reference, sources_under, tolerance,
 };
 use yuan_model::{
     ForwardOptions, RouterType, YuanConfig, YuanModel,
@@ -78,18 +78,26 @@ fn rms_norm_agrees() {
         let device = device.autodiff();
         for (case, numbers) in meta.as_object().unwrap() {
             let name = format!("{backend} rmsnorm {case}");
-            let mut norm = RmsNorm::new(count(numbers, "hidden"), numbers["eps"].as_f64().unwrap(), &device);
-            norm.weight =
-                norm.weight.map(|_| fixture.tensor(&format!("{case}.weight"), &device).require_grad());
+            let mut norm =
+                RmsNorm::new(count(numbers, "hidden"), numbers["eps"].as_f64().unwrap(), &device);
+            norm.weight = norm
+                .weight
+                .map(|_| fixture.tensor(&format!("{case}.weight"), &device).require_grad());
             let x = fixture.tensor::<3>(&format!("{case}.input.x"), &device).require_grad();
             let y = norm.forward(x.clone());
             assert_near(&name, &y, fixture.host(&format!("{case}.output.y")), Activation);
-            let grads = (y * fixture.tensor(&format!("{case}.loss_coef"), &device)).sum().backward();
+            let grads =
+                (y * fixture.tensor(&format!("{case}.loss_coef"), &device)).sum().backward();
             let expected = |key: &str| {
                 let host = fixture.host(&format!("{case}.grad.{key}"));
                 TensorData::new(host.values.clone(), host.shape.clone())
             };
-            assert_gradient(&name, &device, &x.grad(&grads).unwrap().into_data(), &expected("input.x"));
+            assert_gradient(
+                &name,
+                &device,
+                &x.grad(&grads).unwrap().into_data(),
+                &expected("input.x"),
+            );
             assert_gradient(
                 &name,
                 &device,
@@ -110,11 +118,15 @@ fn localized_filtering_agrees() {
             rms_norm_eps: case["output_norm_eps"].as_f64().unwrap(),
             ..YuanConfig::tiny(96)
         };
-        let sources =
-            sources_under(&config, "blocks.0.attention.filter.", "model.layers.0.self_attn.lf_gate.");
+        let sources = sources_under(
+            &config,
+            "blocks.0.attention.filter.",
+            "model.layers.0.self_attn.lf_gate.",
+        );
         for (backend, device) in devices() {
             let (name, device) = (format!("{backend} {name}"), device.autodiff());
-            let filter = fill(LocalizedFilter::new(&config, &device), &sources, &fixture, "weight.");
+            let filter =
+                fill(LocalizedFilter::new(&config, &device), &sources, &fixture, "weight.");
             let x = fixture.tensor::<3>("input.x", &device).require_grad();
             let middle = filter.conv1.forward(x.clone());
             assert_near(&format!("{name} conv1"), &middle, fixture.host("mid.conv1"), Activation);
@@ -149,8 +161,10 @@ fn rotary_embedding_agrees() {
             let x = fixture.tensor::<4>(&format!("{case}.input.t"), &device).require_grad();
             let y = rotary.rotate(x.clone());
             assert_near(&name, &y, fixture.host(&format!("{case}.output.t")), Activation);
-            let grads = (y * fixture.tensor(&format!("{case}.loss_coef"), &device)).sum().backward();
-            let expected = fixture.tensor::<4>(&format!("{case}.grad.input.t"), &device).into_data();
+            let grads =
+                (y * fixture.tensor(&format!("{case}.loss_coef"), &device)).sum().backward();
+            let expected =
+                fixture.tensor::<4>(&format!("{case}.grad.input.t"), &device).into_data();
             assert_gradient(&name, &device, &x.grad(&grads).unwrap().into_data(), &expected);
         }
     }
@@ -165,7 +179,8 @@ fn the_yarn_variant_agrees() {
         let (width, base) = (count(numbers, "dim"), numbers["base"].as_f64().unwrap());
         let original = count(numbers, "original_max_position_embeddings");
         let ramp: Vec<f32> = yarn_ramp(width, base, original).iter().map(|&g| g as f32).collect();
-        let worst = support::largest_difference(&ramp, &fixture.host(&format!("{case}.ramp")).values);
+        let worst =
+            support::largest_difference(&ramp, &fixture.host(&format!("{case}.ramp")).values);
         assert!(worst <= 1e-6, "{name}: ramp differs by {worst:e}");
         let scale = numbers["scale"].as_f64().unwrap();
         let ours: Vec<f32> =
@@ -185,9 +200,15 @@ fn the_yarn_variant_agrees() {
                 let table = support::values(&table.into_data());
                 for (n, &i) in near.iter().enumerate() {
                     let ours = &table[n * width / 2..(n + 1) * width / 2];
-                    let worst =
-                        support::largest_difference(ours, &expected.values[i * width..i * width + width / 2]);
-                    assert!(worst <= 1e-4, "{name}: {key} at {} differs by {worst:e}", positions[i]);
+                    let worst = support::largest_difference(
+                        ours,
+                        &expected.values[i * width..i * width + width / 2],
+                    );
+                    assert!(
+                        worst <= 1e-4,
+                        "{name}: {key} at {} differs by {worst:e}",
+                        positions[i]
+                    );
                 }
             }
         }
@@ -226,12 +247,22 @@ fn attention_agrees() {
             let filtered = attention.filter.as_ref().unwrap().forward(x.clone());
             assert_near(&format!("{name} lfa"), &filtered, fixture.host("mid.lfa"), Activation);
             let qkv = attention.query_key_value(x.clone(), &rotary);
-            assert_near(&format!("{name} query"), &qkv.query, fixture.host("mid.q_rot"), Activation);
+            assert_near(
+                &format!("{name} query"),
+                &qkv.query,
+                fixture.host("mid.q_rot"),
+                Activation,
+            );
             assert_near(&format!("{name} key"), &qkv.key, fixture.host("mid.k_rot"), Activation);
             assert_near(&format!("{name} value"), &qkv.value, fixture.host("mid.v"), Activation);
             let [q, k, v] = [qkv.query, qkv.key, qkv.value].map(|x| x.swap_dims(1, 2));
             let context = ops::causal_attention(q, k, v, None).swap_dims(1, 2);
-            assert_near(&format!("{name} context"), &context, fixture.host("mid.context"), Activation);
+            assert_near(
+                &format!("{name} context"),
+                &context,
+                fixture.host("mid.context"),
+                Activation,
+            );
 
             let y = attention.forward(x.clone(), &rotary, None);
             assert_near(&name, &y, fixture.host("output.y"), Activation);
@@ -291,7 +322,11 @@ fn mixtures_of_experts_agree() {
             let x = fixture.tensor::<3>("input.x", &device).require_grad();
             let output = moe.forward(x.clone(), MoeOptions::default());
             assert_near(&name, &output.hidden, fixture.host("output.y"), Activation);
-            assert_eq!(ints(output.tokens_per_expert), fixture.ints("mid.tokens_per_expert"), "{name}");
+            assert_eq!(
+                ints(output.tokens_per_expert),
+                fixture.ints("mid.tokens_per_expert"),
+                "{name}"
+            );
             let loss = (output.hidden * fixture.tensor("loss_coef", &device)).sum();
             check_gradients(&name, &moe, &x, loss, &fixture, &sources);
         }
@@ -318,7 +353,12 @@ fn check_layers(name: &str, model: &YuanModel, io: &Fixture, device: &Device) {
         near(format!("lfa.{l}"), &block.attention.filter.as_ref().unwrap().forward(u.clone()));
         let qkv = block.attention.query_key_value(u.clone(), &rotary);
         for (ours, key) in [(&qkv.query, "q_rot"), (&qkv.key, "k_rot"), (&qkv.value, "v")] {
-            assert_near(&format!("{name} {key}.{l}"), ours, io.host(&format!("{key}.{l}")), Activation);
+            assert_near(
+                &format!("{name} {key}.{l}"),
+                ours,
+                io.host(&format!("{key}.{l}")),
+                Activation,
+            );
         }
         near(format!("attn_out.{l}"), &block.attention.forward(u, &rotary, None));
 
@@ -328,13 +368,18 @@ fn check_layers(name: &str, model: &YuanModel, io: &Fixture, device: &Device) {
             io.ints(&format!("tokens_per_expert.{l}")),
             "{name} tokens_per_expert.{l}"
         );
-        let attended = x.clone() + block.attention.forward(block.attention_norm.forward(x), &rotary, None);
+        let attended =
+            x.clone() + block.attention.forward(block.attention_norm.forward(x), &rotary, None);
         let z = block.moe_norm.forward(attended);
         near(format!("mlp_out.{l}"), &block.moe.forward(z.clone(), MoeOptions::default()).hidden);
         let [batch, seq, hidden] = z.dims();
         let routing = block.moe.router.forward(z.reshape([batch * seq, hidden]), None);
         let [_, top_k] = routing.experts.dims();
-        assert_eq!(ints(routing.experts), io.ints(&format!("topk_indices.{l}")), "{name} topk_indices.{l}");
+        assert_eq!(
+            ints(routing.experts),
+            io.ints(&format!("topk_indices.{l}")),
+            "{name} topk_indices.{l}"
+        );
         near(format!("topk_weights.{l}"), &routing.weights.reshape([batch, seq, top_k]));
         let experts = routing.logits.dims()[1];
         near(format!("router_logits.{l}"), &routing.logits.reshape([batch, seq, experts]));
@@ -374,13 +419,21 @@ fn check_model(directory: &str) {
         let output = model.forward(input_ids.clone(), options);
         assert_near(&format!("{name} logits"), &output.logits, io.host("logits"), Activation);
         let without_positions = model.forward(input_ids.clone(), ForwardOptions::default());
-        assert_near(&format!("{name} logits"), &without_positions.logits, io.host("logits"), Activation);
+        assert_near(
+            &format!("{name} logits"),
+            &without_positions.logits,
+            io.host("logits"),
+            Activation,
+        );
         for (l, load) in output.tokens_per_expert.into_iter().enumerate() {
             assert_eq!(ints(load), io.ints(&format!("tokens_per_expert.{l}")), "{name}");
         }
         let loss = next_token_loss(output.logits, input_ids);
         let difference = (loss.clone().into_scalar::<f32>() - io.scalar("loss")).abs();
-        assert!(difference <= tolerance(Loss, &device, DType::F32), "{name}: loss differs by {difference:e}");
+        assert!(
+            difference <= tolerance(Loss, &device, DType::F32),
+            "{name}: loss differs by {difference:e}"
+        );
         let found = gradients(&model, &loss.backward());
         for source in model.config().parameter_sources() {
             let ours = &found[&source.path];
@@ -395,9 +448,11 @@ fn check_model(directory: &str) {
     }
 }
 
-/// Several documents in one row: positions restart, attention does not, the mask covers the answers.
+/// Several documents in one row: positions restart, attention does not, the mask covers the
+/// answers.
 fn check_packed(name: &str, model: &YuanModel, io: &Fixture, device: &Device) {
-    let tokens = |key: &str| -> Vec<u32> { io.ints(key).iter().map(|&token| token as u32).collect() };
+    let tokens =
+        |key: &str| -> Vec<u32> { io.ints(key).iter().map(|&token| token as u32).collect() };
     let special = model.config().tokens;
     let (eod, sep) = (special.eod.unwrap(), special.sep.unwrap());
     let (row, inputs, labels) =
@@ -414,7 +469,12 @@ fn check_packed(name: &str, model: &YuanModel, io: &Fixture, device: &Device) {
         ..ForwardOptions::default()
     };
     let output = model.forward(io.int("packed.input_ids", device), options);
-    assert_near(&format!("{name} packed logits"), &output.logits, io.host("packed.logits"), Activation);
+    assert_near(
+        &format!("{name} packed logits"),
+        &output.logits,
+        io.host("packed.logits"),
+        Activation,
+    );
     let losses = token_losses(output.logits, io.int("packed.labels", device));
     assert_near(&format!("{name} packed token loss"), &losses, io.host("packed.token_loss"), Loss);
     let loss = masked_mean(losses, Some(io.tensor("packed.loss_mask", device)));
@@ -489,5 +549,8 @@ fn masks_and_positions_agree() {
             assert_eq!(positions, list("position_ids"), "{what}");
         }
     }
-    assert!(masks::answer_mask(&[10, eod, 11, eod, sep], eod, sep).is_err(), "more ends than separators");
+    assert!(
+        masks::answer_mask(&[10, eod, 11, eod, sep], eod, sep).is_err(),
+        "more ends than separators"
+    );
 }

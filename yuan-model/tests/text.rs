@@ -11,9 +11,11 @@ use yuan_model::{
 
 /// A byte-level tokenizer of single bytes with Yuan's special tokens, as a `tokenizer.json`.
 fn tokenizer_json() -> Value {
-    // The bytes of printable ASCII are themselves in a byte-level alphabet; the others of UTF-8 are shifted.
-    let printable =
-        |byte: u32| (33..=126).contains(&byte) || (161..=172).contains(&byte) || (174..=255).contains(&byte);
+    // The bytes of printable ASCII are themselves in a byte-level alphabet; the others of UTF-8 are
+    // shifted.
+    let printable = |byte: u32| {
+        (33..=126).contains(&byte) || (161..=172).contains(&byte) || (174..=255).contains(&byte)
+    };
     let mut next = 256;
     let mut vocab = serde_json::Map::new();
     for byte in 0..256_u32 {
@@ -33,8 +35,7 @@ fn tokenizer_json() -> Value {
                 "normalized": false, "special": true})
         })
         .collect();
-    let byte_level =
-        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
     json!({
         "version": "1.0", "added_tokens": added, "normalizer": null, "pre_tokenizer": byte_level,
         "post_processor": null, "decoder": byte_level,
@@ -67,7 +68,8 @@ fn text_becomes_tokens_and_comes_back_character_by_character() {
     assert_eq!(tokenizer.decode(&tokens).unwrap(), text);
     // A character of several tokens comes with the last of them, and never broken.
     let mut stream = tokenizer.stream();
-    let pieces: Vec<Option<String>> = ids("aü元").iter().map(|&id| stream.step(id).unwrap()).collect();
+    let pieces: Vec<Option<String>> =
+        ids("aü元").iter().map(|&id| stream.step(id).unwrap()).collect();
     let expected = [Some("a"), None, Some("ü"), None, None, Some("元")];
     assert_eq!(pieces, expected.map(|piece| piece.map(str::to_owned)));
 }
@@ -76,12 +78,17 @@ fn text_becomes_tokens_and_comes_back_character_by_character() {
 fn stop_tokens_come_from_every_file_that_names_one() {
     let directory = TempDir::new().unwrap();
     write(directory.path(), "tokenizer.json", &tokenizer_json());
-    let stops = |config: &YuanConfig| Tokenizer::load(directory.path()).unwrap().stop_tokens(config);
+    let stops =
+        |config: &YuanConfig| Tokenizer::load(directory.path()).unwrap().stop_tokens(config);
     let tokens = SpecialTokens { eos: Some(3), eod: Some(256), ..SpecialTokens::default() };
     let config = YuanConfig { tokens, ..YuanConfig::tiny(300) };
     assert_eq!(stops(&config), [3, 256]);
     assert_eq!(stops(&YuanConfig::tiny(300)), [0_u32; 0]);
-    write(directory.path(), "tokenizer_config.json", &json!({"eos_token": {"content": "<|User|>"}}));
+    write(
+        directory.path(),
+        "tokenizer_config.json",
+        &json!({"eos_token": {"content": "<|User|>"}}),
+    );
     write(directory.path(), "generation_config.json", &json!({"eos_token_id": [256, 7]}));
     assert_eq!(stops(&config), [3, 7, 256, 258]);
     write(directory.path(), "generation_config.json", &json!({"eos_token_id": 9}));
@@ -109,10 +116,21 @@ fn a_conversation_follows_the_template_wherever_it_is() {
             fs::write(path.join("chat_template.jinja"), TEMPLATE).unwrap();
         }),
     ];
-    let turns =
-        [Message::new("user", "Hi"), Message::new("assistant", "Yes?"), Message::new("user", "1 < 2")];
-    let expected =
-        [vec![257, 258], ids("Hi"), vec![259], ids("Yes?"), vec![256, 258], ids("1 < 2"), vec![259]].concat();
+    let turns = [
+        Message::new("user", "Hi"),
+        Message::new("assistant", "Yes?"),
+        Message::new("user", "1 < 2"),
+    ];
+    let expected = [
+        vec![257, 258],
+        ids("Hi"),
+        vec![259],
+        ids("Yes?"),
+        vec![256, 258],
+        ids("1 < 2"),
+        vec![259],
+    ]
+    .concat();
     for (place, fill) in places {
         let directory = TempDir::new().unwrap();
         write(directory.path(), "tokenizer.json", &tokenizer_json());

@@ -1,7 +1,7 @@
 //! The seam of the loop: a callback observes a run and may change it.
 //!
-//! LAEP, validation, checkpoints, metric files and the live display are all callbacks; a user
-//! adds one from another crate the same way ([`Trainer::with_callback`](crate::Trainer::with_callback)).
+//! LAEP, validation, checkpoints, metric files and the live display are all callbacks; a user adds
+//! one from another crate the same way ([`Trainer::with_callback`](crate::Trainer::with_callback)).
 //!
 //! What a callback learns comes as an [`Event`], and what it finds out itself it may
 //! [`emit`](Context::emit) as one, so that the metrics file and the display need not know it.
@@ -48,13 +48,18 @@ pub trait Callback<M> {
     /// # Errors
     ///
     /// An error ends the run.
-    fn on_step(&mut self, context: &mut Context<'_, M>, metrics: &StepMetrics) -> Result<(), TrainError> {
+    fn on_step(
+        &mut self,
+        context: &mut Context<'_, M>,
+        metrics: &StepMetrics,
+    ) -> Result<(), TrainError> {
         let _ = (context, metrics);
         Ok(())
     }
 
     /// After the validation of the step, if there was one, and before its checkpoint: the place to
-    /// change the model, so that a validation asked for in [`on_step`](Self::on_step) shows it as it was.
+    /// change the model, so that a validation asked for in [`on_step`](Self::on_step) shows it as
+    /// it was.
     ///
     /// # Errors
     ///
@@ -64,7 +69,8 @@ pub trait Callback<M> {
         Ok(())
     }
 
-    /// Loss or gradient of the step stopped being a number, which ends the run unless it can go back.
+    /// Loss or gradient of the step stopped being a number, which ends the run unless it can go
+    /// back.
     fn on_not_finite(&mut self, context: &mut Context<'_, M>) {
         let _ = context;
     }
@@ -124,10 +130,12 @@ pub struct StepMetrics {
     pub seconds: f64,
     /// Per layer: load of the busiest expert over the mean.
     pub max_over_mean: Vec<f64>,
-    /// Per layer: expert rows that the busiest device of a mesh computed over the mean; empty where one has them all.
+    /// Per layer: expert rows that the busiest device of a mesh computed over the mean; empty where
+    /// one has them all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub device_max_over_mean: Vec<f64>,
-    /// Per layer: tokens per expert over all micro-batches; the metrics file has sums over windows instead.
+    /// Per layer: tokens per expert over all micro-batches; the metrics file has sums over windows
+    /// instead.
     #[serde(skip)]
     pub loads: Vec<LayerLoad>,
 }
@@ -228,7 +236,8 @@ pub enum Event {
         /// Bytes of experts and their moments that went from one device to another.
         bytes_moved: u64,
     },
-    /// The guard over a prune decided: the loss came back in time, or the prune is about to be undone.
+    /// The guard over a prune decided: the loss came back in time, or the prune is about to be
+    /// undone.
     Guard {
         /// Steps completed.
         step: u64,
@@ -329,8 +338,8 @@ impl<M> Context<'_, M> {
         self.session.optimizer()
     }
 
-    /// Cuts the model, and with it, by the selections that `cut` returns, the optimizer's moments; returns the bytes that
-    /// went from one device to another.
+    /// Cuts the model, and with it, by the selections that `cut` returns, the optimizer's moments;
+    /// returns the bytes that went from one device to another.
     ///
     /// # Errors
     ///
@@ -350,7 +359,8 @@ impl<M> Context<'_, M> {
         self.session.update(update);
     }
 
-    /// Asks for the whole state of the run to be kept aside, before [`Callback::on_step_end`] changes it.
+    /// Asks for the whole state of the run to be kept aside, before [`Callback::on_step_end`]
+    /// changes it.
     pub(crate) fn request_snapshot(&mut self) {
         self.requests.snapshot = true;
     }

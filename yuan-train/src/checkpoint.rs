@@ -112,8 +112,12 @@ impl Checkpoint {
     ///
     /// If a file cannot be written.
     pub fn save_initial<M: LanguageModel>(run_dir: &Path, model: &M) -> Result<Self, TrainError> {
-        let state =
-            CheckpointState { step: 0, consumed_rows: 0, optimizer_updates: 0, callbacks: BTreeMap::new() };
+        let state = CheckpointState {
+            step: 0,
+            consumed_rows: 0,
+            optimizer_updates: 0,
+            callbacks: BTreeMap::new(),
+        };
         Self::save(run_dir, model, &AdamW::new(&TrainConfig::default()), &state)
     }
 
@@ -169,7 +173,8 @@ impl Checkpoint {
         Ok(Self { path, step: state.step })
     }
 
-    /// Removes all but the latest `keep` checkpoints of a run, and what a killed run left unfinished.
+    /// Removes all but the latest `keep` checkpoints of a run, and what a killed run left
+    /// unfinished.
     ///
     /// # Errors
     ///
@@ -193,7 +198,8 @@ impl Checkpoint {
     ///
     /// # Errors
     ///
-    /// Names the file that is missing or damaged, or every tensor that is missing, surplus or misshapen.
+    /// Names the file that is missing or damaged, or every tensor that is missing, surplus or
+    /// misshapen.
     pub fn load<M: LanguageModel>(
         &self,
         config: &TrainConfig,
@@ -231,7 +237,8 @@ impl Checkpoint {
     fn fill<M: LanguageModel>(&self, model: M) -> Result<M, TrainError> {
         let file = TensorFile::open(&self.path.join("model.safetensors"))?;
         let stored = model.stored_parameters();
-        let expected = stored.iter().map(|parameter| (parameter.path.clone(), parameter.shape.clone()));
+        let expected =
+            stored.iter().map(|parameter| (parameter.path.clone(), parameter.shape.clone()));
         let mut wrong = file.mismatches(expected);
         if !wrong.is_empty() {
             wrong.sort_unstable();
@@ -261,7 +268,11 @@ fn save_parameters<M: LanguageModel>(path: &Path, model: &M) -> Result<(), Train
     })
 }
 
-fn save_moments<M: LanguageModel>(path: &Path, model: &M, optimizer: &AdamW) -> Result<(), TrainError> {
+fn save_moments<M: LanguageModel>(
+    path: &Path,
+    model: &M,
+    optimizer: &AdamW,
+) -> Result<(), TrainError> {
     let (mut tensors, mut data) = (Vec::new(), Vec::new());
     optimizer.save(&model.stored_parameters(), |name, moment| {
         tensors.push(outgoing(name, moment.dtype(), moment.shape().to_vec()));

@@ -51,17 +51,20 @@ pub struct TrainConfig {
     /// Coefficients of the losses that pull the experts towards equal load.
     #[serde(default)]
     pub balance: BalanceLosses,
-    /// Type of activations and products; parameters, their moments and what is sensitive stay in f32.
+    /// Type of activations and products; parameters, their moments and what is sensitive stay in
+    /// f32.
     #[serde(default)]
     pub precision: Precision,
-    /// Keep the inputs of the layers only and compute each layer again for its gradients: less memory, a third more
-    /// arithmetic.
+    /// Keep the inputs of the layers only and compute each layer again for its gradients: less
+    /// memory, a third more arithmetic.
     #[serde(default)]
     pub recompute: bool,
-    /// Batches in a row whose loss or gradient is no number: up to so many are left out, then the run ends.
+    /// Batches in a row whose loss or gradient is no number: up to so many are left out, then the
+    /// run ends.
     #[serde(default = "most_skipped")]
     pub max_skipped: u64,
-    /// How far the routers' selection biases move after a step ([`BalanceBias`](crate::callback::BalanceBias)).
+    /// How far the routers' selection biases move after a step
+    /// ([`BalanceBias`](crate::callback::BalanceBias)).
     #[serde(default)]
     pub bias_update_rate: f64,
 }
@@ -73,7 +76,8 @@ pub enum Precision {
     /// 32 bits everywhere.
     #[default]
     F32,
-    /// 16 bits with the range of 32: parameters and moments stay in f32, as do router, norms, softmax and loss.
+    /// 16 bits with the range of 32: parameters and moments stay in f32, as do router, norms,
+    /// softmax and loss.
     Bf16,
 }
 
@@ -170,9 +174,14 @@ impl TrainConfig {
         if let Some((name, _)) = counts.iter().find(|(_, value)| *value == 0) {
             return refuse(format!("{name} must be at least 1"));
         }
-        let positive =
-            [("learning_rate", self.learning_rate), ("epsilon", self.epsilon), ("clip_norm", self.clip_norm)];
-        if let Some((name, value)) = positive.iter().find(|(_, value)| !(*value > 0.0 && value.is_finite())) {
+        let positive = [
+            ("learning_rate", self.learning_rate),
+            ("epsilon", self.epsilon),
+            ("clip_norm", self.clip_norm),
+        ];
+        if let Some((name, value)) =
+            positive.iter().find(|(_, value)| !(*value > 0.0 && value.is_finite()))
+        {
             return refuse(format!("{name} = {value} must be positive"));
         }
         let shares = [("beta_1", self.beta_1), ("beta_2", self.beta_2)];

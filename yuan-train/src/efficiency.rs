@@ -29,13 +29,19 @@ fn one() -> usize {
 }
 
 impl SpeedModel {
-    /// Measures what the devices of a mesh and the link between them sustain now, for a model that is trained there.
+    /// Measures what the devices of a mesh and the link between them sustain now, for a model that
+    /// is trained there.
     ///
     /// # Errors
     ///
     /// If a device fails.
-    pub fn measure(model: &YuanConfig, mesh: &DeviceMesh, config: &TrainConfig) -> Result<Self, TrainError> {
-        let devices: Vec<Device> = mesh.devices().iter().map(|device| device.clone().inner()).collect();
+    pub fn measure(
+        model: &YuanConfig,
+        mesh: &DeviceMesh,
+        config: &TrainConfig,
+    ) -> Result<Self, TrainError> {
+        let devices: Vec<Device> =
+            mesh.devices().iter().map(|device| device.clone().inner()).collect();
         let mut device = measure_device(&devices[0], config.precision.dtype())?;
         if let [first, .., last] = &devices[..] {
             device.link_bandwidth = measure_link(first, last)?;
@@ -51,7 +57,11 @@ impl SpeedModel {
             optimizer_bytes: 28.0,
         };
         let row_bytes = if config.precision == Precision::Bf16 { 2.0 } else { 4.0 };
-        Ok(Self { cluster, shape: model_shape(model, config.seq_len, row_bytes), sharing: mesh.expert() })
+        Ok(Self {
+            cluster,
+            shape: model_shape(model, config.seq_len, row_bytes),
+            sharing: mesh.expert(),
+        })
     }
 
     /// Seconds of a step with the experts of every layer as `placed` says.
@@ -62,7 +72,9 @@ impl SpeedModel {
             let groups = layer.groups.chunks(groups_of_each).map(<[Vec<usize>]>::concat).collect();
             PlacedLayer { groups, ..layer }
         };
-        self.cluster.step(&self.shape, &plan.layers.iter().map(on_devices).collect::<Vec<_>>()).seconds()
+        self.cluster
+            .step(&self.shape, &plan.layers.iter().map(on_devices).collect::<Vec<_>>())
+            .seconds()
     }
 
     /// Step time before the plan over that after it.
@@ -71,7 +83,8 @@ impl SpeedModel {
     }
 }
 
-/// The shape of a model as the efficiency calculation wants it; hidden states travel in `row_bytes_per_value`.
+/// The shape of a model as the efficiency calculation wants it; hidden states travel in
+/// `row_bytes_per_value`.
 pub fn model_shape(config: &YuanConfig, seq_len: usize, row_bytes_per_value: f64) -> ModelShape {
     let count = config.parameter_count();
     let layers = config.num_hidden_layers() as f64;
@@ -90,9 +103,9 @@ pub fn model_shape(config: &YuanConfig, seq_len: usize, row_bytes_per_value: f64
     }
 }
 
-/// Measures what a device sustains, in a second or less: square products in `dtype` by the operation that the model uses, and
-/// sums of two vectors in f32, each as large as it must be for the device to take some milliseconds, or as it can hold. It
-/// has no link.
+/// Measures what a device sustains, in a second or less: square products in `dtype` by the
+/// operation that the model uses, and sums of two vectors in f32, each as large as it must be for
+/// the device to take some milliseconds, or as it can hold. It has no link.
 ///
 /// # Errors
 ///
@@ -138,7 +151,8 @@ fn finish(result: Tensor<2>) -> Result<(), TrainError> {
     Ok(())
 }
 
-/// Work a second of tasks of growing size, up to one that takes long enough to be timed well or that fails.
+/// Work a second of tasks of growing size, up to one that takes long enough to be timed well or
+/// that fails.
 fn largest_rate<F: FnMut() -> Result<(), TrainError>>(
     sizes: impl IntoIterator<Item = usize>,
     mut task: impl FnMut(usize) -> (f64, F),
@@ -146,7 +160,8 @@ fn largest_rate<F: FnMut() -> Result<(), TrainError>>(
     let mut rate = Err(TrainError::Device("there was nothing to measure".into()));
     let mut begin: Option<Instant> = None;
     for size in sizes {
-        // A slow device has had its time; loading libraries, which the first task waits for, does not make it slow.
+        // A slow device has had its time; loading libraries, which the first task waits for, does
+        // not make it slow.
         if begin.is_some_and(|begin| begin.elapsed().as_secs_f64() > 0.5) {
             break;
         }
@@ -179,8 +194,11 @@ mod tests {
 
     #[test]
     fn groups_cost_what_the_devices_that_hold_them_cost() {
-        let device =
-            DeviceSpeed { flops: 1.0, memory_bandwidth: f64::INFINITY, link_bandwidth: f64::INFINITY };
+        let device = DeviceSpeed {
+            flops: 1.0,
+            memory_bandwidth: f64::INFINITY,
+            link_bandwidth: f64::INFINITY,
+        };
         let cluster = Cluster {
             device,
             tokens_per_device: 10.0,
@@ -207,8 +225,10 @@ mod tests {
         };
         let load = LayerLoad::new(vec![70, 10, 10, 10]);
         let plan = PrunePlan::new(&[load], &limits, 4).unwrap();
-        let seconds = |sharing| SpeedModel { cluster, shape, sharing }.seconds(&plan, PlacedLayer::before);
-        // Rows of all devices that share, times the largest share of the load that one of them has, thrice.
+        let seconds =
+            |sharing| SpeedModel { cluster, shape, sharing }.seconds(&plan, PlacedLayer::before);
+        // Rows of all devices that share, times the largest share of the load that one of them has,
+        // thrice.
         assert_eq!(seconds(1), 3.0 * 20.0);
         assert!((seconds(2) - 3.0 * 40.0 * 0.8).abs() < 1e-9);
         assert!((seconds(4) - 3.0 * 80.0 * 0.7).abs() < 1e-9);

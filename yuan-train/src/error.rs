@@ -1,11 +1,14 @@
 //! What can go wrong in a run, each in one sentence.
 //!
-//! A sentence holds its cause, which is therefore no `source`: a report of the chain would say it twice.
+//! A sentence holds its cause, which is therefore no `source`: a report of the chain would say it
+//! twice.
 
 use std::path::{Path, PathBuf};
 
 use yuan_laep::PlanError;
-use yuan_model::{ConfigError, ModelError, files::FileError, hf::CheckpointError, storage::StorageError};
+use yuan_model::{
+    ConfigError, ModelError, files::FileError, hf::CheckpointError, storage::StorageError,
+};
 
 /// Why a run could not start, go on or be resumed.
 #[derive(Debug, thiserror::Error)]

@@ -63,7 +63,8 @@ pub struct TypeEntry {
 impl Inventory {
     /// Reads configuration and headers of published weights, a run or one of its checkpoints.
     ///
-    /// Tensors that are missing or misshapen, and files that are cut off, are [`problems`](Self::problems).
+    /// Tensors that are missing or misshapen, and files that are cut off, are
+    /// [`problems`](Self::problems).
     ///
     /// # Errors
     ///
@@ -100,7 +101,9 @@ impl Inventory {
             let bytes = file.tensors().values().map(|tensor| tensor.bytes as u64).sum();
             let missing_bytes = file.missing_bytes();
             if missing_bytes > 0 {
-                problems.push(format!("{name} is cut off: {missing_bytes} bytes of its tensors are missing"));
+                problems.push(format!(
+                    "{name} is cut off: {missing_bytes} bytes of its tensors are missing"
+                ));
             }
             for tensor in file.tensors().values() {
                 let entry = types.entry(format!("{:?}", tensor.dtype)).or_default();
@@ -169,7 +172,8 @@ fn runs(counts: &[usize]) -> String {
 impl fmt::Display for Inventory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bytes = self.files.iter().map(|file| file.bytes).sum();
-        let layout = if self.layout == "run" { "checkpoint of a run" } else { "Hugging Face's layout" };
+        let layout =
+            if self.layout == "run" { "checkpoint of a run" } else { "Hugging Face's layout" };
         let tensors: usize = self.files.iter().map(|file| file.tensors).sum();
         writeln!(f, "layout             {layout}, {} in {} files", size(bytes), self.files.len())?;
         writeln!(
@@ -179,8 +183,13 @@ impl fmt::Display for Inventory {
             self.parameters,
             count(self.active_parameters)
         )?;
-        let (layers, experts) = (self.experts_per_layer.len(), self.experts_per_layer.iter().sum::<usize>());
-        writeln!(f, "experts            {experts} in {layers} layers, {} for each token", self.top_k)?;
+        let (layers, experts) =
+            (self.experts_per_layer.len(), self.experts_per_layer.iter().sum::<usize>());
+        writeln!(
+            f,
+            "experts            {experts} in {layers} layers, {} for each token",
+            self.top_k
+        )?;
         writeln!(f, "experts per layer  {}", runs(&self.experts_per_layer))?;
         writeln!(
             f,

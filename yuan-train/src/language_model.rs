@@ -29,7 +29,8 @@ pub struct LossOutput {
     pub balance_loss: Option<Tensor<1>>,
     /// Per layer: tokens that each expert received, `[num_experts]`.
     pub tokens_per_expert: Vec<Tensor<1, Int>>,
-    /// Per layer: rows that each device of a mesh computed in its experts, summed over copies; empty on one device.
+    /// Per layer: rows that each device of a mesh computed in its experts, summed over copies;
+    /// empty on one device.
     pub rows_per_device: Vec<Vec<u64>>,
 }
 
@@ -40,7 +41,8 @@ pub struct LossOptions {
     pub balance: BalanceLosses,
     /// Type of activations and products.
     pub precision: Precision,
-    /// Keep the inputs of the layers only and compute each layer again for its gradients; the number seeds dropout.
+    /// Keep the inputs of the layers only and compute each layer again for its gradients; the
+    /// number seeds dropout.
     pub recompute: Option<u64>,
 }
 
@@ -106,7 +108,8 @@ pub trait LanguageModel: Module {
     fn from_config_json(text: &str, place: &Self::Place) -> Result<Self, ConfigError>;
 }
 
-/// A model whose routers choose by score plus a bias that balancing without an auxiliary loss moves.
+/// A model whose routers choose by score plus a bias that balancing without an auxiliary loss
+/// moves.
 pub trait SelectionBias: Sized {
     /// Whether the model has such biases.
     fn has_selection_bias(&self) -> bool;
@@ -123,7 +126,8 @@ fn whole_graph<M: LanguageModel>(
     share: f64,
 ) -> Result<(LossOutput, GradientsParams), TrainError> {
     let output = model.loss(batch, options)?;
-    let (loss, balance_loss) = (output.loss.clone().inner(), output.balance_loss.clone().map(Tensor::inner));
+    let (loss, balance_loss) =
+        (output.loss.clone().inner(), output.balance_loss.clone().map(Tensor::inner));
     let objective = output.balance_loss.into_iter().fold(output.loss, |sum, balance| sum + balance);
     let gradients = GradientsParams::from_grads(objective.mul_scalar(share).backward(), model);
     Ok((LossOutput { loss, balance_loss, ..output }, gradients))

@@ -2,8 +2,10 @@
 //!
 //! Read in this order: [`config`] (what a run is), [`trainer`] (the loop, top to bottom),
 //! [`language_model`] (what it trains), [`callback`] (the seam: observe and change a run),
-//! [`optim`] (AdamW whose moments can be cut), [`reduce`] (gradients of many devices), [`watch`] (runs that cannot hang), [`data`] (text to batches), [`checkpoint`]
-//! (stop anywhere, go on exactly), [`model_directory`] and [`inventory`] (models on disk), [`report`] (what a run has to show).
+//! [`optim`] (AdamW whose moments can be cut), [`reduce`] (gradients of many devices), [`watch`]
+//! (runs that cannot hang), [`data`] (text to batches), [`checkpoint`] (stop anywhere, go on
+//! exactly), [`model_directory`] and [`inventory`] (models on disk), [`report`] (what a run has to
+//! show).
 
 pub mod callback;
 pub mod checkpoint;

@@ -1,7 +1,7 @@
 //! How much memory a run took.
 
-/// Most memory that this process ever had in use, in bytes, where the system tells (Linux); memory of a GPU is not
-/// in it.
+/// Most memory that this process ever had in use, in bytes, where the system tells (Linux); memory
+/// of a GPU is not in it.
 pub fn peak_resident() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

@@ -66,7 +66,11 @@ impl ModelDirectory {
     /// # Errors
     ///
     /// A damaged file, or every tensor that is missing, surplus or misshapen.
-    pub fn load(&self, device: &Device, dtype: Option<FloatDType>) -> Result<YuanModel, TrainError> {
+    pub fn load(
+        &self,
+        device: &Device,
+        dtype: Option<FloatDType>,
+    ) -> Result<YuanModel, TrainError> {
         match self {
             Self::Run { checkpoint, .. } => {
                 let model: YuanModel = checkpoint.load_model(device)?;
@@ -95,7 +99,11 @@ impl ModelDirectory {
     /// The tokenizer's files, as far as they are there.
     pub fn tokenizer_files(&self) -> Vec<PathBuf> {
         let directory = self.tokenizer_directory();
-        TOKENIZER_FILES.map(|name| directory.join(name)).into_iter().filter(|path| path.is_file()).collect()
+        TOKENIZER_FILES
+            .map(|name| directory.join(name))
+            .into_iter()
+            .filter(|path| path.is_file())
+            .collect()
     }
 
     /// Writes a directory that holds a model as a run does at its first step: `config.json`,
@@ -104,11 +112,16 @@ impl ModelDirectory {
     /// # Errors
     ///
     /// If it cannot be written; what was there before stays.
-    pub fn write_run(directory: &Path, model: &YuanModel, side_files: &[PathBuf]) -> Result<(), TrainError> {
+    pub fn write_run(
+        directory: &Path,
+        model: &YuanModel,
+        side_files: &[PathBuf],
+    ) -> Result<(), TrainError> {
         write_directory(directory, |unfinished| {
             side_files.iter().try_for_each(|file| copy_into(file, unfinished))?;
             let config = unfinished.join("config.json");
-            std::fs::write(&config, model.config().to_json()).map_err(TrainError::io("write", &config))?;
+            std::fs::write(&config, model.config().to_json())
+                .map_err(TrainError::io("write", &config))?;
             Checkpoint::save_initial(unfinished, model).map(drop)
         })
     }

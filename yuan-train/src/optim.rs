@@ -60,7 +60,8 @@ impl AdamW {
         self.updates
     }
 
-    /// Updates every parameter that has a gradient; gradients are first multiplied by `gradient_scale`.
+    /// Updates every parameter that has a gradient; gradients are first multiplied by
+    /// `gradient_scale`.
     pub fn step<M: Module>(
         &mut self,
         model: M,
@@ -81,14 +82,16 @@ impl AdamW {
         model.map(&mut Update { moments: &mut self.moments, gradients, step })
     }
 
-    /// Cuts the moments as the parameters were cut; nothing of the dead slices remains. Returns the bytes that went from
-    /// one device to another.
+    /// Cuts the moments as the parameters were cut; nothing of the dead slices remains. Returns the
+    /// bytes that went from one device to another.
     pub fn cut(&mut self, selections: &[Selection]) -> u64 {
         let mut moved = 0;
         // Parameters that take slices from each other change together.
-        for selections in selections.chunk_by(|a, b| a.sources.len() > 1 && a.sources == b.sources) {
+        for selections in selections.chunk_by(|a, b| a.sources.len() > 1 && a.sources == b.sources)
+        {
             let sources = &selections[0].sources;
-            let Some(old) = sources.iter().map(|id| self.moments.remove(id)).collect::<Option<Vec<_>>>()
+            let Some(old) =
+                sources.iter().map(|id| self.moments.remove(id)).collect::<Option<Vec<_>>>()
             else {
                 continue;
             };
@@ -124,11 +127,15 @@ impl AdamW {
             let Some(of_parts) = of_parts.collect::<Option<Vec<_>>>() else { continue };
             for (suffix, moment) in SUFFIXES.into_iter().zip([Moments::first, Moments::second]) {
                 let read = |moments: &&Moments| {
-                    let data = moment(moments).clone().try_into_data().map_err(ModelError::device)?;
+                    let data =
+                        moment(moments).clone().try_into_data().map_err(ModelError::device)?;
                     Ok(reshaped(data, moments.shape.clone()))
                 };
                 let parts = of_parts.iter().map(read).collect::<Result<Vec<_>, ModelError>>()?;
-                write(format!("{}.{suffix}", parameter.path), named::joined(parts, &parameter.shape))?;
+                write(
+                    format!("{}.{suffix}", parameter.path),
+                    named::joined(parts, &parameter.shape),
+                )?;
             }
         }
         Ok(())
@@ -138,8 +145,8 @@ impl AdamW {
     ///
     /// # Errors
     ///
-    /// Names the moment that is missing or has another shape than its parameter. Before the first update there
-    /// are none.
+    /// Names the moment that is missing or has another shape than its parameter. Before the first
+    /// update there are none.
     pub fn restore<M: LanguageModel>(
         &mut self,
         model: &M,
@@ -175,12 +182,13 @@ impl AdamW {
                 if let Some(first) = shape.first_mut() {
                     *first = part.slices;
                 }
-                let elements = slices.start * parameter.slice_len()..slices.end * parameter.slice_len();
+                let elements =
+                    slices.start * parameter.slice_len()..slices.end * parameter.slice_len();
                 for id in &part.copies {
                     let device = devices[id].0.clone().inner();
-                    let [first, second] = data
-                        .each_ref()
-                        .map(|data| Tensor::from_data(named::slices_of(data, elements.clone()), &device));
+                    let [first, second] = data.each_ref().map(|data| {
+                        Tensor::from_data(named::slices_of(data, elements.clone()), &device)
+                    });
                     let shape = shape.clone().into();
                     self.moments.insert(*id, Moments { shape, first, second });
                 }
@@ -199,8 +207,8 @@ impl Moments {
         &self.second
     }
 
-    /// The selected slices of the sources' moments on the device of `sources[own]`, and the bytes that went there from
-    /// others.
+    /// The selected slices of the sources' moments on the device of `sources[own]`, and the bytes
+    /// that went there from others.
     fn gather(sources: &[Self], own: usize, selection: &Selection) -> (Self, u64) {
         let (mut shape, axis) = (sources[own].shape.clone(), selection.axis);
         let (outer, inner): (usize, usize) =
@@ -209,7 +217,8 @@ impl Moments {
         let along_axis = Selection { axis: 1, ..selection.clone() };
         let mut bytes = 0;
         let mut gather = |moment: fn(&Self) -> &Tensor<1>| {
-            let block = |source: &Self| moment(source).clone().reshape([outer, source.shape[axis], inner]);
+            let block =
+                |source: &Self| moment(source).clone().reshape([outer, source.shape[axis], inner]);
             let blocks: Vec<Tensor<3>> = sources.iter().map(block).collect();
             let (gathered, moved) = along_axis.gather(&blocks, &device);
             bytes += (moved * outer * inner * gathered.dtype().size()) as u64;
@@ -255,7 +264,8 @@ impl ModuleMapper for Update<'_> {
     }
 }
 
-/// Square of the global norm: the sum of squares over all gradients, `[1]`, on the device of the first.
+/// Square of the global norm: the sum of squares over all gradients, `[1]`, on the device of the
+/// first.
 ///
 /// Of copies of a parameter the first one counts; their gradients are the same once
 /// [reduced](crate::reduce::reduce_gradients).
@@ -264,7 +274,8 @@ pub fn global_norm_squared<M: Module>(
     gradients: &GradientsParams,
     stored: &[StoredParameter],
 ) -> Option<Tensor<1>> {
-    let counted = stored.iter().flat_map(|parameter| parameter.parts.iter().map(|part| part.copies[0]));
+    let counted =
+        stored.iter().flat_map(|parameter| parameter.parts.iter().map(|part| part.copies[0]));
     let mut visitor = SumOfSquares { gradients, counted: counted.collect(), sums: Vec::new() };
     model.visit(&mut visitor);
     let sums = visitor.sums.into_iter();

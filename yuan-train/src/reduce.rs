@@ -16,15 +16,17 @@ use yuan_model::{
 
 /// Adds up the gradients of all copies of a parameter and gives each copy the sum.
 ///
-/// A trained parameter without a gradient, an expert's on a device where no token went, gets zeros, as it would if
-/// all experts were on one device.
+/// A trained parameter without a gradient, an expert's on a device where no token went, gets zeros,
+/// as it would if all experts were on one device.
 pub fn reduce_gradients<M: Module>(
     model: &M,
     gradients: GradientsParams,
     stored: &[StoredParameter],
 ) -> GradientsParams {
     let parts = || stored.iter().flat_map(|parameter| &parameter.parts);
-    if parts().all(|part| part.copies.len() == 1) && stored.iter().all(|stored| stored.parts.len() == 1) {
+    if parts().all(|part| part.copies.len() == 1)
+        && stored.iter().all(|stored| stored.parts.len() == 1)
+    {
         return gradients;
     }
     let devices = named::parameter_devices(model);
@@ -51,7 +53,9 @@ struct Collect<'a> {
 
 impl ModuleVisitor for Collect<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let Some(&part) = self.parts.get(&param.id).filter(|_| self.devices[&param.id].1) else { return };
+        let Some(&part) = self.parts.get(&param.id).filter(|_| self.devices[&param.id].1) else {
+            return;
+        };
         let mut take = |copy: &ParamId| {
             let zeros = || Tensor::zeros(param.shape(), &self.devices[copy].0.clone().inner());
             self.gradients.remove::<D>(*copy).unwrap_or_else(zeros)
@@ -80,7 +84,8 @@ impl ModuleVisitor for Register {
     }
 }
 
-/// Elements that are on their way at once, as far as tensors allow: what is on its way needs memory twice.
+/// Elements that are on their way at once, as far as tensors allow: what is on its way needs memory
+/// twice.
 const AT_ONCE: usize = 1 << 28;
 
 fn in_groups(tensors: Vec<Vec<Tensor<1>>>) -> Vec<Vec<Tensor<1>>> {
@@ -98,13 +103,16 @@ fn in_groups(tensors: Vec<Vec<Tensor<1>>>) -> Vec<Vec<Tensor<1>>> {
     sums
 }
 
-/// Elements from which every device adds up a part of a sum; what is smaller is added up at one place.
+/// Elements from which every device adds up a part of a sum; what is smaller is added up at one
+/// place.
 const WORTH_SPLITTING: usize = 1 << 16;
 
-/// The sum of each list of tensors of one shape, on the device of every one of them, added in the order in which they are given.
+/// The sum of each list of tensors of one shape, on the device of every one of them, added in the
+/// order in which they are given.
 ///
-/// Of a large tensor every device adds up its part and hands it to the others, so that `2 (n - 1) / n` of it leaves each of `n`
-/// devices, the least an all-reduce can do; of small ones some are added up here, some there.
+/// Of a large tensor every device adds up its part and hands it to the others, so that `2 (n - 1) /
+/// n` of it leaves each of `n` devices, the least an all-reduce can do; of small ones some are
+/// added up here, some there.
 ///
 /// # Panics
 ///
@@ -117,7 +125,8 @@ pub fn all_reduce(lists: Vec<Vec<Tensor<1>>>) -> Vec<Vec<Tensor<1>>> {
         let of_list = owners(elements, tensors.len(), turn);
         sources.extend(tensors.iter().map(|tensor| tensor.clone().reshape([elements, 1])));
         for (owner, range) in &of_list {
-            let from = |copy| Target { at: first + owner, parts: vec![(first + copy, range.clone())] };
+            let from =
+                |copy| Target { at: first + owner, parts: vec![(first + copy, range.clone())] };
             targets.extend((0..tensors.len()).map(from));
         }
         pieces.push(of_list);
@@ -149,7 +158,8 @@ pub fn all_reduce(lists: Vec<Vec<Tensor<1>>>) -> Vec<Vec<Tensor<1>>> {
         }
     }
     let mut whole = ops::exchange(sources, targets).into_iter().flatten();
-    let of_list = |tensors: Vec<_>| whole.by_ref().take(tensors.len()).map(|sum| sum.flatten(0, 1)).collect();
+    let of_list =
+        |tensors: Vec<_>| whole.by_ref().take(tensors.len()).map(|sum| sum.flatten(0, 1)).collect();
     lists.into_iter().map(of_list).collect()
 }
 

@@ -81,7 +81,8 @@ fn bytes_moved<M: Module>(model: &M, selections: &[Selection]) -> u64 {
     }
     let (names, dtypes) = (named::parameter_names(model), named::dtypes_by_id(model));
     let bytes = |selection: &Selection| {
-        let shape = names.iter().find(|name| name.id == selection.param).map(|name| name.shape.clone());
+        let shape =
+            names.iter().find(|name| name.id == selection.param).map(|name| name.shape.clone());
         let slice = shape.map_or(0, |shape| shape.num_elements() / shape[selection.axis].max(1));
         selection.moved * slice * dtypes.get(&selection.param).map_or(0, burn::tensor::DType::size)
     };
@@ -100,14 +101,14 @@ pub struct Trainer<M: LanguageModel> {
     /// States of callbacks that a checkpoint held, until the callbacks are there to take them.
     saved_states: BTreeMap<String, Value>,
     step: u64,
-    /// Batches in a row whose loss or gradient was no number. A checkpoint is only written after a step, so it is
-    /// zero in all of them.
+    /// Batches in a row whose loss or gradient was no number. A checkpoint is only written after a
+    /// step, so it is zero in all of them.
     skipped_in_a_row: u64,
 }
 
 impl<M: LanguageModel + PrunableExperts> Trainer<M> {
-    /// A run from the start; `place` is a device that computes gradients (`device.autodiff()`), or a mesh of them, and
-    /// holds `model`.
+    /// A run from the start; `place` is a device that computes gradients (`device.autodiff()`), or
+    /// a mesh of them, and holds `model`.
     ///
     /// # Errors
     ///
@@ -170,7 +171,10 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
     /// # Errors
     ///
     /// If a checkpoint holds a state for it that it does not understand.
-    pub fn with_callback(mut self, mut callback: impl Callback<M> + 'static) -> Result<Self, TrainError> {
+    pub fn with_callback(
+        mut self,
+        mut callback: impl Callback<M> + 'static,
+    ) -> Result<Self, TrainError> {
         if let Some(state) = self.saved_states.remove(callback.name()) {
             callback.restore(state)?;
         }
@@ -193,8 +197,9 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
         self.session.optimizer()
     }
 
-    /// Cuts or rearranges the model and, by the selections that `cut` returns, the optimizer's moments; returns the bytes
-    /// that went from one device to another. In a run it is a callback that does this ([`Context::cut`]).
+    /// Cuts or rearranges the model and, by the selections that `cut` returns, the optimizer's
+    /// moments; returns the bytes that went from one device to another. In a run it is a callback
+    /// that does this ([`Context::cut`]).
     ///
     /// # Errors
     ///
@@ -285,7 +290,11 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
                 if in_a_row > self.config.max_skipped {
                     return Err(TrainError::NeverFinite { step, what, value, in_a_row });
                 }
-                self.tell(&Event::Skip { step: self.step, what: what.into(), value: value.to_string() })
+                self.tell(&Event::Skip {
+                    step: self.step,
+                    what: what.into(),
+                    value: value.to_string(),
+                })
             }
             recovered => {
                 self.skipped_in_a_row = 0;
@@ -294,7 +303,8 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
         }
     }
 
-    /// Goes back to the snapshot if a callback wants to after a loss that is no number; else the error stands.
+    /// Goes back to the snapshot if a callback wants to after a loss that is no number; else the
+    /// error stands.
     fn recover(&mut self, error: TrainError) -> Result<(), TrainError> {
         let mut requests = Requests::default();
         self.call(&mut requests, |callback, context| {
@@ -367,7 +377,8 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
         };
         let learning_rate = self.config.learning_rate_at(self.step);
         let scale = clip_factor(norm, self.config.clip_norm);
-        self.session.model = Some(self.session.optimizer.step(model, gradients, learning_rate, scale));
+        self.session.model =
+            Some(self.session.optimizer.step(model, gradients, learning_rate, scale));
         self.step = step;
         Ok(StepMetrics {
             step,
@@ -419,14 +430,21 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
     }
 
     fn save_checkpoint(&mut self) -> Result<(), TrainError> {
-        Checkpoint::save(&self.run_dir, self.session.model(), self.session.optimizer(), &self.state())?;
+        Checkpoint::save(
+            &self.run_dir,
+            self.session.model(),
+            self.session.optimizer(),
+            &self.state(),
+        )?;
         self.tell(&Event::Checkpoint { step: self.step })
     }
 
-    /// Goes back to the snapshot: model, optimizer, step (and with it the learning rate), data and callbacks.
+    /// Goes back to the snapshot: model, optimizer, step (and with it the learning rate), data and
+    /// callbacks.
     ///
-    /// The checkpoints of the branch that is left go only when one of the branch that is taken is complete:
-    /// killed before that, the run resumes on the old branch, takes the same steps and decides the same again.
+    /// The checkpoints of the branch that is left go only when one of the branch that is taken is
+    /// complete: killed before that, the run resumes on the old branch, takes the same steps and
+    /// decides the same again.
     fn roll_back(&mut self) -> Result<(), TrainError> {
         // Its moments need not be in memory beside those of the snapshot.
         self.session.optimizer = AdamW::new(&self.config);
@@ -498,8 +516,10 @@ impl StepSums {
     fn plus(self, part: Self) -> Self {
         let loads = self.loads.into_iter().zip(part.loads).map(|(sum, more)| sum + more).collect();
         let balance = self.balance.zip(part.balance).map(|(sum, more)| sum + more);
-        let add = |(sum, more): (Vec<u64>, Vec<u64>)| sum.iter().zip(more).map(|(a, b)| a + b).collect();
-        let rows_per_device = self.rows_per_device.into_iter().zip(part.rows_per_device).map(add).collect();
+        let add =
+            |(sum, more): (Vec<u64>, Vec<u64>)| sum.iter().zip(more).map(|(a, b)| a + b).collect();
+        let rows_per_device =
+            self.rows_per_device.into_iter().zip(part.rows_per_device).map(add).collect();
         Self { loss: self.loss + part.loss, balance, loads, rows_per_device }
     }
 
@@ -510,20 +530,26 @@ impl StepSums {
         let floats = [Some(self.loss), Some(norm_squared), self.balance].into_iter().flatten();
         let transaction = floats.fold(Transaction::default(), Transaction::register);
         let transaction = self.loads.into_iter().fold(transaction, Transaction::register);
-        let mut read =
-            transaction.try_execute().map_err(|error| TrainError::Device(error.to_string()))?.into_iter();
+        let mut read = transaction
+            .try_execute()
+            .map_err(|error| TrainError::Device(error.to_string()))?
+            .into_iter();
         let mut float = || {
             let value = read.next().and_then(|data| data.convert::<f32>().iter::<f32>().next());
             f64::from(value.unwrap_or(f32::NAN))
         };
         let (loss, norm) = (float(), float().sqrt());
         let balance_loss = has_balance.then(float);
-        let checked =
-            [("loss", loss), ("balancing loss", balance_loss.unwrap_or(0.0)), ("gradient norm", norm)];
+        let checked = [
+            ("loss", loss),
+            ("balancing loss", balance_loss.unwrap_or(0.0)),
+            ("gradient norm", norm),
+        ];
         if let Some(&(what, value)) = checked.iter().find(|(_, value)| !value.is_finite()) {
             return Err(TrainError::NotFinite { step, what, value });
         }
-        let counts = |data: TensorData| data.convert::<i64>().iter::<i64>().map(|n| n as u64).collect();
+        let counts =
+            |data: TensorData| data.convert::<i64>().iter::<i64>().map(|n| n as u64).collect();
         Ok(ReadStep {
             loss,
             balance_loss,

@@ -1,8 +1,8 @@
 //! A run that cannot hang: it ends when a device is lost or nothing moves any more.
 //!
-//! A dead process is seen by its port within seconds; one that is stopped, or a link that swallows everything, by a
-//! time without an event. The run itself may then be stuck in a device for ever, so it has a thread of its own that is
-//! left behind.
+//! A dead process is seen by its port within seconds; one that is stopped, or a link that swallows
+//! everything, by a time without an event. The run itself may then be stuck in a device for ever,
+//! so it has a thread of its own that is left behind.
 
 use std::{
     net::{TcpStream, ToSocketAddrs},
@@ -23,7 +23,8 @@ use crate::{Callback, TrainError, callback::Event};
 pub struct Watch {
     /// Addresses of the processes that serve its devices, `host:port`.
     pub servers: Vec<String>,
-    /// Longest time without any event of the run; the first step compiles, and a validation is one event.
+    /// Longest time without any event of the run; the first step compiles, and a validation is one
+    /// event.
     pub patience: Duration,
 }
 
@@ -49,13 +50,18 @@ const ANSWER: Duration = Duration::from_secs(5);
 const GRACE: Duration = Duration::from_secs(5);
 
 impl Watch {
-    /// Runs `run` and returns what it returns, or gives up on it; it adds the [`Pulse`] to its callbacks.
+    /// Runs `run` and returns what it returns, or gives up on it; it adds the [`Pulse`] to its
+    /// callbacks.
     ///
     /// # Errors
     ///
-    /// Those of `run`; [`TrainError::Lost`] if a server is gone, if there was no event for too long, or if the run
-    /// panicked, which devices make it do when they fail in the middle of an operation.
-    pub fn supervise<T, E>(&self, run: impl FnOnce(Pulse) -> Result<T, E> + Send + 'static) -> Result<T, E>
+    /// Those of `run`; [`TrainError::Lost`] if a server is gone, if there was no event for too
+    /// long, or if the run panicked, which devices make it do when they fail in the middle of an
+    /// operation.
+    pub fn supervise<T, E>(
+        &self,
+        run: impl FnOnce(Pulse) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E>
     where
         T: Send + 'static,
         E: From<TrainError> + Send + 'static,
@@ -65,7 +71,9 @@ impl Watch {
         thread::spawn(move || {
             let result = catch_unwind(AssertUnwindSafe(|| run(pulse)));
             // Nobody listens any more if the watch has given up.
-            drop(done.send(result.unwrap_or_else(|panic| Err(TrainError::Lost(message(&*panic)).into()))));
+            drop(done.send(
+                result.unwrap_or_else(|panic| Err(TrainError::Lost(message(&*panic)).into())),
+            ));
         });
         let (mut count, mut since) = (0, Instant::now());
         loop {
@@ -111,7 +119,10 @@ impl Watch {
 }
 
 fn message(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+    let text = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or(panic.downcast_ref::<&str>().copied());
     text.unwrap_or("the run panicked").to_owned()
 }
 
@@ -133,7 +144,9 @@ mod tests {
     fn what_a_run_returns_is_returned() {
         let watch = Watch { servers: Vec::new(), patience: PATIENT };
         assert_eq!(watch.supervise(|_| Ok::<_, TrainError>(7)).unwrap(), 7);
-        let error = watch.supervise::<(), TrainError>(|_| Err(TrainError::Setting("no".into()))).unwrap_err();
+        let error = watch
+            .supervise::<(), TrainError>(|_| Err(TrainError::Setting("no".into())))
+            .unwrap_err();
         assert_eq!(error.to_string(), "no");
         assert_eq!(lost(watch.supervise::<(), TrainError>(|_| panic!("device 3"))), "device 3");
     }
@@ -142,8 +155,9 @@ mod tests {
     fn a_run_that_is_stuck_is_left_behind() {
         let watch = Watch { servers: Vec::new(), patience: Duration::from_millis(1) };
         let (_keep, forever) = channel::<()>();
-        let reason =
-            lost(watch.supervise::<(), TrainError>(move |_| forever.recv().map_err(|_| unreachable!())));
+        let reason = lost(
+            watch.supervise::<(), TrainError>(move |_| forever.recv().map_err(|_| unreachable!())),
+        );
         assert_eq!(reason, "nothing happened for 0 s: a device hangs");
     }
 

@@ -7,7 +7,8 @@ use tempfile::TempDir;
 use yuan_model::{ParameterCount, YuanConfig};
 use yuan_train::Inventory;
 
-/// The headers of all shards of a model in bf16, of about `per_shard` bytes each, without a single weight.
+/// The headers of all shards of a model in bf16, of about `per_shard` bytes each, without a single
+/// weight.
 fn write_headers(directory: &Path, config: &YuanConfig, per_shard: usize) {
     fs::write(directory.join("config.json"), config.to_json()).unwrap();
     let tensors = config.parameter_sources().into_iter().flat_map(|source| {
@@ -57,9 +58,11 @@ fn ultra_is_told_from_its_headers() {
     assert_eq!(inventory.problems.len(), inventory.files.len());
     assert!(inventory.problems.iter().all(|problem| problem.contains("is cut off")));
     let text = inventory.to_string();
-    for part in
-        ["1.01 T (1010653092864), 69.8 B active per token", "4360 in 103 layers, 2 for each token", "48 × 69"]
-    {
+    for part in [
+        "1.01 T (1010653092864), 69.8 B active per token",
+        "4360 in 103 layers, 2 for each token",
+        "48 × 69",
+    ] {
         assert!(text.contains(part), "{text}");
     }
 }

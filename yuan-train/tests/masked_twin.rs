@@ -31,7 +31,11 @@ fn tokens(step: usize, device: &Device) -> Tensor<2, Int> {
     Tensor::from_data(TensorData::new((0..4 * 17).map(row).collect::<Vec<i64>>(), [4, 17]), device)
 }
 
-fn loss(model: &YuanModel, tokens: Tensor<2, Int>, selection_bias: Option<Vec<Tensor<1>>>) -> Tensor<1> {
+fn loss(
+    model: &YuanModel,
+    tokens: Tensor<2, Int>,
+    selection_bias: Option<Vec<Tensor<1>>>,
+) -> Tensor<1> {
     let options = ForwardOptions { selection_bias, ..ForwardOptions::default() };
     let output = model.forward(tokens.clone().slice_dim(1, 0..16), options);
     masked_mean(token_losses(output.logits, tokens.slice_dim(1, 1..17)), None)
@@ -65,7 +69,9 @@ fn cut_values(
     impl ModuleVisitor for Collect<'_> {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             let value = match self.gradients {
-                Some(gradients) => gradients.get::<D>(param.id).expect("every parameter has a gradient"),
+                Some(gradients) => {
+                    gradients.get::<D>(param.id).expect("every parameter has a gradient")
+                }
                 None => param.val().inner(),
             };
             let value = match self.selections.iter().find(|selection| selection.param == param.id) {
@@ -80,7 +86,12 @@ fn cut_values(
     visitor.found
 }
 
-fn assert_same(what: &str, a: &HashMap<ParamId, Vec<f32>>, b: &HashMap<ParamId, Vec<f32>>, relative: f32) {
+fn assert_same(
+    what: &str,
+    a: &HashMap<ParamId, Vec<f32>>,
+    b: &HashMap<ParamId, Vec<f32>>,
+    relative: f32,
+) {
     assert_eq!(a.len(), b.len());
     for (id, a) in a {
         let b = &b[id];
@@ -113,7 +124,8 @@ fn check(router_type: RouterType, kept: &[Vec<usize>]) {
         };
         let twin_loss = loss(&twin, tokens(9, &device), Some(kept.iter().map(hidden).collect()));
         let pruned_loss = loss(&pruned, tokens(9, &device), None);
-        let (a, b) = (twin_loss.clone().into_scalar::<f32>(), pruned_loss.clone().into_scalar::<f32>());
+        let (a, b) =
+            (twin_loss.clone().into_scalar::<f32>(), pruned_loss.clone().into_scalar::<f32>());
         assert!((a - b).abs() <= 1e-5 * a.abs(), "loss {b} is not {a}");
 
         let twin_grads = GradientsParams::from_grads(twin_loss.backward(), &twin);
@@ -134,7 +146,8 @@ fn check_moments(twin: &YuanModel, full: &AdamW, cut: &AdamW, selections: &[Sele
     for block in &twin.blocks {
         let param = block.moe.experts.gate_up.id;
         let selection = selections.iter().find(|selection| selection.param == param).unwrap();
-        let pairs = full.moments::<3>(param).unwrap().into_iter().zip(cut.moments::<3>(param).unwrap());
+        let pairs =
+            full.moments::<3>(param).unwrap().into_iter().zip(cut.moments::<3>(param).unwrap());
         for (full, cut) in pairs {
             let expected: Vec<f32> = selection.apply(full).into_data().iter::<f32>().collect();
             assert_eq!(cut.dims()[0], selection.kept.len());
@@ -172,7 +185,9 @@ fn a_refused_cut_gives_the_model_back_unchanged() {
     ];
     let mut model = model;
     for (kept, message) in cases {
-        let Err((unchanged, error)) = model.keep_experts(&kept) else { panic!("{kept:?} was accepted") };
+        let Err((unchanged, error)) = model.keep_experts(&kept) else {
+            panic!("{kept:?} was accepted")
+        };
         assert_eq!(error.to_string(), message);
         assert_eq!(cut_values(&unchanged, None, &[]), before);
         model = unchanged;

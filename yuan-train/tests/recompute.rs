@@ -20,8 +20,10 @@ fn take_turns() -> MutexGuard<'static, ()> {
 }
 
 fn batch(device: &Device) -> Batch {
-    let tensor = |values: Vec<i64>| Tensor::<2, Int>::from_data(TensorData::new(values, [3, 12]), device);
-    let tokens = |shift: i64| tensor((0..36).map(|i| (i * i + 3 * i + shift) % VOCAB as i64).collect());
+    let tensor =
+        |values: Vec<i64>| Tensor::<2, Int>::from_data(TensorData::new(values, [3, 12]), device);
+    let tokens =
+        |shift: i64| tensor((0..36).map(|i| (i * i + 3 * i + shift) % VOCAB as i64).collect());
     // A document ends in the middle of each row.
     let position_ids = tensor((0..36).map(|i| (i % 12) % 7).collect());
     Batch { input_ids: tokens(0), labels: tokens(1), position_ids }
@@ -71,7 +73,8 @@ fn loss_gradients_and_loads_are_the_same() {
             let model = named::initialized(YuanModel::new(&config, &device).unwrap());
             let run = |recompute| {
                 let options = LossOptions { balance, precision, recompute };
-                let (output, found) = model.loss_and_gradients(batch(&device), options, 0.5).unwrap();
+                let (output, found) =
+                    model.loss_and_gradients(batch(&device), options, 0.5).unwrap();
                 (numbers(&output), gradients(&model, &found))
             };
             let (kept, kept_gradients) = run(None);
@@ -80,9 +83,13 @@ fn loss_gradients_and_loads_are_the_same() {
             assert_eq!(again.2, kept.2, "{what}: tokens per expert, counted once");
             assert_eq!(again.0, kept.0, "{what}: loss");
             // Losses of layers are added up in another order.
-            let close =
-                |a: f32, b: f32, tolerance: f32| (a - b).abs() <= tolerance * a.abs().max(b.abs()).max(1e-3);
-            assert!(again.1.zip(kept.1).is_none_or(|(a, b)| close(a, b, 1e-5)), "{what}: {again:?} {kept:?}");
+            let close = |a: f32, b: f32, tolerance: f32| {
+                (a - b).abs() <= tolerance * a.abs().max(b.abs()).max(1e-3)
+            };
+            assert!(
+                again.1.zip(kept.1).is_none_or(|(a, b)| close(a, b, 1e-5)),
+                "{what}: {again:?} {kept:?}"
+            );
             // In bf16 the gradient of a sum of rows is rounded in another order.
             let tolerance = if precision == Precision::F32 { 1e-5 } else { 2e-2 };
             for (index, (a, b)) in again_gradients.iter().zip(&kept_gradients).enumerate() {
@@ -101,7 +108,8 @@ fn loss_gradients_and_loads_are_the_same() {
 fn dropout_draws_alike_in_both_passes() {
     let _turn = take_turns();
     let device = Device::flex().autodiff();
-    let config = YuanConfig { hidden_dropout: 0.3, attention_dropout: 0.2, ..YuanConfig::tiny(VOCAB) };
+    let config =
+        YuanConfig { hidden_dropout: 0.3, attention_dropout: 0.2, ..YuanConfig::tiny(VOCAB) };
     device.seed(5);
     let model = named::initialized(YuanModel::new(&config, &device).unwrap());
     let run = |seed| {
@@ -121,7 +129,8 @@ fn dropout_draws_alike_in_both_passes() {
     let mut index = 0;
     let moved = named::write_parameters(model.clone(), |path, _| {
         let data = named::read_part(&model, path, None)?;
-        let values: Vec<f32> = data.iter::<f32>().zip(&found[index]).map(|(w, g)| w - step * g).collect();
+        let values: Vec<f32> =
+            data.iter::<f32>().zip(&found[index]).map(|(w, g)| w - step * g).collect();
         index += 1;
         Some(TensorData::new(values, data.shape().clone()))
     });

@@ -18,7 +18,8 @@ use yuan_model::{YuanConfig, YuanModel, named};
 use yuan_train::{
     Callback, Context, LaepConfig, PruneExperts, TrainConfig, TrainError, Trainer,
     callback::{
-        BalanceBias, CheckpointEvery, Event, Guard, MetricsFile, StepMetrics, Trigger, ValidateEvery,
+        BalanceBias, CheckpointEvery, Event, Guard, MetricsFile, StepMetrics, Trigger,
+        ValidateEvery,
     },
     checkpoint::Checkpoint,
     data::RowStream,
@@ -64,8 +65,9 @@ fn config(trigger: Trigger) -> TrainConfig {
 
 fn streams() -> [RowStream; 2] {
     let token = |i: u32| (i * i / 3 + i * 5) % VOCAB as u32;
-    let rows =
-        |range: std::ops::Range<u32>, seed| RowStream::new(range.map(token).collect(), 0, 16, seed).unwrap();
+    let rows = |range: std::ops::Range<u32>, seed| {
+        RowStream::new(range.map(token).collect(), 0, 16, seed).unwrap()
+    };
     [rows(0..800, Some(11)), rows(800..1100, None)]
 }
 
@@ -78,14 +80,21 @@ fn open(config: &TrainConfig, run_dir: &Path) -> Trainer<YuanModel> {
         }
         None => {
             device.seed(config.seed);
-            let model = YuanConfig { hidden_dropout: 0.1, initializer_range: 0.1, ..YuanConfig::tiny(VOCAB) };
+            let model = YuanConfig {
+                hidden_dropout: 0.1,
+                initializer_range: 0.1,
+                ..YuanConfig::tiny(VOCAB)
+            };
             let model = named::initialized(YuanModel::new(&model, &device).unwrap());
             Trainer::new(config.clone(), run_dir, &device, model, streams()).unwrap()
         }
     };
     let laep = PruneExperts::new(config.laep.clone()).unwrap();
-    let trainer =
-        trainer.with_callback(laep).unwrap().with_callback(ValidateEvery(config.validate_every)).unwrap();
+    let trainer = trainer
+        .with_callback(laep)
+        .unwrap()
+        .with_callback(ValidateEvery(config.validate_every))
+        .unwrap();
     let trainer = trainer.with_callback(CheckpointEvery(config.checkpoint_every)).unwrap();
     trainer.with_callback(MetricsFile::default()).unwrap()
 }
@@ -129,13 +138,15 @@ impl<M> Callback<M> for CrashAt {
     }
 }
 
-/// Interrupts the run at every step and expects the story of the uninterrupted one, which is returned.
+/// Interrupts the run at every step and expects the story of the uninterrupted one, which is
+/// returned.
 fn check(config: &TrainConfig) -> Vec<Event> {
     let whole = tempdir().unwrap();
     open(config, whole.path()).run().unwrap();
     let expected = story(whole.path());
     assert!(expected.iter().any(|event| matches!(event, Event::Prune { .. })), "the run prunes");
-    let steps = |event: &Event| if let Event::Step(metrics) = event { Some(metrics.step) } else { None };
+    let steps =
+        |event: &Event| if let Event::Step(metrics) = event { Some(metrics.step) } else { None };
     let steps: Vec<u64> = expected.iter().filter_map(steps).collect();
     for (at, &step) in steps[..steps.len() - 1].iter().enumerate() {
         let visits = steps[..at].iter().filter(|&&earlier| earlier == step).count();
@@ -191,11 +202,13 @@ fn two_rounds_under_a_guard_go_on_exactly() {
 #[test]
 fn a_prune_that_hurts_is_undone_and_the_run_is_as_if_it_had_never_been() {
     let _turn = take_turns();
-    // Nothing gets back to nearly the loss of before in one step when three quarters of the experts are gone.
+    // Nothing gets back to nearly the loss of before in one step when three quarters of the experts
+    // are gone.
     let mut config = with_guard(Trigger::Steps(vec![7]), Guard { margin: 0.0, steps: 1 });
     config.laep.limits.beta = 0.9.into();
     let story = check(&config);
-    let back = story.iter().position(|event| matches!(event, Event::RollBack { step: 8, to_step: 7 }));
+    let back =
+        story.iter().position(|event| matches!(event, Event::RollBack { step: 8, to_step: 7 }));
     assert!(back.is_some(), "{story:?}");
     // From there on it is the run that never pruned.
     let never = tempdir().unwrap();
@@ -227,12 +240,17 @@ impl Callback<YuanModel> for PoisonAfter {
         "poison"
     }
 
-    fn on_step(&mut self, context: &mut Context<'_, YuanModel>, _: &StepMetrics) -> Result<(), TrainError> {
+    fn on_step(
+        &mut self,
+        context: &mut Context<'_, YuanModel>,
+        _: &StepMetrics,
+    ) -> Result<(), TrainError> {
         if self.0 == Some(context.step()) {
             self.0 = None;
             context.update(|mut model| {
-                let broken =
-                    |w: burn::tensor::Tensor<2>| w.inner().mul_scalar(f32::NAN).autodiff().require_grad();
+                let broken = |w: burn::tensor::Tensor<2>| {
+                    w.inner().mul_scalar(f32::NAN).autodiff().require_grad()
+                };
                 model.head.weight = model.head.weight.map(broken);
                 model
             });
@@ -261,7 +279,8 @@ fn a_loss_that_is_no_number_under_the_guard_undoes_the_prune() {
     // Without a guard it ends the run.
     let config = TrainConfig { laep: LaepConfig { guard: None, ..config.laep.clone() }, ..config };
     let run = tempdir().unwrap();
-    let error = open(&config, run.path()).with_callback(PoisonAfter(Some(9))).unwrap().run().unwrap_err();
+    let error =
+        open(&config, run.path()).with_callback(PoisonAfter(Some(9))).unwrap().run().unwrap_err();
     assert!(error.to_string().starts_with("step 10: the loss is NaN"), "{error}");
 }
 
@@ -296,7 +315,8 @@ fn a_plan_from_elsewhere_is_applied_or_refused() {
     let _turn = take_turns();
     let load = |tokens: Vec<u64>| yuan_laep::LayerLoad::new(tokens);
     let limits = PruneLimits { beta: 0.2.into(), multiple_of: 2, ..PruneLimits::default() };
-    let plan = |layers: &[yuan_laep::LayerLoad]| yuan_laep::PrunePlan::new(layers, &limits, 2).unwrap();
+    let plan =
+        |layers: &[yuan_laep::LayerLoad]| yuan_laep::PrunePlan::new(layers, &limits, 2).unwrap();
     let ramp = load((1..=8).collect());
     let run_with = |plan: yuan_laep::PrunePlan| {
         let mut config = config(Trigger::Steps(vec![3]));
@@ -308,7 +328,8 @@ fn a_plan_from_elsewhere_is_applied_or_refused() {
     };
     let good = plan(&[ramp.clone(), ramp.clone()]);
     assert_eq!(run_with(good.clone()), (Ok(()), vec![6, 6], STEPS));
-    // Another model's, or an edited one: one sentence before the first step, and the model is as it was.
+    // Another model's, or an edited one: one sentence before the first step, and the model is as it
+    // was.
     let refused = |plan: yuan_laep::PrunePlan| {
         let (outcome, experts, step) = run_with(plan);
         assert_eq!((experts, step), (vec![8, 8], 0));
@@ -330,8 +351,14 @@ fn an_edited_plan_that_makes_no_sense_is_refused_with_the_settings() {
         let laep = LaepConfig { plan: Some(plan), ..LaepConfig::default() };
         PruneExperts::new(laep).map(drop).unwrap_err().to_string()
     };
-    assert_eq!(refusal(&|layer| layer.kept[1] = layer.kept[0]), "layer 0: expert 7 is listed twice");
-    assert_eq!(refusal(&|layer| layer.pruned.truncate(1)), "layer 0: expert 1 is neither kept nor pruned");
+    assert_eq!(
+        refusal(&|layer| layer.kept[1] = layer.kept[0]),
+        "layer 0: expert 7 is listed twice"
+    );
+    assert_eq!(
+        refusal(&|layer| layer.pruned.truncate(1)),
+        "layer 0: expert 1 is neither kept nor pruned"
+    );
     assert_eq!(refusal(&|layer| layer.kept[0] = 8), "layer 0: expert 8 does not exist among 8");
     let few = refusal(&|layer| {
         layer.pruned.extend(layer.kept.split_off(1));
@@ -346,7 +373,11 @@ fn the_selection_bias_follows_the_loads_and_is_cut_and_saved_with_the_model() {
     let config = config(Trigger::Steps(vec![7]));
     let device = Device::flex().autodiff();
     device.seed(3);
-    let model = YuanConfig { router_selection_bias: true, initializer_range: 0.1, ..YuanConfig::tiny(VOCAB) };
+    let model = YuanConfig {
+        router_selection_bias: true,
+        initializer_range: 0.1,
+        ..YuanConfig::tiny(VOCAB)
+    };
     let model = named::initialized(YuanModel::new(&model, &device).unwrap());
     let run = tempdir().unwrap();
     let loads = Loads::default();
@@ -383,7 +414,16 @@ fn the_selection_bias_follows_the_loads_and_is_cut_and_saved_with_the_model() {
     }
     let bias = |model: &YuanModel| -> Vec<Vec<f32>> {
         let of = |block: &yuan_model::Block| {
-            block.moe.router.selection_bias.as_ref().unwrap().val().into_data().iter::<f32>().collect()
+            block
+                .moe
+                .router
+                .selection_bias
+                .as_ref()
+                .unwrap()
+                .val()
+                .into_data()
+                .iter::<f32>()
+                .collect()
         };
         model.blocks.iter().map(of).collect()
     };
@@ -391,8 +431,11 @@ fn the_selection_bias_follows_the_loads_and_is_cut_and_saved_with_the_model() {
     for (found, expected) in found.iter().flatten().zip(expected.iter().flatten()) {
         assert!((found - expected).abs() < 1e-6, "{found} {expected}");
     }
-    let (loaded, ..) =
-        Checkpoint::latest(run.path()).unwrap().unwrap().load::<YuanModel>(&config, &device).unwrap();
+    let (loaded, ..) = Checkpoint::latest(run.path())
+        .unwrap()
+        .unwrap()
+        .load::<YuanModel>(&config, &device)
+        .unwrap();
     assert_eq!(bias(&loaded), found);
 }
 
@@ -439,7 +482,11 @@ fn a_damaged_checkpoint_is_named_and_refused() {
     open(&config, run.path()).run().unwrap();
     let checkpoint = Checkpoint::latest(run.path()).unwrap().unwrap();
     let load = || {
-        checkpoint.load::<YuanModel>(&config, &Device::flex().autodiff()).map(drop).unwrap_err().to_string()
+        checkpoint
+            .load::<YuanModel>(&config, &Device::flex().autodiff())
+            .map(drop)
+            .unwrap_err()
+            .to_string()
     };
     let with_file = |name: &str, change: &dyn Fn(Vec<u8>) -> Vec<u8>| {
         let path = checkpoint.path.join(name);
@@ -474,7 +521,11 @@ impl<M> Callback<M> for Watcher {
         "watcher"
     }
 
-    fn on_step(&mut self, context: &mut Context<'_, M>, metrics: &StepMetrics) -> Result<(), TrainError> {
+    fn on_step(
+        &mut self,
+        context: &mut Context<'_, M>,
+        metrics: &StepMetrics,
+    ) -> Result<(), TrainError> {
         assert_eq!(metrics.loads.len(), 2);
         let tokens = context.config().tokens_per_step() as u128;
         assert!(
@@ -495,7 +546,11 @@ fn a_callback_from_outside_observes_and_stops_a_run() {
     let _turn = take_turns();
     let run = tempdir().unwrap();
     let watcher = Watcher::default();
-    open(&config(Trigger::Never), run.path()).with_callback(watcher.clone()).unwrap().run().unwrap();
+    open(&config(Trigger::Never), run.path())
+        .with_callback(watcher.clone())
+        .unwrap()
+        .run()
+        .unwrap();
     assert_eq!(*watcher.0.borrow(), [1, 2, 3, 4, 5]);
     let history = History::read(run.path()).unwrap();
     assert_eq!(history.validations().last().unwrap().0, 5, "a stopped run is validated");
@@ -526,13 +581,16 @@ fn a_loss_that_is_no_number_ends_the_run() {
     let run = tempdir().unwrap();
     let device = Device::flex().autodiff();
     let mut model = named::initialized(YuanModel::new(&YuanConfig::tiny(VOCAB), &device).unwrap());
-    model.head.weight = model.head.weight.map(|w| w.inner().mul_scalar(f32::NAN).autodiff().require_grad());
-    let mut trainer = Trainer::new(config(Trigger::Never), run.path(), &device, model, streams()).unwrap();
+    model.head.weight =
+        model.head.weight.map(|w| w.inner().mul_scalar(f32::NAN).autodiff().require_grad());
+    let mut trainer =
+        Trainer::new(config(Trigger::Never), run.path(), &device, model, streams()).unwrap();
     let message = trainer.train_step().unwrap_err().to_string();
     assert!(message.starts_with("step 1: the loss is NaN"), "{message}");
 }
 
-/// A token of which the model's embedding is no number spoils the batches that it is in, and no others.
+/// A token of which the model's embedding is no number spoils the batches that it is in, and no
+/// others.
 #[test]
 fn a_batch_that_spoils_the_loss_is_left_out_and_many_in_a_row_end_the_run() {
     let _turn = take_turns();
@@ -540,17 +598,24 @@ fn a_batch_that_spoils_the_loss_is_left_out_and_many_in_a_row_end_the_run() {
     let bad = VOCAB as i64 - 1;
     let open = |run: &std::path::Path, rate: usize| {
         device.seed(3);
-        let mut model = named::initialized(YuanModel::new(&YuanConfig::tiny(VOCAB), &device).unwrap());
+        let mut model =
+            named::initialized(YuanModel::new(&YuanConfig::tiny(VOCAB), &device).unwrap());
         model.embedding.weight = model.embedding.weight.map(|w| {
             let row = Tensor::full([1, w.dims()[1]], f32::NAN, &w.device().inner());
-            w.inner().slice_assign([bad as usize..VOCAB, 0..row.dims()[1]], row).autodiff().require_grad()
+            w.inner()
+                .slice_assign([bad as usize..VOCAB, 0..row.dims()[1]], row)
+                .autodiff()
+                .require_grad()
         });
         // The token ends every `rate`-th row of 16; nothing else does, nor what validates.
         let plain = |i: u32| i * 5 % (VOCAB as u32 - 1);
-        let token = |i: u32| if i as usize % (16 * rate) == 16 * rate - 1 { bad as u32 } else { plain(i) };
+        let token =
+            |i: u32| if i as usize % (16 * rate) == 16 * rate - 1 { bad as u32 } else { plain(i) };
         let rows = |tokens, seed| RowStream::new(tokens, u32::MAX, 16, seed).unwrap();
-        let streams =
-            [rows((0..1600).map(token).collect(), Some(11)), rows((0..400).map(plain).collect(), None)];
+        let streams = [
+            rows((0..1600).map(token).collect(), Some(11)),
+            rows((0..400).map(plain).collect(), None),
+        ];
         let config = TrainConfig {
             laep: LaepConfig { trigger: Trigger::Never, ..LaepConfig::default() },
             accumulation: 1,
@@ -565,7 +630,11 @@ fn a_batch_that_spoils_the_loss_is_left_out_and_many_in_a_row_end_the_run() {
     trainer.run().unwrap();
     let history = History::read(run.path()).unwrap();
     let steps: Vec<u64> = history.steps().map(|metrics| metrics.step).collect();
-    assert_eq!(steps, (1..=STEPS).collect::<Vec<_>>(), "every step is taken, if with another batch");
+    assert_eq!(
+        steps,
+        (1..=STEPS).collect::<Vec<_>>(),
+        "every step is taken, if with another batch"
+    );
     let skips = history.events().iter().filter(|event| matches!(event, Event::Skip { .. })).count();
     assert!(skips > 0, "some batch had the token");
     assert_eq!(trainer.optimizer().updates(), STEPS, "and none of them moved the model");
@@ -585,17 +654,22 @@ fn the_global_norm_is_clipped_not_each_parameter() {
     let device = Device::flex().autodiff();
     let model = named::initialized(YuanModel::new(&YuanConfig::tiny(VOCAB), &device).unwrap());
     let [mut train, _] = streams();
-    let loss = yuan_train::LanguageModel::loss(&model, train.next_batch(2, &device), Default::default())
-        .unwrap()
-        .loss;
+    let loss =
+        yuan_train::LanguageModel::loss(&model, train.next_batch(2, &device), Default::default())
+            .unwrap()
+            .loss;
     let grads = burn::optim::GradientsParams::from_grads(loss.backward(), &model);
-    let ours = yuan_train::optim::global_norm_squared(&model, &grads, &named::stored_parameters(&model))
-        .unwrap()
-        .into_scalar::<f32>();
+    let ours =
+        yuan_train::optim::global_norm_squared(&model, &grads, &named::stored_parameters(&model))
+            .unwrap()
+            .into_scalar::<f32>();
     let mut expected = 0.0;
     struct Sum<'a>(&'a burn::optim::GradientsParams, &'a mut f64);
     impl burn::module::ModuleVisitor for Sum<'_> {
-        fn visit_float<const D: usize>(&mut self, param: &burn::module::Param<burn::tensor::Tensor<D>>) {
+        fn visit_float<const D: usize>(
+            &mut self,
+            param: &burn::module::Param<burn::tensor::Tensor<D>>,
+        ) {
             let grad = self.0.get::<D>(param.id).unwrap().into_data();
             *self.1 += grad.iter::<f32>().map(|g| f64::from(g) * f64::from(g)).sum::<f64>();
         }

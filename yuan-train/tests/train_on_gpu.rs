@@ -1,4 +1,5 @@
-//! The tests that mean something on a GPU in one program, which is carried to one (`scripts/gpu.sh`).
+//! The tests that mean something on a GPU in one program, which is carried to one
+//! (`scripts/gpu.sh`).
 #![cfg(feature = "cuda")]
 
 #[path = "masked_twin.rs"]

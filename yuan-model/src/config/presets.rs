@@ -61,7 +61,8 @@ impl YuanConfig {
         Self { experts_per_layer: vec![64; 103], ..Self::ultra() }
     }
 
-    /// About 30 M parameters at a vocabulary of 4,096: 4 layers of 16 experts, top-2, linear router.
+    /// About 30 M parameters at a vocabulary of 4,096: 4 layers of 16 experts, top-2, linear
+    /// router.
     pub fn toy(vocab_size: usize) -> Self {
         Self {
             vocab_size,

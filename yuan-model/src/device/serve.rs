@@ -2,7 +2,10 @@
 
 #![cfg_attr(
     feature = "ndarray",
-    allow(deprecated, reason = "users ask for ndarray, which upstream deprecates in favour of flex")
+    allow(
+        deprecated,
+        reason = "users ask for ndarray, which upstream deprecates in favour of flex"
+    )
 )]
 
 use std::{
@@ -32,8 +35,9 @@ use crate::ops::served_operations;
 
 /// Serves a device to other processes until the process is told to end (Ctrl+C or `SIGTERM`).
 ///
-/// Processes of another version are turned away. The connection is not encrypted. Whoever reaches the port may compute on the
-/// device, or whoever knows the [`TOKEN`](super::TOKEN) where there is one: keep it in a trusted network.
+/// Processes of another version are turned away. The connection is not encrypted. Whoever reaches
+/// the port may compute on the device, or whoever knows the [`TOKEN`](super::TOKEN) where there is
+/// one: keep it in a trusted network.
 ///
 /// # Errors
 ///
@@ -68,12 +72,14 @@ const WAKE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Wakes the transfers from this server to others, again and again.
 ///
-/// Another server that asks for a tensor which is not there yet waits to be woken when one is. Burn 0.22.1 looks first
-/// and registers for the wake-up afterwards (`burn-communication`, `get_exposed_tensor_bytes`), so that a tensor that
-/// arrives in between wakes nobody: that transfer waits for ever, and the training with it. On busy cores it is one of
-/// some 40,000, on a virtual machine whose cores are taken away one of a few hundred. But every tensor that arrives
-/// wakes all who wait, so this server sends one to itself now and then, which is such a transfer only between two names
-/// of it that do not look the same. The two sessions cost a tenth of a core each, since Burn's polls when it is idle.
+/// Another server that asks for a tensor which is not there yet waits to be woken when one is. Burn
+/// 0.22.1 looks first and registers for the wake-up afterwards (`burn-communication`,
+/// `get_exposed_tensor_bytes`), so that a tensor that arrives in between wakes nobody: that
+/// transfer waits for ever, and the training with it. On busy cores it is one of some 40,000, on a
+/// virtual machine whose cores are taken away one of a few hundred. But every tensor that arrives
+/// wakes all who wait, so this server sends one to itself now and then, which is such a transfer
+/// only between two names of it that do not look the same. The two sessions cost a tenth of a core
+/// each, since Burn's polls when it is idle.
 fn wake_transfers(address: SocketAddr, ended: &AtomicBool) {
     let [Ok(near), Ok(far)] = names(address).map(|name| remote(&name)) else { return };
     let one = Tensor::<1>::zeros([1], &near);
@@ -93,7 +99,10 @@ fn names(address: SocketAddr) -> [String; 2] {
         }
         IpAddr::V6(ip) => {
             let ip = if ip.is_unspecified() { Ipv6Addr::LOCALHOST } else { ip };
-            [format!("[{ip}]"), format!("[{}]", ip.segments().map(|part| format!("{part:04x}")).join(":"))]
+            [
+                format!("[{ip}]"),
+                format!("[{}]", ip.segments().map(|part| format!("{part:04x}")).join(":")),
+            ]
         }
     };
     hosts.map(|host| format!("{REMOTE}{host}:{port}"))

@@ -13,7 +13,8 @@ pub struct Sampling {
     pub top_k: Option<usize>,
     /// Only the likeliest tokens that together have this probability; 1: all.
     pub top_p: f64,
-    /// Divides positive scores of tokens that occurred, multiplies negative ones (CTRL, arXiv 1909.05858); 1: off.
+    /// Divides positive scores of tokens that occurred, multiplies negative ones (CTRL, arXiv
+    /// 1909.05858); 1: off.
     pub repetition_penalty: f64,
 }
 
@@ -33,15 +34,23 @@ impl Sampling {
             ("temperature", self.temperature, self.temperature >= 0.0, "0 or more"),
             ("top_k", self.top_k.unwrap_or(1) as f64, self.top_k != Some(0), "at least 1"),
             ("top_p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "above 0 and at most 1"),
-            ("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0.0, "above 0"),
+            (
+                "repetition_penalty",
+                self.repetition_penalty,
+                self.repetition_penalty > 0.0,
+                "above 0",
+            ),
         ];
         match settings.into_iter().find(|(_, value, allowed, _)| !allowed || !value.is_finite()) {
-            Some((name, value, _, expected)) => Err(GenerateError::Sampling { name, value, expected }),
+            Some((name, value, _, expected)) => {
+                Err(GenerateError::Sampling { name, value, expected })
+            }
             None => Ok(()),
         }
     }
 
-    /// The next token; `seen` says which tokens occurred. None if a score is NaN or +∞, or all are −∞.
+    /// The next token; `seen` says which tokens occurred. None if a score is NaN or +∞, or all are
+    /// −∞.
     pub(super) fn choose(&self, logits: &[f32], seen: &[bool], rng: &mut impl Rng) -> Option<u32> {
         let mut scores: Vec<f64> = logits.iter().map(|&score| f64::from(score)).collect();
         let best = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -147,7 +156,10 @@ mod tests {
         let scores = LOGITS.map(f64::from);
         assert_frequencies(&frequencies(Sampling::unchanged(), &LOGITS, &[]), &softmax(&scores));
         let cold = Sampling { temperature: 0.5, ..Sampling::unchanged() };
-        assert_frequencies(&frequencies(cold, &LOGITS, &[]), &softmax(&scores.map(|score| score * 2.0)));
+        assert_frequencies(
+            &frequencies(cold, &LOGITS, &[]),
+            &softmax(&scores.map(|score| score * 2.0)),
+        );
     }
 
     #[test]
@@ -158,7 +170,10 @@ mod tests {
         let level = [1.0, 0.0, 1.0, 1.0];
         assert_frequencies(&frequencies(two, &level, &[]), &[1.0 / 3.0, 0.0, 1.0 / 3.0, 1.0 / 3.0]);
         let more_than_there_are = Sampling { top_k: Some(9), ..Sampling::unchanged() };
-        assert_frequencies(&frequencies(more_than_there_are, &level, &[]), &softmax(&[1.0, 0.0, 1.0, 1.0]));
+        assert_frequencies(
+            &frequencies(more_than_there_are, &level, &[]),
+            &softmax(&[1.0, 0.0, 1.0, 1.0]),
+        );
     }
 
     #[test]
@@ -179,7 +194,10 @@ mod tests {
     fn the_repetition_penalty_makes_what_occurred_less_likely_on_either_side_of_zero() {
         let seen = [false, true, true];
         let penalty = Sampling { repetition_penalty: 2.0, ..Sampling::unchanged() };
-        assert_frequencies(&frequencies(penalty, &LOGITS, &seen), &softmax(&[0.5, 1.0, -2.0, 1.5, 0.0]));
+        assert_frequencies(
+            &frequencies(penalty, &LOGITS, &seen),
+            &softmax(&[0.5, 1.0, -2.0, 1.5, 0.0]),
+        );
         let greedy = Sampling { repetition_penalty: 2.0, ..Sampling::greedy() };
         assert_eq!(greedy.choose(&LOGITS, &seen, &mut StdRng::seed_from_u64(0)), Some(3));
     }

@@ -78,7 +78,8 @@ pub struct LoadOptions {
     pub dtype: Option<FloatDType>,
     /// These layers only, as a model of its own; absent: all.
     pub layers: Option<Range<usize>>,
-    /// The experts to read of every layer of the checkpoint, in their new order, routers cut to match; absent: all.
+    /// The experts to read of every layer of the checkpoint, in their new order, routers cut to
+    /// match; absent: all.
     pub experts: Option<Vec<Vec<usize>>>,
 }
 
@@ -104,15 +105,19 @@ impl HfCheckpoint {
     ///
     /// # Errors
     ///
-    /// A file that is missing or damaged; a configuration that is refused; or a list of every tensor that is
-    /// missing, surplus, misshapen or of a type that parameters do not have.
+    /// A file that is missing or damaged; a configuration that is refused; or a list of every
+    /// tensor that is missing, surplus, misshapen or of a type that parameters do not have.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let (config, raw_config) = read_config(path)?;
         let shards = Shards::open(path)?;
         let prefix = prefix(&shards);
         let checkpoint = Self { path: path.into(), config, raw_config, shards, prefix };
         let problems = problems(&checkpoint.config, &checkpoint.shards);
-        if problems.is_empty() { Ok(checkpoint) } else { Err(CheckpointError::tensors(path, problems)) }
+        if problems.is_empty() {
+            Ok(checkpoint)
+        } else {
+            Err(CheckpointError::tensors(path, problems))
+        }
     }
 
     /// Its directory.
@@ -152,7 +157,8 @@ impl HfCheckpoint {
 
     /// Reads one parameter: only the bytes of its tensors, one after the other.
     ///
-    /// With a source of fewer [names](ParameterSource::names), a rank of a cluster reads its own experts.
+    /// With a source of fewer [names](ParameterSource::names), a rank of a cluster reads its own
+    /// experts.
     ///
     /// # Errors
     ///
@@ -164,7 +170,8 @@ impl HfCheckpoint {
     ) -> Result<TensorData, CheckpointError> {
         let stored = source.names.first().and_then(|name| float_dtype(self.tensor(name)?.dtype));
         source.assemble(dtype.or(stored).unwrap_or(FloatDType::F32), |name| {
-            let missing = || CheckpointError::tensors(&self.path, vec![format!("`{name}` is missing")]);
+            let missing =
+                || CheckpointError::tensors(&self.path, vec![format!("`{name}` is missing")]);
             let tensor = self.tensor(name).ok_or_else(missing)?;
             if tensor.shape != source.shape {
                 let problem = misshapen(name, &tensor.shape, &source.shape);
@@ -181,7 +188,11 @@ impl HfCheckpoint {
     /// # Errors
     ///
     /// Layers or experts that are not there, or a file that cannot be read.
-    pub fn load(&self, device: &Device, options: &LoadOptions) -> Result<YuanModel, CheckpointError> {
+    pub fn load(
+        &self,
+        device: &Device,
+        options: &LoadOptions,
+    ) -> Result<YuanModel, CheckpointError> {
         let config = self.part(options)?;
         let layers = options.layers.clone().unwrap_or(0..self.config.num_hidden_layers());
         let sources = self.config.parameter_sources_of(layers, options.experts.as_deref());
@@ -241,7 +252,8 @@ pub fn read_config(directory: &Path) -> Result<(YuanConfig, Value), CheckpointEr
     let text = fs::read_to_string(&path).map_err(FileError::of("read", &path))?;
     let refused = |cause| CheckpointError::Config { path: path.clone(), cause };
     let config = YuanConfig::from_json(&text).map_err(refused)?;
-    let raw = serde_json::from_str(&text).map_err(|error| refused(ConfigError::Format(error.to_string())))?;
+    let raw = serde_json::from_str(&text)
+        .map_err(|error| refused(ConfigError::Format(error.to_string())))?;
     Ok((config, raw))
 }
 
@@ -254,7 +266,8 @@ fn is_extra(name: &str, prefix: &str) -> bool {
         || !prefix.is_empty() && MULTIMODAL_EXTRAS.iter().any(|extra| name.starts_with(extra))
 }
 
-/// Tensors that are no parameters of the language model and yet belong there, such as those of a vision tower.
+/// Tensors that are no parameters of the language model and yet belong there, such as those of a
+/// vision tower.
 pub fn extras(shards: &Shards) -> impl Iterator<Item = &str> {
     let prefix = prefix(shards);
     shards.names().filter(move |name| is_extra(name, prefix))
@@ -264,12 +277,13 @@ pub fn extras(shards: &Shards) -> impl Iterator<Item = &str> {
 pub fn problems(config: &YuanConfig, shards: &Shards) -> Vec<String> {
     let found = shards.names().count();
     // A configuration can claim any number of experts; only so many names are worth forming.
-    let expected = config
-        .experts_per_layer
-        .iter()
-        .fold(0_usize, |sum, experts| sum.saturating_add(experts.saturating_mul(2)).saturating_add(8));
+    let expected = config.experts_per_layer.iter().fold(0_usize, |sum, experts| {
+        sum.saturating_add(experts.saturating_mul(2)).saturating_add(8)
+    });
     if expected > found.saturating_add(10_000) {
-        return vec![format!("the files hold {found} tensors, but config.json asks for over {expected}")];
+        return vec![format!(
+            "the files hold {found} tensors, but config.json asks for over {expected}"
+        )];
     }
     let prefix = prefix(shards);
     let expected = config.parameter_sources().into_iter().flat_map(|source| {

@@ -17,7 +17,8 @@ impl YuanConfig {
         let root: Value =
             serde_json::from_str(text).map_err(|error| ConfigError::Format(error.to_string()))?;
         let config = root.get("llm_config").filter(|value| !value.is_null()).unwrap_or(&root);
-        let object = config.as_object().ok_or_else(|| ConfigError::Format("expected an object".into()))?;
+        let object =
+            config.as_object().ok_or_else(|| ConfigError::Format("expected an object".into()))?;
         let empty = Map::new();
         let moe = match object.get("moe_config") {
             None | Some(Value::Null) => &empty,
@@ -35,7 +36,8 @@ impl YuanConfig {
     ///
     /// A file that cannot be read, and everything [`from_json`](Self::from_json) refuses.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = fs::read_to_string(path).map_err(|cause| ConfigError::Io { path: path.into(), cause })?;
+        let text = fs::read_to_string(path)
+            .map_err(|cause| ConfigError::Io { path: path.into(), cause })?;
         Self::from_json(&text)
     }
 
@@ -98,7 +100,10 @@ impl YuanConfig {
             ("embedding_initializer_range", self.embedding_initializer_range.map(Value::from)),
             ("router_selection_bias", self.router_selection_bias.then_some(Value::Bool(true))),
             ("yarn_scale_factor", yarn.map(|y| json!(y.scale_factor))),
-            ("scaled_max_position_embeddings", yarn.map(|y| json!(y.scaled_max_position_embeddings))),
+            (
+                "scaled_max_position_embeddings",
+                yarn.map(|y| json!(y.scaled_max_position_embeddings)),
+            ),
             ("bos_token_id", tokens.bos.map(Value::from)),
             ("eos_token_id", tokens.eos.map(Value::from)),
             ("pad_token_id", tokens.pad.map(Value::from)),
@@ -146,8 +151,10 @@ impl Keys<'_> {
             )?
             .or(self.count("intermediate_size")?)
             .ok_or(ConfigError::Missing("ffn_hidden_size"))?;
-        let max_position_embeddings =
-            self.count("max_position_embeddings")?.or(self.count("model_max_length")?).unwrap_or(4096);
+        let max_position_embeddings = self
+            .count("max_position_embeddings")?
+            .or(self.count("model_max_length")?)
+            .unwrap_or(4096);
         Ok(YuanConfig {
             vocab_size: self.required("vocab_size")?,
             hidden_size,
@@ -200,8 +207,18 @@ impl Keys<'_> {
             ("use_moe", self.flag("use_moe")?, true, "every layer is a mixture of experts"),
             ("use_bias", self.flag("use_bias")?, false, "projections have no bias"),
             ("use_shareqk", self.flag("use_shareqk")?, false, "queries and keys are separate"),
-            ("rotary_interleaved", self.flag("rotary_interleaved")?, false, "rotary halves are paired"),
-            ("use_rope_scaling", self.flag("use_rope_scaling")?, false, "use_yarn is the scaling there is"),
+            (
+                "rotary_interleaved",
+                self.flag("rotary_interleaved")?,
+                false,
+                "rotary halves are paired",
+            ),
+            (
+                "use_rope_scaling",
+                self.flag("use_rope_scaling")?,
+                false,
+                "use_yarn is the scaling there is",
+            ),
             ("causal_mask", self.flag("causal_mask")?, true, "attention is causal"),
             (
                 "moe_config.gated_linear_unit",
@@ -223,8 +240,10 @@ impl Keys<'_> {
                 reason,
             });
         }
-        if let Some(act) =
-            self.object.get("hidden_act").filter(|act| !act.is_null() && act.as_str() != Some("silu"))
+        if let Some(act) = self
+            .object
+            .get("hidden_act")
+            .filter(|act| !act.is_null() && act.as_str() != Some("silu"))
         {
             return Err(ConfigError::Unsupported {
                 key: "hidden_act",
@@ -299,9 +318,9 @@ impl Keys<'_> {
         other: Option<T>,
     ) -> Result<Option<T>, ConfigError> {
         match (value, other) {
-            (Some(a), Some(b)) if a != b => {
-                Err(ConfigError::Contradiction(format!("{key} = {a} contradicts {other_key} = {b}")))
-            }
+            (Some(a), Some(b)) if a != b => Err(ConfigError::Contradiction(format!(
+                "{key} = {a} contradicts {other_key} = {b}"
+            ))),
             (a, b) => Ok(a.or(b)),
         }
     }
@@ -324,7 +343,8 @@ impl Keys<'_> {
     }
 
     fn number(&self, key: &str) -> Result<Option<f64>, ConfigError> {
-        let number = |value: &Value| value.as_f64().ok_or_else(|| wrong_kind(key, value, "a number"));
+        let number =
+            |value: &Value| value.as_f64().ok_or_else(|| wrong_kind(key, value, "a number"));
         present(self.object, key).map(number).transpose()
     }
 
@@ -338,7 +358,8 @@ fn present<'a>(object: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {
 }
 
 fn flag(object: &Map<String, Value>, key: &str) -> Result<Option<bool>, ConfigError> {
-    let flag = |value: &Value| value.as_bool().ok_or_else(|| wrong_kind(key, value, "true or false"));
+    let flag =
+        |value: &Value| value.as_bool().ok_or_else(|| wrong_kind(key, value, "true or false"));
     present(object, key).map(flag).transpose()
 }
 
@@ -375,7 +396,8 @@ mod tests {
             attention_dropout: 0.1,
             ..YuanConfig::tiny(96)
         };
-        for config in [YuanConfig::flash(), YuanConfig::ultra(), YuanConfig::ultra_unpruned(), odd] {
+        for config in [YuanConfig::flash(), YuanConfig::ultra(), YuanConfig::ultra_unpruned(), odd]
+        {
             assert_eq!(YuanConfig::from_json(&config.to_json()).unwrap(), config);
         }
     }
@@ -448,7 +470,9 @@ mod tests {
 
     #[test]
     fn absent_and_misshapen_keys_are_named() {
-        for key in ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "rotary_base"] {
+        for key in
+            ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "rotary_base"]
+        {
             let error = with(|root| drop(root.as_object_mut().unwrap().remove(key))).unwrap_err();
             assert_eq!(error.to_string(), format!("the configuration has no `{key}`"));
             let error = with(|root| root[key] = json!("many")).unwrap_err();

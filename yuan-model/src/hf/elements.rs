@@ -52,7 +52,8 @@ float!(f32, 4, |x: f32| x, |x: f32| x);
 float!(f16, 2, f16::to_f32, f16::from_f32);
 float!(bf16, 2, bf16::to_f32, bf16::from_f32);
 
-/// One value in another type; exact where the type stays, which a detour over f32 would not promise for NaNs.
+/// One value in another type; exact where the type stays, which a detour over f32 would not promise
+/// for NaNs.
 #[inline(always)]
 fn convert<S: Float, D: Float>(value: S) -> D {
     match (&value as &dyn std::any::Any).downcast_ref::<D>() {
@@ -90,7 +91,8 @@ pub struct Piece<B> {
 impl ParameterSource {
     /// Makes the parameter from its tensors, which `read` hands over by name, one at a time.
     ///
-    /// Every tensor goes straight to its place, so that no more than the parameter and one tensor is in memory.
+    /// Every tensor goes straight to its place, so that no more than the parameter and one tensor
+    /// is in memory.
     ///
     /// # Errors
     ///
@@ -98,7 +100,8 @@ impl ParameterSource {
     ///
     /// # Panics
     ///
-    /// If a tensor has another size than [`shape`](Self::shape) or is not of a floating-point type above.
+    /// If a tensor has another size than [`shape`](Self::shape) or is not of a floating-point type
+    /// above.
     pub fn assemble<B: AsRef<[u8]>, E>(
         &self,
         dtype: FloatDType,
@@ -111,16 +114,22 @@ impl ParameterSource {
         }
     }
 
-    /// Bytes of one tensor as it is stored, from the parameter or, of a stack, from one slice of it.
+    /// Bytes of one tensor as it is stored, from the parameter or, of a stack, from one slice of
+    /// it.
     ///
     /// # Panics
     ///
     /// If the data is not the parameter's, or the source takes only some [`rows`](Self::rows).
     pub fn disassemble(&self, data: TensorData, dtype: FloatDType) -> TensorBytes {
         assert!(self.rows.is_none(), "{}: stored as a whole", self.path);
-        assert_eq!(data.num_elements(), self.shape.iter().product::<usize>(), "{}: elements", self.path);
-        let from =
-            stored_float(data.dtype()).unwrap_or_else(|| panic!("{} is {:?}", self.path, data.dtype()));
+        assert_eq!(
+            data.num_elements(),
+            self.shape.iter().product::<usize>(),
+            "{}: elements",
+            self.path
+        );
+        let from = stored_float(data.dtype())
+            .unwrap_or_else(|| panic!("{} is {:?}", self.path, data.dtype()));
         let part = data.as_bytes();
         TensorBytes::Owned(match self.layout {
             TensorLayout::Same if from == dtype => return TensorBytes::Data(data),
@@ -128,7 +137,9 @@ impl ParameterSource {
             TensorLayout::Transposed | TensorLayout::StackedTransposed => {
                 with_types!(from, dtype, transposed_bytes(part, self.shape[1], self.shape[0]))
             }
-            TensorLayout::Taps => with_types!(from, dtype, taps_bytes(part, self.shape[0], self.shape[1])),
+            TensorLayout::Taps => {
+                with_types!(from, dtype, taps_bytes(part, self.shape[0], self.shape[1]))
+            }
         })
     }
 }
@@ -176,7 +187,13 @@ pub(super) fn select_rows(bytes: &[u8], width: usize, rows: &[usize]) -> Vec<u8>
 }
 
 /// Puts one stored tensor, whose elements are of type `S`, where it belongs.
-fn place<S: Float, D: Float>(layout: TensorLayout, bytes: &[u8], rows: usize, columns: usize, out: &mut [D]) {
+fn place<S: Float, D: Float>(
+    layout: TensorLayout,
+    bytes: &[u8],
+    rows: usize,
+    columns: usize,
+    out: &mut [D],
+) {
     let source = S::chunks(bytes);
     let read = |i: usize| convert::<S, D>(S::read(source[i]));
     match layout {
@@ -184,18 +201,20 @@ fn place<S: Float, D: Float>(layout: TensorLayout, bytes: &[u8], rows: usize, co
         TensorLayout::Transposed | TensorLayout::StackedTransposed => {
             transpose(source, rows, columns, out, |bytes| convert::<S, D>(S::read(bytes)));
         }
-        TensorLayout::Taps => out.par_chunks_mut((2 * rows).max(1)).enumerate().for_each(|(i, out)| {
-            for (column, value) in out.iter_mut().enumerate() {
-                *value = read(((column % rows) * columns + i) * 2 + column / rows);
-            }
-        }),
+        TensorLayout::Taps => {
+            out.par_chunks_mut((2 * rows).max(1)).enumerate().for_each(|(i, out)| {
+                for (column, value) in out.iter_mut().enumerate() {
+                    *value = read(((column % rows) * columns + i) * 2 + column / rows);
+                }
+            })
+        }
     }
 }
 
 /// `[rows, columns]` → `[columns, rows]`.
 ///
-/// Through square tiles in the first cache: every line of memory is read and written once, also where rows lie a
-/// power of two apart and would push each other out of the cache.
+/// Through square tiles in the first cache: every line of memory is read and written once, also
+/// where rows lie a power of two apart and would push each other out of the cache.
 fn transpose<A: Copy + Sync, T: Copy + Default + Send>(
     source: &[A],
     rows: usize,
@@ -213,14 +232,19 @@ fn transpose<A: Copy + Sync, T: Copy + Default + Send>(
                 let source = &source[row * columns + first..][..wide];
                 match source.first_chunk::<TILE>() {
                     Some(whole) => *line = whole.map(&convert),
-                    None => line.iter_mut().zip(source).for_each(|(value, &source)| *value = convert(source)),
+                    None => line
+                        .iter_mut()
+                        .zip(source)
+                        .for_each(|(value, &source)| *value = convert(source)),
                 }
             }
             for column in 0..wide {
                 let line = &mut out[column * rows + top..][..high];
                 match line.first_chunk_mut::<TILE>() {
                     Some(whole) => (0..TILE).for_each(|row| whole[row] = tile[row][column]),
-                    None => line.iter_mut().zip(&tile).for_each(|(value, row)| *value = row[column]),
+                    None => {
+                        line.iter_mut().zip(&tile).for_each(|(value, row)| *value = row[column])
+                    }
                 }
             }
         }
@@ -252,7 +276,9 @@ pub(super) fn convert_bytes(bytes: &[u8], from: FloatDType, to: FloatDType) -> V
 /// A `[rows, columns]` matrix as the bytes of its transpose.
 fn transposed_bytes<S: Float, D: Float>(bytes: &[u8], rows: usize, columns: usize) -> Vec<u8> {
     let mut out = vec![D::Bytes::default(); rows * columns];
-    transpose(S::chunks(bytes), rows, columns, &mut out, |bytes| convert::<S, D>(S::read(bytes)).bytes());
+    transpose(S::chunks(bytes), rows, columns, &mut out, |bytes| {
+        convert::<S, D>(S::read(bytes)).bytes()
+    });
     D::flatten(out)
 }
 

@@ -55,8 +55,8 @@ impl YuanConfig {
         self.parameter_sources_of(0..self.num_hidden_layers(), None)
     }
 
-    /// The parameters of a model of these layers only, with these experts of every layer of the whole model
-    /// (absent: all), in their new order.
+    /// The parameters of a model of these layers only, with these experts of every layer of the
+    /// whole model (absent: all), in their new order.
     ///
     /// # Panics
     ///
@@ -81,15 +81,35 @@ impl YuanConfig {
             TensorLayout::Same,
         )];
         for (new, old) in layers.enumerate() {
-            sources.extend(self.layer_sources(new, old, experts.map(|experts| experts[old].as_slice())));
+            sources.extend(self.layer_sources(
+                new,
+                old,
+                experts.map(|experts| experts[old].as_slice()),
+            ));
         }
-        sources.push(whole("final_norm.weight", "model.norm.weight", &[hidden], TensorLayout::Same));
-        sources.push(whole("head.weight", "lm_head.weight", &[vocab, hidden], TensorLayout::Transposed));
+        sources.push(whole(
+            "final_norm.weight",
+            "model.norm.weight",
+            &[hidden],
+            TensorLayout::Same,
+        ));
+        sources.push(whole(
+            "head.weight",
+            "lm_head.weight",
+            &[vocab, hidden],
+            TensorLayout::Transposed,
+        ));
         sources
     }
 
-    fn layer_sources(&self, new: usize, old: usize, kept: Option<&[usize]>) -> Vec<ParameterSource> {
-        let (hidden, ffn, experts) = (self.hidden_size, self.ffn_hidden_size, self.experts_per_layer[old]);
+    fn layer_sources(
+        &self,
+        new: usize,
+        old: usize,
+        kept: Option<&[usize]>,
+    ) -> Vec<ParameterSource> {
+        let (hidden, ffn, experts) =
+            (self.hidden_size, self.ffn_hidden_size, self.experts_per_layer[old]);
         let (projection, transposed) = (self.attention_projection_size, TensorLayout::Transposed);
         let mut sources = Vec::new();
         let mut add = |path: &str, name: &str, shape: &[usize], layout| {
@@ -104,12 +124,24 @@ impl YuanConfig {
         add("attention_norm.weight", "input_layernorm.weight", &[hidden], TensorLayout::Same);
         if self.use_lf_gate {
             let (filter, gate) = ("attention.filter", "self_attn.lf_gate");
-            for (conv, d_in, d_out) in [("conv1", hidden, hidden / 2), ("conv2", hidden / 2, hidden)] {
+            for (conv, d_in, d_out) in
+                [("conv1", hidden, hidden / 2), ("conv2", hidden / 2, hidden)]
+            {
                 let (path, name) = (format!("{filter}.{conv}"), format!("{gate}.{conv}"));
                 let shape = [d_out, d_in, 2, 1];
-                add(&format!("{path}.weight"), &format!("{name}.weight"), &shape, TensorLayout::Taps);
+                add(
+                    &format!("{path}.weight"),
+                    &format!("{name}.weight"),
+                    &shape,
+                    TensorLayout::Taps,
+                );
                 if self.use_lfa_bias {
-                    add(&format!("{path}.bias"), &format!("{name}.bias"), &[d_out], TensorLayout::Same);
+                    add(
+                        &format!("{path}.bias"),
+                        &format!("{name}.bias"),
+                        &[d_out],
+                        TensorLayout::Same,
+                    );
                 }
             }
             let norm = format!("{gate}.output_layernorm.weight");
@@ -118,7 +150,12 @@ impl YuanConfig {
         let query_key = "self_attn.get_query_key.weight";
         add("attention.query_key.weight", query_key, &[2 * projection, hidden], transposed);
         add("attention.value.weight", "self_attn.v_proj.weight", &[projection, hidden], transposed);
-        add("attention.output.weight", "self_attn.o_proj.weight", &[hidden, projection], transposed);
+        add(
+            "attention.output.weight",
+            "self_attn.o_proj.weight",
+            &[hidden, projection],
+            transposed,
+        );
         add("moe_norm.weight", "post_attention_layernorm.weight", &[hidden], TensorLayout::Same);
         let (router, blocks) = match self.router_type {
             RouterType::Attention => ("mlp.router.query_key_value.weight", 3),
@@ -126,7 +163,9 @@ impl YuanConfig {
         };
         let mut add_router = |path: &str, name: &str, shape: &[usize], layout, blocks: usize| {
             let rows = |kept: &[usize]| {
-                (0..blocks).flat_map(|block| kept.iter().map(move |e| block * experts + e)).collect()
+                (0..blocks)
+                    .flat_map(|block| kept.iter().map(move |e| block * experts + e))
+                    .collect()
             };
             sources.push(ParameterSource {
                 path: format!("blocks.{new}.{path}"),
@@ -150,7 +189,9 @@ impl YuanConfig {
                 &all
             }
         };
-        for (path, name, shape) in [("gate_up", "w1", [2 * ffn, hidden]), ("down", "w2", [hidden, ffn])] {
+        for (path, name, shape) in
+            [("gate_up", "w1", [2 * ffn, hidden]), ("down", "w2", [hidden, ffn])]
+        {
             sources.push(ParameterSource {
                 path: format!("blocks.{new}.moe.experts.{path}"),
                 names: experts
@@ -193,7 +234,11 @@ mod tests {
     fn the_formula_counts_what_is_built() {
         let attention = YuanConfig { router_type: RouterType::Attention, ..YuanConfig::tiny(96) };
         let without_filter = YuanConfig { use_lf_gate: false, ..YuanConfig::tiny(96) };
-        let uneven = YuanConfig { use_lfa_bias: true, experts_per_layer: vec![8, 3, 2], ..attention.clone() };
+        let uneven = YuanConfig {
+            use_lfa_bias: true,
+            experts_per_layer: vec![8, 3, 2],
+            ..attention.clone()
+        };
         let biased = YuanConfig { router_selection_bias: true, ..uneven.clone() };
         for config in [YuanConfig::tiny(96), attention, without_filter, uneven, biased] {
             let model = YuanModel::new(&config, &Device::default()).unwrap();

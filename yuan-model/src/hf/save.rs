@@ -1,4 +1,5 @@
-//! Writing checkpoint directories: a model from memory, or another checkpoint with fewer experts or in another type.
+//! Writing checkpoint directories: a model from memory, or another checkpoint with fewer experts or
+//! in another type.
 
 use std::{
     collections::HashMap,
@@ -53,7 +54,8 @@ pub fn parse_shard_size(text: &str) -> Result<u64, String> {
         "GIB" => 1_073_741_824.0,
         _ => return Err("expected a size such as 5GB, 500MB or 2GiB".into()),
     };
-    let number: f64 = text[..digits].parse().map_err(|_| "expected a size such as 5GB, 500MB or 2GiB")?;
+    let number: f64 =
+        text[..digits].parse().map_err(|_| "expected a size such as 5GB, 500MB or 2GiB")?;
     match number * unit {
         bytes if bytes >= 1.0 => Ok(bytes as u64),
         _ => Err("expected at least one byte".into()),
@@ -61,7 +63,8 @@ pub fn parse_shard_size(text: &str) -> Result<u64, String> {
 }
 
 impl Default for SaveOptions {
-    /// Types as they are, files of 5 GB as the `transformers` library writes them, nothing replaced.
+    /// Types as they are, files of 5 GB as the `transformers` library writes them, nothing
+    /// replaced.
     fn default() -> Self {
         Self { dtype: None, shard_size: 5_000_000_000, overwrite: false, side_files: Vec::new() }
     }
@@ -75,7 +78,8 @@ impl YuanModel {
     ///
     /// # Errors
     ///
-    /// A directory that exists (unless it may be replaced) or cannot be written; what was there before stays.
+    /// A directory that exists (unless it may be replaced) or cannot be written; what was there
+    /// before stays.
     pub fn save_hf(&self, directory: &Path, options: &SaveOptions) -> Result<(), CheckpointError> {
         let sources = self.config().parameter_sources();
         let dtypes: HashMap<String, DType> = named::parameter_dtypes(self).into_iter().collect();
@@ -98,8 +102,9 @@ impl YuanModel {
         }
         let bytes = |&(source, index, dtype): &(&ParameterSource, Option<usize>, FloatDType)| {
             let data = named::read_part(self, &source.path, index);
-            let missing =
-                || CheckpointError::directory(directory, format!("the model has no {}", source.path));
+            let missing = || {
+                CheckpointError::directory(directory, format!("the model has no {}", source.path))
+            };
             Ok(source.disassemble(data.ok_or_else(missing)?, dtype))
         };
         write(directory, options, &config, &outgoing, bytes, |_| Ok(()))
@@ -107,16 +112,18 @@ impl YuanModel {
 }
 
 impl HfCheckpoint {
-    /// Copies the checkpoint, tensor by tensor, with fewer experts, in another type or in other files.
+    /// Copies the checkpoint, tensor by tensor, with fewer experts, in another type or in other
+    /// files.
     ///
-    /// No model is built: memory holds one tensor at a time. `experts` lists those to keep of every layer, in
-    /// their new order; routers are cut to match, and `pruned_metadata.json` says what there was. Tokenizer
-    /// and whatever else is no weight comes along, as do the tensors of a vision tower.
+    /// No model is built: memory holds one tensor at a time. `experts` lists those to keep of every
+    /// layer, in their new order; routers are cut to match, and `pruned_metadata.json` says what
+    /// there was. Tokenizer and whatever else is no weight comes along, as do the tensors of a
+    /// vision tower.
     ///
     /// # Errors
     ///
-    /// Experts that cannot be kept so, a directory that exists (unless it may be replaced), or a file that
-    /// cannot be read or written; what was there before stays.
+    /// Experts that cannot be kept so, a directory that exists (unless it may be replaced), or a
+    /// file that cannot be read or written; what was there before stays.
     pub fn rewrite(
         &self,
         directory: &Path,
@@ -163,7 +170,8 @@ impl HfCheckpoint {
 
     fn bytes_of(&self, piece: &Piece<'_>) -> Result<TensorBytes, CheckpointError> {
         let mapped = self.shards().map(&piece.from)?;
-        let all = self.shards().get(&piece.from).map_or(0, |stored| stored.shape[..1].iter().product());
+        let all =
+            self.shards().get(&piece.from).map_or(0, |stored| stored.shape[..1].iter().product());
         let rows = piece.rows.map(|rows| {
             let width = mapped.as_ref().len() / usize::max(all, 1);
             select_rows(mapped.as_ref(), width, rows)
@@ -171,14 +179,20 @@ impl HfCheckpoint {
         Ok(match (piece.convert, rows) {
             (None, None) => TensorBytes::Mapped(mapped),
             (None, Some(rows)) => TensorBytes::Owned(rows),
-            (Some((from, to)), rows) => {
-                TensorBytes::Owned(convert_bytes(rows.as_deref().unwrap_or(mapped.as_ref()), from, to))
-            }
+            (Some((from, to)), rows) => TensorBytes::Owned(convert_bytes(
+                rows.as_deref().unwrap_or(mapped.as_ref()),
+                from,
+                to,
+            )),
         })
     }
 
     /// `pruned_metadata.json`: how many experts there were, and which of them are left.
-    fn write_pruned_metadata(&self, directory: &Path, experts: &[Vec<usize>]) -> Result<(), CheckpointError> {
+    fn write_pruned_metadata(
+        &self,
+        directory: &Path,
+        experts: &[Vec<usize>],
+    ) -> Result<(), CheckpointError> {
         let before = &self.config().experts_per_layer;
         let kept: Vec<usize> = experts.iter().map(Vec::len).collect();
         let mut pruned = self.config().clone();
@@ -203,7 +217,8 @@ struct Piece<'a> {
     convert: Option<(FloatDType, FloatDType)>,
 }
 
-/// Writes configuration, files of tensors and index into a directory that appears when all is there.
+/// Writes configuration, files of tensors and index into a directory that appears when all is
+/// there.
 fn write<T>(
     directory: &Path,
     options: &SaveOptions,
@@ -213,7 +228,10 @@ fn write<T>(
     finish: impl FnOnce(&Path) -> Result<(), CheckpointError>,
 ) -> Result<(), CheckpointError> {
     if directory.exists() && !options.overwrite {
-        return Err(CheckpointError::directory(directory, "it already exists, and may not be replaced"));
+        return Err(CheckpointError::directory(
+            directory,
+            "it already exists, and may not be replaced",
+        ));
     }
     let shards = split(tensors, options.shard_size);
     let file_name = |shard: usize| match shards.len() {
@@ -224,10 +242,12 @@ fn write<T>(
         write_text(&unfinished.join(CONFIG), &format!("{config:#}\n"))?;
         let mut weight_map = Map::new();
         for (number, shard) in shards.iter().enumerate() {
-            let outgoing: Vec<OutgoingTensor> = shard.iter().map(|(tensor, _)| tensor.clone()).collect();
+            let outgoing: Vec<OutgoingTensor> =
+                shard.iter().map(|(tensor, _)| tensor.clone()).collect();
             let path = unfinished.join(file_name(number));
             write_tensors(&path, &outgoing, |index| data(&shard[index].1))?;
-            weight_map.extend(outgoing.into_iter().map(|tensor| (tensor.name, json!(file_name(number)))));
+            weight_map
+                .extend(outgoing.into_iter().map(|tensor| (tensor.name, json!(file_name(number)))));
         }
         if shards.len() > 1 {
             let total: usize = tensors.iter().map(|(tensor, _)| tensor.bytes()).sum();
@@ -240,8 +260,8 @@ fn write<T>(
     })
 }
 
-/// Cuts a list of tensors into files of at most `most` bytes, in order; wide types first within a file, so that
-/// every tensor is aligned.
+/// Cuts a list of tensors into files of at most `most` bytes, in order; wide types first within a
+/// file, so that every tensor is aligned.
 fn split<T>(tensors: &[(OutgoingTensor, T)], most: u64) -> Vec<Vec<&(OutgoingTensor, T)>> {
     let mut shards = vec![Vec::new()];
     let mut size = 0;
@@ -291,13 +311,17 @@ fn set_dtype(config: &mut Value, dtype: FloatDType) {
     config["torch_dtype"] = name;
 }
 
-/// Copies tokenizer, templates and texts: everything in the directory that is no weight and not written anew.
+/// Copies tokenizer, templates and texts: everything in the directory that is no weight and not
+/// written anew.
 fn copy_side_files(from: &Path, to: &Path) -> Result<(), CheckpointError> {
     const WEIGHTS: [&str; 5] = ["safetensors", "bin", "pt", "pth", "unfinished"];
     for entry in fs::read_dir(from).map_err(FileError::of("read", from))? {
         let path = entry.map_err(FileError::of("read", from))?.path();
-        let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
-        let Some(name) = path.file_name().filter(|_| path.is_file() && !WEIGHTS.contains(&extension)) else {
+        let extension =
+            path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+        let Some(name) =
+            path.file_name().filter(|_| path.is_file() && !WEIGHTS.contains(&extension))
+        else {
             continue;
         };
         if [CONFIG, INDEX, PRUNED_METADATA].iter().any(|written| name == *written) {

@@ -31,7 +31,8 @@ impl Shards {
     ///
     /// # Errors
     ///
-    /// Neither is there, a file is damaged or cut off, or index and files disagree about what is where.
+    /// Neither is there, a file is damaged or cut off, or index and files disagree about what is
+    /// where.
     pub fn open(directory: &Path) -> Result<Self, CheckpointError> {
         Self::open_with(directory, TensorFile::open)
     }
@@ -71,16 +72,19 @@ impl Shards {
                 match index.get(tensor) {
                     None => wrong.push(format!("`{tensor}` is in {name} but not in the index")),
                     Some(expected) if expected != *name => {
-                        wrong.push(format!("`{tensor}` is in {name}, but the index says {expected}"));
+                        wrong.push(format!(
+                            "`{tensor}` is in {name}, but the index says {expected}"
+                        ));
                     }
                     Some(_) => drop(file_of.insert(tensor.clone(), number)),
                 }
             }
         }
         let absent = index.iter().filter(|(tensor, _)| !file_of.contains_key(*tensor));
-        wrong.extend(
-            absent.map(|(tensor, name)| format!("`{tensor}` is not in {name}, where the index says")),
-        );
+        wrong
+            .extend(absent.map(|(tensor, name)| {
+                format!("`{tensor}` is not in {name}, where the index says")
+            }));
         if wrong.is_empty() {
             Ok(Self { files, file_of })
         } else {
@@ -134,7 +138,9 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>, CheckpointError> 
     };
     let entry = |(tensor, file): (&String, &Value)| match file.as_str() {
         Some(file) if plain(file) => Ok((tensor.clone(), file.to_owned())),
-        _ => Err(refuse(format!("`weight_map` says that `{tensor}` is in {file}; expected a file name"))),
+        _ => Err(refuse(format!(
+            "`weight_map` says that `{tensor}` is in {file}; expected a file name"
+        ))),
     };
     map.iter().map(entry).collect()
 }

@@ -1,7 +1,8 @@
 //! Tokens to the devices of their experts and back.
 //!
-//! On every device of a row the tokens are sorted by expert, and so they arrive: what a device receives is sorted by expert,
-//! and by source within one. Where which rows go follows from the counts alone.
+//! On every device of a row the tokens are sorted by expert, and so they arrive: what a device
+//! receives is sorted by expert, and by source within one. Where which rows go follows from the
+//! counts alone.
 
 use std::ops::Range;
 
@@ -28,8 +29,8 @@ pub struct Arrived {
 }
 
 impl Exchange {
-    /// `counts[device][expert]` rows leave each device for each expert, and device `d` holds `experts_per_device[d]`
-    /// experts, those of device 0 first.
+    /// `counts[device][expert]` rows leave each device for each expert, and device `d` holds
+    /// `experts_per_device[d]` experts, those of device 0 first.
     ///
     /// # Panics
     ///
@@ -53,8 +54,8 @@ impl Exchange {
             .collect()
     }
 
-    /// Sends the rows of every device, `[rows, hidden]` sorted by expert, to the devices of their experts; nothing
-    /// arrives where no token goes.
+    /// Sends the rows of every device, `[rows, hidden]` sorted by expert, to the devices of their
+    /// experts; nothing arrives where no token goes.
     ///
     /// # Panics
     ///
@@ -62,7 +63,8 @@ impl Exchange {
     pub fn send(&self, rows: Vec<Tensor<2>>) -> Vec<Option<Arrived>> {
         let mut starts: Vec<usize> = vec![0; self.counts.len()];
         let target = |(at, experts): (usize, &Range<usize>)| {
-            let of_expert = |expert: usize| self.counts.iter().map(move |counts| counts[expert]).enumerate();
+            let of_expert =
+                |expert: usize| self.counts.iter().map(move |counts| counts[expert]).enumerate();
             let parts = experts.clone().flat_map(of_expert).map(|(from, count)| {
                 starts[from] += count;
                 (from, starts[from] - count..starts[from])
@@ -77,12 +79,17 @@ impl Exchange {
         ops::exchange(rows, targets).into_iter().zip(&self.experts).map(arrive).collect()
     }
 
-    /// Sends what the experts made of the rows back to where they came from: the inverse of [`send`](Self::send).
+    /// Sends what the experts made of the rows back to where they came from: the inverse of
+    /// [`send`](Self::send).
     ///
     /// # Panics
     ///
     /// As [`send`](Self::send).
-    pub fn send_back(&self, rows: Vec<Option<Tensor<2>>>, devices: &[Device]) -> Vec<Option<Tensor<2>>> {
+    pub fn send_back(
+        &self,
+        rows: Vec<Option<Tensor<2>>>,
+        devices: &[Device],
+    ) -> Vec<Option<Tensor<2>>> {
         let mut targets: Vec<Target> =
             (0..devices.len()).map(|at| Target { at, parts: Vec::new() }).collect();
         for (at, experts) in self.experts.iter().enumerate() {
@@ -94,13 +101,15 @@ impl Exchange {
                 }
             }
         }
-        let Some((width, dtype)) = rows.iter().flatten().next().map(|rows| (rows.dims()[1], rows.dtype()))
+        let Some((width, dtype)) =
+            rows.iter().flatten().next().map(|rows| (rows.dims()[1], rows.dtype()))
         else {
             return vec![None; devices.len()];
         };
         // A row that nobody takes stands for a device where nothing arrived.
         let row = |device| Tensor::zeros([1, width], (device, dtype));
-        let rows = rows.into_iter().zip(devices).map(|(rows, device)| rows.unwrap_or_else(|| row(device)));
+        let rows =
+            rows.into_iter().zip(devices).map(|(rows, device)| rows.unwrap_or_else(|| row(device)));
         ops::exchange(rows.collect(), targets)
     }
 

@@ -1,4 +1,5 @@
-//! The model over a mesh: the layers of [`YuanModel`], device by device, with an exchange of tokens in each.
+//! The model over a mesh: the layers of [`YuanModel`], device by device, with an exchange of tokens
+//! in each.
 
 use std::{collections::HashMap, ops::Range};
 
@@ -25,7 +26,8 @@ use crate::{
 pub struct MeshModel {
     /// What each device holds: a whole model but for the experts, of which there are its own only.
     pub(super) replicas: Vec<YuanModel>,
-    /// Experts of every layer on each device of a row, `[layer][device]`; a device holds neighbouring ones.
+    /// Experts of every layer on each device of a row, `[layer][device]`; a device holds
+    /// neighbouring ones.
     #[module(skip)]
     pub(super) placement: Vec<Vec<usize>>,
     #[module(skip)]
@@ -41,20 +43,23 @@ pub struct MeshOutput {
     pub loss: Tensor<1>,
     /// Weighted sum of the balancing losses of all layers over the batch, `[1]`, if any is on.
     pub balance_loss: Option<Tensor<1>>,
-    /// Per layer: tokens that each expert received from all devices, `[num_experts]`, on the mesh's home.
+    /// Per layer: tokens that each expert received from all devices, `[num_experts]`, on the mesh's
+    /// home.
     pub tokens_per_expert: Vec<Tensor<1, Int>>,
     /// Per layer: rows that the devices at each place of a row received, summed over the rows.
     pub rows_per_device: Vec<Vec<u64>>,
 }
 
 impl MeshModel {
-    /// A model whose weights are yet to be written: drawn anew, they would differ from device to device.
+    /// A model whose weights are yet to be written: drawn anew, they would differ from device to
+    /// device.
     ///
     /// The experts of a layer are split as evenly as their number allows.
     ///
     /// # Errors
     ///
-    /// If the configuration contradicts itself, or a layer has fewer experts than a row has devices.
+    /// If the configuration contradicts itself, or a layer has fewer experts than a row has
+    /// devices.
     pub fn new(config: &YuanConfig, mesh: &DeviceMesh) -> Result<Self, ConfigError> {
         let few = config.experts_per_layer.iter().position(|&experts| experts < mesh.expert());
         if let Some(layer) = few {
@@ -64,8 +69,11 @@ impl MeshModel {
                 mesh.expert()
             )));
         }
-        let placement: Vec<Vec<usize>> =
-            config.experts_per_layer.iter().map(|&experts| evenly(experts, mesh.expert())).collect();
+        let placement: Vec<Vec<usize>> = config
+            .experts_per_layer
+            .iter()
+            .map(|&experts| evenly(experts, mesh.expert()))
+            .collect();
         let replica = |(index, device): (usize, &Device)| {
             let mut replica = YuanModel::new(config, device)?;
             for (block, devices) in replica.blocks.iter_mut().zip(&placement) {
@@ -73,7 +81,8 @@ impl MeshModel {
             }
             Ok(replica)
         };
-        let replicas = mesh.devices().iter().enumerate().map(replica).collect::<Result<_, ConfigError>>()?;
+        let replicas =
+            mesh.devices().iter().enumerate().map(replica).collect::<Result<_, ConfigError>>()?;
         Ok(Self { replicas, placement, config: config.clone(), mesh: mesh.clone() })
     }
 
@@ -85,8 +94,10 @@ impl MeshModel {
     pub fn distribute(model: &YuanModel, mesh: &DeviceMesh) -> Result<Self, ConfigError> {
         let empty = Self::new(model.config(), mesh)?;
         let stored = empty.stored_parameters();
-        let shapes: HashMap<&str, &[usize]> =
-            stored.iter().map(|parameter| (parameter.path.as_str(), &parameter.shape[..])).collect();
+        let shapes: HashMap<&str, &[usize]> = stored
+            .iter()
+            .map(|parameter| (parameter.path.as_str(), &parameter.shape[..]))
+            .collect();
         let read = |path: &str, slices: Range<usize>| {
             let mut shape = shapes.get(path)?.to_vec();
             if slices.len() == shape.first().copied().unwrap_or(1) {
@@ -110,7 +121,8 @@ impl MeshModel {
         &self.mesh
     }
 
-    /// Experts of every layer on each device of a row, `[layer][device]`: the first experts are on the first device.
+    /// Experts of every layer on each device of a row, `[layer][device]`: the first experts are on
+    /// the first device.
     pub fn placement(&self) -> &[Vec<usize>] {
         &self.placement
     }
@@ -155,23 +167,34 @@ impl MeshModel {
         })
     }
 
-    /// The table's rows of every device's tokens, in the given type: `[batch share, seq, hidden]` each.
+    /// The table's rows of every device's tokens, in the given type: `[batch share, seq, hidden]`
+    /// each.
     pub fn embed(&self, shards: &[Shard], dtype: FloatDType) -> Vec<Tensor<3>> {
-        let embed = |(model, shard): (&YuanModel, &Shard)| model.embed(shard.input_ids.clone(), Some(dtype));
+        let embed = |(model, shard): (&YuanModel, &Shard)| {
+            model.embed(shard.input_ids.clone(), Some(dtype))
+        };
         self.replicas.iter().zip(shards).map(embed).collect()
     }
 
-    /// Mean cross-entropy over the batch of what the last layer left on every device, `[1]`, on the mesh's home.
+    /// Mean cross-entropy over the batch of what the last layer left on every device, `[1]`, on the
+    /// mesh's home.
     ///
     /// # Errors
     ///
     /// If there are no devices.
-    pub fn loss_of_hidden(&self, x: Vec<Tensor<3>>, shards: &[Shard]) -> Result<Tensor<1>, ModelError> {
+    pub fn loss_of_hidden(
+        &self,
+        x: Vec<Tensor<3>>,
+        shards: &[Shard],
+    ) -> Result<Tensor<1>, ModelError> {
         let nothing = || ModelError::Mesh("a mesh needs at least one device".into());
         let home = shards.first().map(Shard::device).ok_or_else(nothing)?;
         let losses = self.replicas.iter().zip(x).zip(shards).map(|((model, x), shard)| {
             let hidden = model.final_norm.forward(x);
-            ops::transfer(masked_mean(model.token_losses(hidden, shard.labels.clone()), None), &home)
+            ops::transfer(
+                masked_mean(model.token_losses(hidden, shard.labels.clone()), None),
+                &home,
+            )
         });
         // As many tokens on every device: the mean of means is the mean.
         let sum = losses.reduce(|sum, loss| sum + loss).ok_or_else(nothing)?;
@@ -200,12 +223,15 @@ impl MeshModel {
             rows.push(tokens);
         }
         let balance_loss = balance_loss(&routed, shards, balance);
-        // Reading the counts of one device must not keep the others from starting; a flush may wait, so all have work first.
+        // Reading the counts of one device must not keep the others from starting; a flush may
+        // wait, so all have work first.
         for tokens in &rows {
             tokens.device().flush().map_err(ModelError::device)?;
         }
-        let counts: Vec<Vec<usize>> =
-            routed.iter().map(|routed| routed.dispatch.rows_per_expert()).collect::<Result<_, _>>()?;
+        let counts: Vec<Vec<usize>> = routed
+            .iter()
+            .map(|routed| routed.dispatch.rows_per_expert())
+            .collect::<Result<_, _>>()?;
         let tokens_per_expert = sum_of_counts(&counts, &shards[0].device());
 
         let width = self.mesh.expert();
@@ -214,8 +240,12 @@ impl MeshModel {
         let mut returned = Vec::with_capacity(rows.len());
         let (mut rows, mut counts) = (rows.into_iter(), counts.into_iter());
         for (replicas, devices) in self.replicas.chunks(width).zip(devices.chunks(width)) {
-            let exchange = Exchange::new(counts.by_ref().take(width).collect(), &self.placement[layer]);
-            rows_per_device.iter_mut().zip(exchange.rows_per_device()).for_each(|(sum, n)| *sum += n as u64);
+            let exchange =
+                Exchange::new(counts.by_ref().take(width).collect(), &self.placement[layer]);
+            rows_per_device
+                .iter_mut()
+                .zip(exchange.rows_per_device())
+                .for_each(|(sum, n)| *sum += n as u64);
             let arrived = exchange.send(rows.by_ref().take(width).collect());
             let computed = replicas.iter().zip(arrived).map(|(replica, arrived)| {
                 let Arrived { rows, rows_per_expert } = arrived?;
@@ -223,13 +253,15 @@ impl MeshModel {
             });
             returned.extend(exchange.send_back(computed.collect(), devices));
         }
-        let combine =
-            |(((block, x), routed), rows): (((&crate::Block, Tensor<3>), Routed), Option<Tensor<2>>)| {
-                // Every token visits an expert: nothing returns only where there are no tokens.
-                let Some(rows) = rows else { return x };
-                let hidden = routed.combine(rows, x.dims());
-                block.add(x, hidden)
-            };
+        let combine = |(((block, x), routed), rows): (
+            ((&crate::Block, Tensor<3>), Routed),
+            Option<Tensor<2>>,
+        )| {
+            // Every token visits an expert: nothing returns only where there are no tokens.
+            let Some(rows) = rows else { return x };
+            let hidden = routed.combine(rows, x.dims());
+            block.add(x, hidden)
+        };
         let hidden = blocks().zip(residual).zip(routed).zip(returned).map(combine).collect();
         Ok(MeshLayerOutput { hidden, tokens_per_expert, rows_per_device, balance_loss })
     }
@@ -256,13 +288,19 @@ impl MeshModel {
                 _ => device.clone(),
             };
             let part = |x: &Tensor<2, Int>| {
-                ops::transfer_int(x.clone().slice_dim(0, index * share..(index + 1) * share), &device)
+                ops::transfer_int(
+                    x.clone().slice_dim(0, index * share..(index + 1) * share),
+                    &device,
+                )
             };
             let position_ids = part(&batch.position_ids);
             Shard {
                 input_ids: part(&batch.input_ids),
                 labels: part(&batch.labels),
-                documents: self.config.reset_attention_mask.then(|| DocumentMask::new(position_ids.clone())),
+                documents: self
+                    .config
+                    .reset_attention_mask
+                    .then(|| DocumentMask::new(position_ids.clone())),
                 rotary: Rotary::new(&self.config, Some(position_ids), seq, &device),
             }
         };

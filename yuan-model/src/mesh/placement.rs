@@ -15,7 +15,8 @@ use crate::{
 };
 
 impl MeshModel {
-    /// Parameters as one device would hold them, and the copies and parts of them that the devices hold.
+    /// Parameters as one device would hold them, and the copies and parts of them that the devices
+    /// hold.
     pub fn stored_parameters(&self) -> Vec<StoredParameter> {
         let names: Vec<_> = self.replicas.iter().map(named::parameter_names).collect();
         let layer_of: HashMap<ParamId, usize> = self.replicas[0]
@@ -48,12 +49,14 @@ impl MeshModel {
         names[0].iter().enumerate().map(stored).collect()
     }
 
-    /// Keeps the listed experts of every layer in this order, split over the devices of a row as listed:
-    /// `placement[layer][device]` old indices. What a device lacks comes from another of its row, and nothing else moves.
+    /// Keeps the listed experts of every layer in this order, split over the devices of a row as
+    /// listed: `placement[layer][device]` old indices. What a device lacks comes from another of
+    /// its row, and nothing else moves.
     ///
     /// # Errors
     ///
-    /// As [`keep_experts`](PrunableExperts::keep_experts), and if a layer is not spread over all devices.
+    /// As [`keep_experts`](PrunableExperts::keep_experts), and if a layer is not spread over all
+    /// devices.
     pub fn place_experts(
         mut self,
         placement: &[Vec<Vec<usize>>],
@@ -67,8 +70,8 @@ impl MeshModel {
             let experts = self.config.experts_per_layer[layer];
             for replica in &mut self.replicas {
                 let router = &mut replica.blocks[layer].moe.router;
-                let slices =
-                    (0..router.blocks()).flat_map(|block| kept.iter().map(move |e| block * experts + e));
+                let slices = (0..router.blocks())
+                    .flat_map(|block| kept.iter().map(move |e| block * experts + e));
                 let selection = Selection::within(router.weight.id, 1, slices.collect());
                 cut(&mut router.weight, |weight| selection.apply(weight));
                 selections.push(selection);
@@ -79,9 +82,12 @@ impl MeshModel {
                 }
             }
             for row in self.replicas.chunks_mut(width) {
-                let mut experts: Vec<_> = row.iter_mut().map(|r| &mut r.blocks[layer].moe.experts).collect();
-                selections.extend(regroup(experts.iter_mut().map(|e| &mut e.gate_up).collect(), groups));
-                selections.extend(regroup(experts.iter_mut().map(|e| &mut e.down).collect(), groups));
+                let mut experts: Vec<_> =
+                    row.iter_mut().map(|r| &mut r.blocks[layer].moe.experts).collect();
+                selections
+                    .extend(regroup(experts.iter_mut().map(|e| &mut e.gate_up).collect(), groups));
+                selections
+                    .extend(regroup(experts.iter_mut().map(|e| &mut e.down).collect(), groups));
             }
             self.placement[layer] = groups.iter().map(Vec::len).collect();
         }
@@ -98,7 +104,8 @@ impl MeshModel {
         for (layer, groups) in placement.iter().enumerate() {
             let (found, devices) = (groups.len(), self.mesh.expert());
             if found != devices || groups.iter().any(Vec::is_empty) {
-                let reason = format!("its experts must be spread over all {devices} devices of a row");
+                let reason =
+                    format!("its experts must be spread over all {devices} devices of a row");
                 return Err(ModelError::Experts { layer, reason });
             }
             let (experts, top_k) = (self.config.experts_per_layer[layer], self.config.moe_top_k);
@@ -140,9 +147,12 @@ impl PrunableExperts for MeshModel {
         self.config = YuanConfig { experts_per_layer, ..self.config.clone() };
     }
 
-    /// The kept experts are cut, in their order, into parts as equal as can be: the groups of a plan that has as many
-    /// as a row has devices, or a multiple.
-    fn keep_experts(self, kept: &[Vec<usize>]) -> Result<(Self, Vec<Selection>), (Self, ModelError)> {
+    /// The kept experts are cut, in their order, into parts as equal as can be: the groups of a
+    /// plan that has as many as a row has devices, or a multiple.
+    fn keep_experts(
+        self,
+        kept: &[Vec<usize>],
+    ) -> Result<(Self, Vec<Selection>), (Self, ModelError)> {
         let width = self.mesh.expert();
         let groups = |kept: &Vec<usize>| {
             let mut rest = kept.as_slice();
@@ -162,7 +172,8 @@ fn expert_ids(experts: &crate::moe::Experts) -> [ParamId; 2] {
     [experts.gate_up.id, experts.down.id]
 }
 
-/// Moves the slices of one parameter among the devices of a row: `groups[device]` lists the old indices that it gets.
+/// Moves the slices of one parameter among the devices of a row: `groups[device]` lists the old
+/// indices that it gets.
 fn regroup(params: Vec<&mut Param<Tensor<3>>>, groups: &[Vec<usize>]) -> Vec<Selection> {
     let sources: Vec<_> = params.iter().map(|param| param.id).collect();
     let old: Vec<_> = params.iter().map(|param| param.val()).collect();

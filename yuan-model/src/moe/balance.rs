@@ -1,7 +1,7 @@
 //! Losses that pull the experts towards equal load: the baselines that LAEP is compared with.
 //!
-//! Each is of one layer; a model adds up its layers, as Megatron-LM and DeepSeek-V3 do. The counts are
-//! constants, gradients flow through the router's probabilities. Padding takes no part.
+//! Each is of one layer; a model adds up its layers, as Megatron-LM and DeepSeek-V3 do. The counts
+//! are constants, gradients flow through the router's probabilities. Padding takes no part.
 
 use burn::tensor::{Bool, Int, Tensor, activation::softmax};
 use serde::{Deserialize, Serialize};
@@ -69,14 +69,15 @@ impl BalanceLosses {
         self.sums(tokens).map(|sums| self.of_sums(sums, experts))
     }
 
-    /// What the losses over more tokens than these, rows of other devices, are made of: a vector of sums to add up; nothing when
-    /// no loss is on.
+    /// What the losses over more tokens than these, rows of other devices, are made of: a vector of
+    /// sums to add up; nothing when no loss is on.
     pub fn sums(&self, tokens: &RoutedTokens<'_>) -> Option<Tensor<1>> {
         let sums: Vec<Tensor<1>> = self.on().map(|loss| (loss.sums)(tokens)).collect();
         (!sums.is_empty()).then(|| Tensor::cat(sums, 0))
     }
 
-    /// The weighted sum of the losses that are on, `[1]`, of the [`sums`](Self::sums) over all tokens.
+    /// The weighted sum of the losses that are on, `[1]`, of the [`sums`](Self::sums) over all
+    /// tokens.
     pub fn of_sums(&self, sums: Tensor<1>, experts: usize) -> Tensor<1> {
         let mut start = 0;
         let losses = self.on().map(|loss| {
@@ -89,11 +90,11 @@ impl BalanceLosses {
     }
 }
 
-/// `N · Σ_i f_i · P_i` over the tokens of the micro-batch, `[1]`: Fedus et al. 2021 (eq. 4) for top-1, and
-/// for top-k as Mixtral's published code has it.
+/// `N · Σ_i f_i · P_i` over the tokens of the micro-batch, `[1]`: Fedus et al. 2021 (eq. 4) for
+/// top-1, and for top-k as Mixtral's published code has it.
 ///
-/// `f_i` is the number of tokens that expert `i` receives over the number of tokens (their sum is k), `P_i`
-/// its mean probability in the softmax over all experts. Equal loads give k.
+/// `f_i` is the number of tokens that expert `i` receives over the number of tokens (their sum is
+/// k), `P_i` its mean probability in the softmax over all experts. Equal loads give k.
 pub fn auxiliary_loss(tokens: &RoutedTokens<'_>) -> Tensor<1> {
     auxiliary(auxiliary_sums(tokens), tokens.logits.dims()[1])
 }
@@ -101,7 +102,9 @@ pub fn auxiliary_loss(tokens: &RoutedTokens<'_>) -> Tensor<1> {
 /// Visits of every expert, its probabilities, tokens: `[2 · experts + 1]`.
 fn auxiliary_sums(tokens: &RoutedTokens<'_>) -> Tensor<1> {
     let [num_tokens, experts] = tokens.logits.dims();
-    let sum = |x: Tensor<3>| tokens.masked(x).reshape([num_tokens, experts]).sum_dim(0).reshape([experts]);
+    let sum = |x: Tensor<3>| {
+        tokens.masked(x).reshape([num_tokens, experts]).sum_dim(0).reshape([experts])
+    };
     Tensor::cat(vec![sum(tokens.visits()), sum(tokens.probabilities()), tokens.lengths().sum()], 0)
 }
 
@@ -114,9 +117,9 @@ fn auxiliary(sums: Tensor<1>, experts: usize) -> Tensor<1> {
 
 /// `Σ_i f_i · P_i` within every row, averaged over the rows, `[1]`: DeepSeek-V3 (eq. 17–20).
 ///
-/// `f_i = N / (k T) ·` tokens of the row that expert `i` receives, `P_i` its mean probability in the row; rows
-/// of padding alone do not count. DeepSeek normalises sigmoids where this router has a softmax. Equal loads
-/// give 1.
+/// `f_i = N / (k T) ·` tokens of the row that expert `i` receives, `P_i` its mean probability in
+/// the row; rows of padding alone do not count. DeepSeek normalises sigmoids where this router has
+/// a softmax. Equal loads give 1.
 pub fn sequence_loss(tokens: &RoutedTokens<'_>) -> Tensor<1> {
     mean(sequence_sums(tokens))
 }
@@ -125,8 +128,9 @@ pub fn sequence_loss(tokens: &RoutedTokens<'_>) -> Tensor<1> {
 fn sequence_sums(tokens: &RoutedTokens<'_>) -> Tensor<1> {
     let ([_, experts], [_, top_k]) = (tokens.logits.dims(), tokens.experts.dims());
     let lengths = tokens.lengths();
-    let of_row =
-        |x: Tensor<3>| tokens.masked(x).sum_dim(1).squeeze_dim::<2>(1) / lengths.clone().clamp_min(1.0);
+    let of_row = |x: Tensor<3>| {
+        tokens.masked(x).sum_dim(1).squeeze_dim::<2>(1) / lengths.clone().clamp_min(1.0)
+    };
     let products = of_row(tokens.visits()) * of_row(tokens.probabilities());
     let rows = lengths.clone().clamp(0.0, 1.0).sum();
     Tensor::cat(vec![products.sum().mul_scalar(experts as f64 / top_k as f64), rows], 0)
@@ -174,15 +178,17 @@ impl RoutedTokens<'_> {
         let [batch, seq, _] = self.shape();
         match self.counted() {
             Some(counted) => counted.sum_dim(1),
-            None => Tensor::full([batch, 1], seq as f64, (&self.logits.device(), self.logits.dtype())),
+            None => {
+                Tensor::full([batch, 1], seq as f64, (&self.logits.device(), self.logits.dtype()))
+            }
         }
     }
 
     /// One where a token visits an expert, `[batch, seq, experts]`.
     fn visits(&self) -> Tensor<3> {
         let [tokens, experts] = self.logits.dims();
-        let columns =
-            Tensor::<1, Int>::arange(0..experts as i64, &self.logits.device()).reshape([1, 1, experts]);
+        let columns = Tensor::<1, Int>::arange(0..experts as i64, &self.logits.device())
+            .reshape([1, 1, experts]);
         let visits = self.experts.clone().unsqueeze_dim::<3>(2).equal(columns).float().sum_dim(1);
         visits.cast(self.logits.dtype()).reshape([self.batch, tokens / self.batch, experts])
     }

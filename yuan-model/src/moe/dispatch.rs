@@ -20,7 +20,8 @@ pub struct Dispatch {
 impl Dispatch {
     /// Orders the pairs that `experts`, `[tokens, top_k]`, lists.
     pub fn new(experts: Tensor<2, Int>, num_experts: usize) -> Self {
-        let (row_of_pair, pair_of_row, tokens_per_expert) = ops::dispatch_order(experts.clone(), num_experts);
+        let (row_of_pair, pair_of_row, tokens_per_expert) =
+            ops::dispatch_order(experts.clone(), num_experts);
         Self { experts, row_of_pair, pair_of_row, tokens_per_expert }
     }
 
@@ -33,12 +34,14 @@ impl Dispatch {
     pub fn tokens_per_expert_where(&self, counted: Tensor<1, Bool>) -> Tensor<1, Int> {
         let [num_experts] = self.tokens_per_expert.dims();
         let columns = Tensor::<1, Int>::arange(0..num_experts as i64, &self.experts.device());
-        let visits = self.experts.clone().unsqueeze_dim::<3>(2).equal(columns.unsqueeze::<3>()).int();
+        let visits =
+            self.experts.clone().unsqueeze_dim::<3>(2).equal(columns.unsqueeze::<3>()).int();
         let counted = counted.int().unsqueeze_dims::<3>(&[1, 2]);
         (visits * counted).sum_dims_squeeze::<1, _>(&[0, 1])
     }
 
-    /// Rows of every expert, padding included, on the host: a product per expert needs its size there.
+    /// Rows of every expert, padding included, on the host: a product per expert needs its size
+    /// there.
     ///
     /// # Errors
     ///
@@ -54,7 +57,8 @@ impl Dispatch {
         ops::gather_rows(tokens, token_of_row, self.row_of_pair.clone(), top_k)
     }
 
-    /// Adds the rows of each token, weighted: `[pairs, hidden]` and `[tokens, top_k]` → `[tokens, hidden]`.
+    /// Adds the rows of each token, weighted: `[pairs, hidden]` and `[tokens, top_k]` → `[tokens,
+    /// hidden]`.
     pub fn combine(&self, rows: Tensor<2>, weights: Tensor<2>) -> Tensor<2> {
         let weights = weights.cast(rows.dtype());
         ops::combine_rows(rows, weights, self.row_of_pair.clone(), self.pair_of_row.clone())

@@ -7,7 +7,8 @@ use burn::{
 
 use crate::{YuanConfig, ops};
 
-/// `y = silu(x W_gate) ⊙ (x W_up) · W_down` for every expert, its weights stacked along the first axis.
+/// `y = silu(x W_gate) ⊙ (x W_up) · W_down` for every expert, its weights stacked along the first
+/// axis.
 #[derive(Module, Debug)]
 pub struct Experts {
     /// `[experts, hidden, 2 · ffn]`: gate beside up.
@@ -32,10 +33,15 @@ impl Experts {
         }
     }
 
-    /// Rows sorted by expert, `[rows, hidden]` → `[rows, hidden]`; `rows_per_expert` says whose they are.
+    /// Rows sorted by expert, `[rows, hidden]` → `[rows, hidden]`; `rows_per_expert` says whose
+    /// they are.
     ///
     /// It is asked late: the device has something to do while the host waits for the counts.
-    pub fn forward(&self, rows: Tensor<2>, rows_per_expert: impl FnOnce() -> Vec<usize>) -> Tensor<2> {
+    pub fn forward(
+        &self,
+        rows: Tensor<2>,
+        rows_per_expert: impl FnOnce() -> Vec<usize>,
+    ) -> Tensor<2> {
         let dtype = rows.dtype();
         let (gate_up, down) = (self.gate_up.val().cast(dtype), self.down.val().cast(dtype));
         let rows_per_expert = rows_per_expert();

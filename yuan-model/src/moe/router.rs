@@ -13,8 +13,8 @@ pub struct Router {
     /// Linear router: `[hidden, experts]`. Attention router: `[hidden, 3 · experts]`, the columns
     /// being a query, a key and a value for every expert.
     pub weight: Param<Tensor<2>>,
-    /// `[experts]`, added to the logits when experts are chosen, not when they are weighted, and not trained by
-    /// gradients: DeepSeek-V3's balancing without an auxiliary loss moves it
+    /// `[experts]`, added to the logits when experts are chosen, not when they are weighted, and
+    /// not trained by gradients: DeepSeek-V3's balancing without an auxiliary loss moves it
     /// ([`shift_selection_bias`](crate::YuanModel::shift_selection_bias)).
     pub selection_bias: Option<Param<Tensor<1>>>,
     is_attention: bool,
@@ -61,7 +61,8 @@ impl Router {
         self.top_k
     }
 
-    /// Routes `[tokens, hidden]`; see [`MoeOptions::selection_bias`](super::MoeOptions::selection_bias).
+    /// Routes `[tokens, hidden]`; see
+    /// [`MoeOptions::selection_bias`](super::MoeOptions::selection_bias).
     pub fn forward(&self, tokens: Tensor<2>, selection_bias: Option<Tensor<1>>) -> Routing {
         let logits = self.logits(tokens);
         // Choosing has no gradient: leaving the graph here spares it the steps of the top-k.
@@ -79,7 +80,8 @@ impl Router {
     /// Score of every expert in f32, `[tokens, experts]`.
     fn logits(&self, tokens: Tensor<2>) -> Tensor<2> {
         // In f32 whatever the rest is in: nearly equal scores decide who computes.
-        let scores = ops::dense(tokens.cast(FloatDType::F32), self.weight.val().cast(FloatDType::F32));
+        let scores =
+            ops::dense(tokens.cast(FloatDType::F32), self.weight.val().cast(FloatDType::F32));
         if !self.is_attention {
             return scores;
         }

@@ -26,7 +26,8 @@ pub struct StoredParameter {
 pub struct Part {
     /// How many.
     pub slices: usize,
-    /// The parameters that hold them, all with the same values: one for each device that has a copy.
+    /// The parameters that hold them, all with the same values: one for each device that has a
+    /// copy.
     pub copies: Vec<ParamId>,
 }
 
@@ -49,7 +50,10 @@ impl StoredParameter {
 /// The parameters of a model on one device, each by itself.
 pub fn stored_parameters<M: Module>(module: &M) -> Vec<StoredParameter> {
     let stored = |name: super::ParameterName| StoredParameter {
-        parts: vec![Part { slices: name.shape.first().copied().unwrap_or(1), copies: vec![name.id] }],
+        parts: vec![Part {
+            slices: name.shape.first().copied().unwrap_or(1),
+            copies: vec![name.id],
+        }],
         shape: name.shape.to_vec(),
         path: name.path,
     };
@@ -61,7 +65,10 @@ pub fn stored_parameters<M: Module>(module: &M) -> Vec<StoredParameter> {
 /// # Errors
 ///
 /// If a device fails, or the module has no such parameter.
-pub fn read_stored<M: Module>(module: &M, stored: &StoredParameter) -> Result<TensorData, ModelError> {
+pub fn read_stored<M: Module>(
+    module: &M,
+    stored: &StoredParameter,
+) -> Result<TensorData, ModelError> {
     let wanted: Vec<ParamId> = stored.parts.iter().map(|part| part.copies[0]).collect();
     let mut found = HashMap::new();
     for_each(module, |_, param| {
@@ -102,8 +109,8 @@ pub fn joined(mut parts: Vec<TensorData>, shape: &[usize]) -> TensorData {
     TensorData::from_bytes_vec(bytes, shape.to_vec(), dtype)
 }
 
-/// Replaces the parameters for which `read` has data, every copy and part of them, keeping ids, devices and gradient
-/// settings; `read` is asked for the slices of a parameter, by path.
+/// Replaces the parameters for which `read` has data, every copy and part of them, keeping ids,
+/// devices and gradient settings; `read` is asked for the slices of a parameter, by path.
 pub fn write_stored<M: Module>(
     module: M,
     stored: &[StoredParameter],

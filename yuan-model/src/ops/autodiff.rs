@@ -54,7 +54,11 @@ impl<B: YuanOps, C: CheckpointStrategy> YuanOps for Autodiff<B, C> {
         record!(Dense, [rows, weight], keep [rows, weight], (), B::dense(rows, weight))
     }
 
-    fn embed(weight: FloatTensor<Self>, ids: IntTensor<Self>, dtype: FloatDType) -> FloatTensor<Self> {
+    fn embed(
+        weight: FloatTensor<Self>,
+        ids: IntTensor<Self>,
+        dtype: FloatDType,
+    ) -> FloatTensor<Self> {
         let vocab = weight.shape()[0];
         record!(Embed, [weight], keep [], (ids.clone(), vocab), B::embed(weight, ids, dtype))
     }
@@ -115,7 +119,11 @@ impl<B: YuanOps, C: CheckpointStrategy> YuanOps for Autodiff<B, C> {
         })
     }
 
-    fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
+    fn rms_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> FloatTensor<Self> {
         record!(RmsNorm, [x, weight], keep [x, weight], epsilon, B::rms_norm(x, weight, epsilon))
     }
 
@@ -123,7 +131,11 @@ impl<B: YuanOps, C: CheckpointStrategy> YuanOps for Autodiff<B, C> {
         record!(AddPrevious, [taps], keep [], (), B::add_previous(taps))
     }
 
-    fn rotate(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn rotate(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
         let (cos, sin) = (cos.into_primitive(), sin.into_primitive());
         record!(Rotate, [x], keep [], [cos.clone(), sin.clone()], B::rotate(x, cos, sin))
     }
@@ -138,7 +150,8 @@ impl<B: YuanOps, C: CheckpointStrategy> YuanOps for Autodiff<B, C> {
         use burn::backend::AutodiffBackend;
         let (cos, sin) = (Self::inner(cos), Self::inner(sin));
         let (inner_qk, inner_value) = (Self::inner(query_key.clone()), Self::inner(value.clone()));
-        let [q, k, v] = portable::rotated_heads::<B>(inner_qk, inner_value, cos.clone(), sin.clone());
+        let [q, k, v] =
+            portable::rotated_heads::<B>(inner_qk, inner_value, cos.clone(), sin.clone());
         let (output, log_sums) = B::causal_attention(q.clone(), k.clone(), v, first_keys.clone());
         let saved = ([q, k, cos, sin, output.clone(), log_sums], first_keys);
         record!(RotaryAttention, [query_key, value], keep[value], saved, {
@@ -175,7 +188,13 @@ impl<B: YuanOps, C: CheckpointStrategy> YuanOps for Autodiff<B, C> {
     }
 
     fn cross_entropy(logits: FloatTensor<Self>, labels: IntTensor<Self>) -> FloatTensor<Self> {
-        record!(CrossEntropy, [logits], keep[logits], labels.clone(), B::cross_entropy(logits, labels))
+        record!(
+            CrossEntropy,
+            [logits],
+            keep[logits],
+            labels.clone(),
+            B::cross_entropy(logits, labels)
+        )
     }
 
     fn linear_cross_entropy(
@@ -213,7 +232,11 @@ impl<B: YuanOps, C: CheckpointStrategy> YuanOps for Autodiff<B, C> {
         unreachable!("{INNER}")
     }
 
-    fn gather_rows_backward(_: FloatTensor<Self>, _: IntTensor<Self>, _: usize) -> FloatTensor<Self> {
+    fn gather_rows_backward(
+        _: FloatTensor<Self>,
+        _: IntTensor<Self>,
+        _: usize,
+    ) -> FloatTensor<Self> {
         unreachable!("{INNER}")
     }
 

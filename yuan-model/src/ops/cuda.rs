@@ -1,8 +1,9 @@
 //! Fast versions for CUDA: products by cuBLAS, and kernels of our own around them.
 //!
-//! The kernels are CUDA C++ that NVRTC, which CubeCL loads anyway, compiles at their first use, for f32 and for bf16
-//! activations. They read and write CubeCL's memory in place ([`device`]). What they do not take (another type, a width that
-//! is no multiple of eight, a machine without NVRTC or cuBLASLt) goes the portable way.
+//! The kernels are CUDA C++ that NVRTC, which CubeCL loads anyway, compiles at their first use, for
+//! f32 and for bf16 activations. They read and write CubeCL's memory in place ([`device`]). What
+//! they do not take (another type, a width that is no multiple of eight, a machine without NVRTC or
+//! cuBLASLt) goes the portable way.
 
 use burn::tensor::{DType, FloatDType};
 use burn_cubecl::{CubeBackend, tensor::CubeTensor};
@@ -36,7 +37,8 @@ fn is_f32(tensor: &Tensor) -> bool {
 
 /// Halves of whole vectors.
 fn has_fast_halves(tensor: &Tensor) -> bool {
-    is_fast(tensor) && tensor.meta.shape().last().is_some_and(|width| width.is_multiple_of(2 * VECTOR))
+    is_fast(tensor)
+        && tensor.meta.shape().last().is_some_and(|width| width.is_multiple_of(2 * VECTOR))
 }
 
 fn same_type(tensors: &[&Tensor]) -> bool {
@@ -49,8 +51,8 @@ fn takes_attention(tensors: &[&Tensor], first_keys: Option<&Tensor>) -> bool {
 
 impl YuanOps for CubeBackend {
     fn transfer(x: Tensor, to: Tensor) -> Tensor {
-        // Without fast paths too: Burn's own goes through NCCL, unordered with the work of the device that receives, and what
-        // arrives was seen to be read too early.
+        // Without fast paths too: Burn's own goes through NCCL, unordered with the work of the
+        // device that receives, and what arrives was seen to be read too early.
         if tensors::is_cuda(&x) && tensors::is_cuda(&to) && x.device != to.device {
             return exchange::transfer(x, &to);
         }
@@ -105,7 +107,11 @@ impl YuanOps for CubeBackend {
         portable::grouped_matmul::<Self>(rows, weight, &rows_per_group)
     }
 
-    fn grouped_matmul_weight_backward(rows: Tensor, grad: Tensor, rows_per_group: Vec<usize>) -> Tensor {
+    fn grouped_matmul_weight_backward(
+        rows: Tensor,
+        grad: Tensor,
+        rows_per_group: Vec<usize>,
+    ) -> Tensor {
         if is_fast(&rows) && same_type(&[&rows, &grad]) {
             return products::grouped_weight_gradient(rows, grad, rows_per_group);
         }
@@ -140,7 +146,12 @@ impl YuanOps for CubeBackend {
         portable::gather_rows_backward::<Self>(grad, inverse, copies)
     }
 
-    fn combine_rows(rows: Tensor, weights: Tensor, row_of_pair: Tensor, _pair_of_row: Tensor) -> Tensor {
+    fn combine_rows(
+        rows: Tensor,
+        weights: Tensor,
+        row_of_pair: Tensor,
+        _pair_of_row: Tensor,
+    ) -> Tensor {
         if has_fast_rows(&rows) && same_type(&[&rows, &weights]) && is_index(&row_of_pair) {
             return rows::combine(rows, weights, row_of_pair);
         }
@@ -167,7 +178,12 @@ impl YuanOps for CubeBackend {
         portable::rms_norm::<Self>(x, weight, epsilon)
     }
 
-    fn rms_norm_backward(x: Tensor, weight: Tensor, grad: Tensor, epsilon: f64) -> (Tensor, Tensor) {
+    fn rms_norm_backward(
+        x: Tensor,
+        weight: Tensor,
+        grad: Tensor,
+        epsilon: f64,
+    ) -> (Tensor, Tensor) {
         let fits = weight.meta.shape().num_elements() <= rows::WIDEST_NORM;
         if has_fast_rows(&x) && fits && is_f32(&weight) && same_type(&[&x, &grad]) {
             return rows::rms_norm_backward(x, weight, grad, epsilon);
@@ -197,14 +213,21 @@ impl YuanOps for CubeBackend {
     }
 
     fn rotate_pair(first: Tensor, second: Tensor, cos: Tensor, sin: Tensor) -> Tensor {
-        let fast = |x: &Tensor| is_fast(x) && same_type(&[x, &cos, &sin]) && elementwise::can_rotate(x, &cos);
+        let fast = |x: &Tensor| {
+            is_fast(x) && same_type(&[x, &cos, &sin]) && elementwise::can_rotate(x, &cos)
+        };
         if fast(&first) && fast(&second) {
             return elementwise::rotate_pair([first, second], cos, sin);
         }
         portable::rotate_pair::<Self>(first, second, cos, sin)
     }
 
-    fn causal_attention(query: Tensor, key: Tensor, value: Tensor, first_keys: Tensor) -> (Tensor, Tensor) {
+    fn causal_attention(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        first_keys: Tensor,
+    ) -> (Tensor, Tensor) {
         let first_keys = packed(first_keys);
         if !takes_attention(&[&query, &key, &value], first_keys.as_ref()) {
             return portable::causal_attention::<Self>(query, key, value, first_keys);
@@ -240,7 +263,9 @@ impl YuanOps for CubeBackend {
     ) -> (Tensor, Tensor, Tensor) {
         let first_keys = packed(first_keys);
         if !takes_attention(&[&query, &key, &value, &grad], first_keys.as_ref()) {
-            return portable::causal_attention_backward::<Self>(query, key, value, first_keys, grad);
+            return portable::causal_attention_backward::<Self>(
+                query, key, value, first_keys, grad,
+            );
         }
         // Sums are there if the fast version was on when the output was made.
         if flash::takes(&query) && log_sums.meta.shape().len() == 3 {
@@ -285,9 +310,23 @@ impl YuanOps for CubeBackend {
         grad: Tensor,
     ) -> (Tensor, Tensor) {
         if is_fast(&rows) && same_type(&[&rows, &weight]) && is_index(&labels) && is_f32(&grad) {
-            return rows::linear_cross_entropy_backward(rows, weight, labels, scale, rows_at_once, grad);
+            return rows::linear_cross_entropy_backward(
+                rows,
+                weight,
+                labels,
+                scale,
+                rows_at_once,
+                grad,
+            );
         }
-        portable::linear_cross_entropy_backward::<Self>(rows, weight, labels, scale, rows_at_once, grad)
+        portable::linear_cross_entropy_backward::<Self>(
+            rows,
+            weight,
+            labels,
+            scale,
+            rows_at_once,
+            grad,
+        )
     }
 
     fn dispatch_order(experts: Tensor, num_experts: usize) -> (Tensor, Tensor, Tensor) {

@@ -1,8 +1,8 @@
-//! Rows of tensors on several devices, put together into others: what the exchange of tokens and sums over devices are made
-//! of.
+//! Rows of tensors on several devices, put together into others: what the exchange of tokens and
+//! sums over devices are made of.
 //!
-//! All copies of an exchange are one operation, so that they can run beside each other: links carry both directions, and no
-//! pair of devices waits for another one.
+//! All copies of an exchange are one operation, so that they can run beside each other: links carry
+//! both directions, and no pair of devices waits for another one.
 
 use std::ops::Range;
 
@@ -38,7 +38,9 @@ impl Target {
         let mut merged: Vec<(usize, Range<usize>)> = Vec::new();
         for (source, rows) in self.parts.iter().filter(|(_, rows)| !rows.is_empty()) {
             match merged.last_mut() {
-                Some((last, before)) if last == source && before.end == rows.start => before.end = rows.end,
+                Some((last, before)) if last == source && before.end == rows.start => {
+                    before.end = rows.end
+                }
                 _ => merged.push((*source, rows.clone())),
             }
         }
@@ -46,15 +48,16 @@ impl Target {
     }
 }
 
-/// Puts rows of the sources, `[rows, width]` of one width and type on any devices, together: each target gets its parts one
-/// after the other, `[rows, width]` on its device, or nothing where there are none.
+/// Puts rows of the sources, `[rows, width]` of one width and type on any devices, together: each
+/// target gets its parts one after the other, `[rows, width]` on its device, or nothing where there
+/// are none.
 ///
 /// Gradients flow where every row of a source goes to exactly one place, or none does.
 ///
 /// # Panics
 ///
-/// If a part lies outside its source, the sources are of different widths, or gradients are asked for where rows go to several
-/// places.
+/// If a part lies outside its source, the sources are of different widths, or gradients are asked
+/// for where rows go to several places.
 pub fn exchange(sources: Vec<Tensor<2>>, targets: Vec<Target>) -> Vec<Option<Tensor<2>>> {
     let sizes: Vec<[usize; 2]> = sources.iter().map(Tensor::dims).collect();
     for target in &targets {
@@ -64,7 +67,10 @@ pub fn exchange(sources: Vec<Tensor<2>>, targets: Vec<Target>) -> Vec<Option<Ten
             assert!(rows.end <= held, "rows {rows:?} of source {source}, which has {held}");
         }
     }
-    assert!(sizes.windows(2).all(|pair| pair[0][1] == pair[1][1]), "sources of one width: {sizes:?}");
+    assert!(
+        sizes.windows(2).all(|pair| pair[0][1] == pair[1][1]),
+        "sources of one width: {sizes:?}"
+    );
     let nothing: Vec<bool> = targets.iter().map(|target| target.rows() == 0).collect();
     if nothing.iter().all(|nothing| *nothing) {
         return vec![None; targets.len()];
@@ -81,11 +87,16 @@ pub struct TensorList<B: Backend>(pub Vec<FloatTensor<B>>);
 impl<B: Backend> ExtensionType<B> for TensorList<B> {
     type Target = TensorList<Dispatch>;
 
-    fn map_to_dispatch<F>(self, map_kind: F, autodiff: DispatchAutodiffContext) -> TensorList<Dispatch>
+    fn map_to_dispatch<F>(
+        self,
+        map_kind: F,
+        autodiff: DispatchAutodiffContext,
+    ) -> TensorList<Dispatch>
     where
         F: Fn(BackendTensor<B>) -> DispatchTensorKind,
     {
-        let wrap = |tensor| DispatchTensor { kind: map_kind(BackendTensor::Float(tensor)), autodiff };
+        let wrap =
+            |tensor| DispatchTensor { kind: map_kind(BackendTensor::Float(tensor)), autodiff };
         TensorList(self.0.into_iter().map(wrap).collect())
     }
 
@@ -110,8 +121,12 @@ impl<B: Backend> ExtensionType<B> for TensorList<B> {
     }
 }
 
-/// By slices and copies, whatever the backend; a target without rows gets a row of zeros, which nobody reads.
-pub(super) fn portable<B: YuanOps>(sources: &[FloatTensor<B>], targets: &[Target]) -> Vec<FloatTensor<B>> {
+/// By slices and copies, whatever the backend; a target without rows gets a row of zeros, which
+/// nobody reads.
+pub(super) fn portable<B: YuanOps>(
+    sources: &[FloatTensor<B>],
+    targets: &[Target],
+) -> Vec<FloatTensor<B>> {
     targets.iter().map(|target| assembled::<B>(sources, target)).collect()
 }
 
@@ -164,8 +179,10 @@ mod tests {
 
     #[test]
     fn neighbours_are_one_part() {
-        let target =
-            Target { at: 0, parts: vec![(0, 0..2), (0, 2..3), (1, 3..3), (0, 3..4), (0, 5..6), (1, 6..7)] };
+        let target = Target {
+            at: 0,
+            parts: vec![(0, 0..2), (0, 2..3), (1, 3..3), (0, 3..4), (0, 5..6), (1, 6..7)],
+        };
         assert_eq!(target.rows(), 6);
         assert_eq!(target.merged(), [(0, 0..4), (0, 5..6), (1, 6..7)]);
     }

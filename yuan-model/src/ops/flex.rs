@@ -39,7 +39,11 @@ impl YuanOps for Flex {
         grouped::product(&rows, &weight, &rows_per_group)
     }
 
-    fn grouped_matmul_weight_backward(rows: Float, grad: Float, rows_per_group: Vec<usize>) -> Float {
+    fn grouped_matmul_weight_backward(
+        rows: Float,
+        grad: Float,
+        rows_per_group: Vec<usize>,
+    ) -> Float {
         if !is_fast(&rows) {
             return portable::grouped_matmul_weight_backward::<Self>(rows, grad, &rows_per_group);
         }
@@ -56,7 +60,8 @@ impl YuanOps for Flex {
     }
 
     fn gather_rows(source: Float, rows: Int, _inverse: Int, _copies: usize) -> Float {
-        fast(|| rows::gather(&source, &rows)).unwrap_or_else(|| portable::gather_rows::<Self>(source, rows))
+        fast(|| rows::gather(&source, &rows))
+            .unwrap_or_else(|| portable::gather_rows::<Self>(source, rows))
     }
 
     fn gather_rows_backward(grad: Float, inverse: Int, copies: usize) -> Float {
@@ -76,7 +81,8 @@ impl YuanOps for Flex {
         pair_of_row: Int,
         grad: Float,
     ) -> (Float, Float) {
-        let fast = fast(|| rows::combine_backward(&rows, &weights, &row_of_pair, &pair_of_row, &grad));
+        let fast =
+            fast(|| rows::combine_backward(&rows, &weights, &row_of_pair, &pair_of_row, &grad));
         fast.unwrap_or_else(|| {
             portable::combine_rows_backward::<Self>(rows, weights, row_of_pair, pair_of_row, grad)
         })
@@ -93,7 +99,8 @@ impl YuanOps for Flex {
     }
 
     fn add_previous(taps: Float) -> Float {
-        fast(|| elementwise::add_previous(&taps)).unwrap_or_else(|| portable::add_previous::<Self>(taps))
+        fast(|| elementwise::add_previous(&taps))
+            .unwrap_or_else(|| portable::add_previous::<Self>(taps))
     }
 
     fn add_previous_backward(grad: Float) -> Float {
@@ -104,7 +111,8 @@ impl YuanOps for Flex {
     fn rotate(x: Float, cos: Float, sin: Float) -> Float {
         // Queries and keys are parts of one product, so they come strided.
         let x = x.to_contiguous();
-        fast(|| elementwise::rotate(&x, &cos, &sin)).unwrap_or_else(|| portable::rotate::<Self>(x, cos, sin))
+        fast(|| elementwise::rotate(&x, &cos, &sin))
+            .unwrap_or_else(|| portable::rotate::<Self>(x, cos, sin))
     }
 
     fn causal_attention(query: Float, key: Float, value: Float, first_keys: Int) -> (Float, Float) {
@@ -140,7 +148,9 @@ impl YuanOps for Flex {
     ) -> (Float, Float, Float) {
         let first_keys = packed(first_keys);
         if !is_fast(&query) || first_keys.is_some() {
-            return portable::causal_attention_backward::<Self>(query, key, value, first_keys, grad);
+            return portable::causal_attention_backward::<Self>(
+                query, key, value, first_keys, grad,
+            );
         }
         attention::backward(&query, &key, &value, &grad)
     }
@@ -157,7 +167,8 @@ impl YuanOps for Flex {
 
     fn sum_of_squares(x: Float) -> Float {
         let x = x.to_contiguous();
-        fast(|| elementwise::sum_of_squares(&x)).unwrap_or_else(|| portable::sum_of_squares::<Self>(x))
+        fast(|| elementwise::sum_of_squares(&x))
+            .unwrap_or_else(|| portable::sum_of_squares::<Self>(x))
     }
 
     fn adamw_update(
@@ -167,8 +178,9 @@ impl YuanOps for Flex {
         mut moment_2: Float,
         step: AdamWStep,
     ) -> (Float, Float, Float) {
-        let done =
-            fast(|| elementwise::adamw_update([&mut param, &mut moment_1, &mut moment_2], &grad, &step));
+        let done = fast(|| {
+            elementwise::adamw_update([&mut param, &mut moment_1, &mut moment_2], &grad, &step)
+        });
         match done {
             Some(()) => (param, moment_1, moment_2),
             None => portable::adamw_update::<Self>(param, grad, moment_1, moment_2, &step),

@@ -26,17 +26,28 @@ pub fn dense<B: Backend>(rows: FloatTensor<B>, weight: FloatTensor<B>) -> FloatT
 }
 
 /// `rowsᵀ · grad`.
-pub fn dense_weight_backward<B: Backend>(rows: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
+pub fn dense_weight_backward<B: Backend>(
+    rows: FloatTensor<B>,
+    grad: FloatTensor<B>,
+) -> FloatTensor<B> {
     B::float_matmul(B::float_transpose(rows), grad)
 }
 
 /// See [`ops::embed`](super::embed).
-pub fn embed<B: Backend>(weight: FloatTensor<B>, ids: IntTensor<B>, dtype: FloatDType) -> FloatTensor<B> {
+pub fn embed<B: Backend>(
+    weight: FloatTensor<B>,
+    ids: IntTensor<B>,
+    dtype: FloatDType,
+) -> FloatTensor<B> {
     B::float_cast(B::float_select(weight, 0, ids), dtype)
 }
 
 /// Every row's gradient added to its place in the table.
-pub fn embed_backward<B: Backend>(grad: FloatTensor<B>, ids: IntTensor<B>, vocab: usize) -> FloatTensor<B> {
+pub fn embed_backward<B: Backend>(
+    grad: FloatTensor<B>,
+    ids: IntTensor<B>,
+    vocab: usize,
+) -> FloatTensor<B> {
     let grad = B::float_cast(grad, FloatDType::F32);
     let table = zeros_like::<B>(&grad, Shape::from([vocab, grad.shape()[1]]));
     B::float_select_assign(table, 0, ids, grad, IndexingUpdateOp::Add)
@@ -47,7 +58,8 @@ pub fn gather_rows<B: Backend>(source: FloatTensor<B>, rows: IntTensor<B>) -> Fl
     B::float_select(source, 0, rows)
 }
 
-/// See [`ops::dispatch_order`](super::dispatch_order): a counting sort in tensor operations, nothing is sorted.
+/// See [`ops::dispatch_order`](super::dispatch_order): a counting sort in tensor operations,
+/// nothing is sorted.
 pub fn dispatch_order<B: Backend>(
     experts: IntTensor<B>,
     num_experts: usize,
@@ -55,15 +67,19 @@ pub fn dispatch_order<B: Backend>(
     let ([tokens, top_k], device) = (experts.shape().dims(), experts.device());
     let settings = get_or_init_device_settings::<B>(&device);
     let (pairs, dtype) = (tokens * top_k, experts.dtype());
-    let arange =
-        |end: usize| B::int_cast(B::int_arange(0..end as i64, &device, settings.int_dtype), dtype.into());
+    let arange = |end: usize| {
+        B::int_cast(B::int_arange(0..end as i64, &device, settings.int_dtype), dtype.into())
+    };
     let flat = |x: IntTensor<B>, size: usize| B::int_reshape(x, Shape::from([size]));
     let expert_of_pair = B::int_reshape(experts, Shape::from([pairs, 1]));
     let wide = Shape::from([pairs, num_experts]);
-    let columns =
-        B::int_expand(B::int_reshape(arange(num_experts), Shape::from([1, num_experts])), wide.clone());
+    let columns = B::int_expand(
+        B::int_reshape(arange(num_experts), Shape::from([1, num_experts])),
+        wide.clone(),
+    );
     let own = B::int_expand(expert_of_pair.clone(), wide);
-    let visits = B::bool_into_int(B::int_equal(own, columns, settings.bool_dtype), settings.int_dtype);
+    let visits =
+        B::bool_into_int(B::int_equal(own, columns, settings.bool_dtype), settings.int_dtype);
     // Earlier pairs of the same expert, plus all pairs of earlier experts.
     let earlier = B::int_sum_dim(B::int_mul(B::int_cumsum(visits.clone(), 0), visits.clone()), 1);
     let earlier = B::int_sub_scalar(flat(earlier, pairs), 1.into());
@@ -72,7 +88,8 @@ pub fn dispatch_order<B: Backend>(
     let starts = B::int_gather(0, starts, flat(expert_of_pair, pairs));
     let row_of_pair = B::int_add(earlier, starts);
     let nothing = B::int_zeros(Shape::from([pairs]), &device, settings.int_dtype);
-    let pair_of_row = B::int_scatter(0, nothing, row_of_pair.clone(), arange(pairs), IndexingUpdateOp::Add);
+    let pair_of_row =
+        B::int_scatter(0, nothing, row_of_pair.clone(), arange(pairs), IndexingUpdateOp::Add);
     (row_of_pair, pair_of_row, counts)
 }
 
@@ -85,7 +102,8 @@ pub fn grouped_matmul<B: Backend>(
     let (d_in, d_out) = (weight.shape()[1], weight.shape()[2]);
     let products: Vec<_> = groups(rows_per_group)
         .map(|(group, range)| {
-            let weight = B::float_slice(weight.clone(), &[index(group), Slice::full(), Slice::full()]);
+            let weight =
+                B::float_slice(weight.clone(), &[index(group), Slice::full(), Slice::full()]);
             let weight = B::float_reshape(weight, Shape::from([d_in, d_out]));
             B::float_matmul(B::float_slice(rows.clone(), &[range, Slice::full()]), weight)
         })
@@ -130,12 +148,16 @@ pub fn swiglu<B: Backend>(gate_up: FloatTensor<B>) -> FloatTensor<B> {
 }
 
 /// With `s = σ(gate)`: `d gate = grad ⊙ up ⊙ s (1 + gate (1 − s))`, `d up = grad ⊙ gate ⊙ s`.
-pub fn swiglu_backward<B: Backend>(gate_up: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
+pub fn swiglu_backward<B: Backend>(
+    gate_up: FloatTensor<B>,
+    grad: FloatTensor<B>,
+) -> FloatTensor<B> {
     let (gate, up) = halves::<B>(gate_up);
     let sigmoid = B::sigmoid(gate.clone());
     let silu = B::float_mul(gate.clone(), sigmoid.clone());
     let one_minus = B::float_add_scalar(B::float_neg(sigmoid.clone()), 1.0.into());
-    let slope = B::float_mul(sigmoid, B::float_add_scalar(B::float_mul(gate, one_minus), 1.0.into()));
+    let slope =
+        B::float_mul(sigmoid, B::float_add_scalar(B::float_mul(gate, one_minus), 1.0.into()));
     let d_gate = B::float_mul(B::float_mul(grad.clone(), up), slope);
     let d_up = B::float_mul(grad, silu);
     B::float_cat(vec![d_gate, d_up], 1)
@@ -163,7 +185,10 @@ pub fn combine_rows<B: Backend>(
     row_of_pair: IntTensor<B>,
 ) -> FloatTensor<B> {
     let ([_, width], [tokens, top_k]) = (rows.shape().dims(), weights.shape().dims());
-    let rows = B::float_reshape(B::float_select(rows, 0, row_of_pair), Shape::from([tokens, top_k, width]));
+    let rows = B::float_reshape(
+        B::float_select(rows, 0, row_of_pair),
+        Shape::from([tokens, top_k, width]),
+    );
     let weights = B::float_reshape(weights, Shape::from([tokens, top_k, 1]));
     let sum = B::float_sum_dim(B::float_mul(rows, weights), 1);
     B::float_reshape(sum, Shape::from([tokens, width]))
@@ -183,7 +208,8 @@ pub fn combine_rows_backward<B: Backend>(
     let grad = B::float_reshape(grad, Shape::from([tokens, 1, width]));
     let d_weights = B::float_sum_dim(B::float_mul(rows, grad.clone()), 2);
     let d_pairs = B::float_mul(B::float_reshape(weights, Shape::from([tokens, top_k, 1])), grad);
-    let d_rows = B::float_select(B::float_reshape(d_pairs, Shape::from([pairs, width])), 0, pair_of_row);
+    let d_rows =
+        B::float_select(B::float_reshape(d_pairs, Shape::from([pairs, width])), 0, pair_of_row);
     (d_rows, B::float_reshape(d_weights, Shape::from([tokens, top_k])))
 }
 
@@ -196,7 +222,11 @@ fn normalised<B: Backend>(x: FloatTensor<B>, epsilon: f64) -> (FloatTensor<B>, F
 }
 
 /// See [`ops::rms_norm`](super::rms_norm).
-pub fn rms_norm<B: Backend>(x: FloatTensor<B>, weight: FloatTensor<B>, epsilon: f64) -> FloatTensor<B> {
+pub fn rms_norm<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    epsilon: f64,
+) -> FloatTensor<B> {
     let (width, dtype) = (weight.shape()[0], x.dtype());
     let weight = B::float_reshape(weight, Shape::from([1, width]));
     B::float_cast(B::float_mul(normalised::<B>(x, epsilon).0, weight), dtype.into())
@@ -245,9 +275,14 @@ pub fn add_previous_backward<B: Backend>(grad: FloatTensor<B>) -> FloatTensor<B>
 }
 
 /// See [`ops::rotate`](super::rotate).
-pub fn rotate<B: Backend>(x: FloatTensor<B>, cos: FloatTensor<B>, sin: FloatTensor<B>) -> FloatTensor<B> {
+pub fn rotate<B: Backend>(
+    x: FloatTensor<B>,
+    cos: FloatTensor<B>,
+    sin: FloatTensor<B>,
+) -> FloatTensor<B> {
     let (pairs, width) = (cos.shape()[3], x.shape()[3]);
-    let (first, second) = (part::<B>(x.clone(), 3, 0..pairs), part::<B>(x.clone(), 3, pairs..2 * pairs));
+    let (first, second) =
+        (part::<B>(x.clone(), 3, 0..pairs), part::<B>(x.clone(), 3, pairs..2 * pairs));
     let product = |a: &FloatTensor<B>, b: &FloatTensor<B>| B::float_mul(a.clone(), b.clone());
     let mut parts = vec![
         B::float_sub(product(&first, &cos), product(&second, &sin)),
@@ -315,7 +350,8 @@ fn causal_probabilities<B: Backend>(
     softmax::<B>(B::float_mask_fill(scores, hidden, f32::NEG_INFINITY.into()))
 }
 
-/// True where the key comes before the query's first one: `[batch, seq]` → `[batch, heads, seq, seq]`.
+/// True where the key comes before the query's first one: `[batch, seq]` → `[batch, heads, seq,
+/// seq]`.
 fn before<B: Backend>(first_keys: IntTensor<B>, [batch, heads, seq]: [usize; 3]) -> BoolTensor<B> {
     let device = first_keys.device();
     let settings = get_or_init_device_settings::<B>(&device);
@@ -327,21 +363,26 @@ fn before<B: Backend>(first_keys: IntTensor<B>, [batch, heads, seq]: [usize; 3])
     B::bool_expand(mask, Shape::from([batch, heads, seq, seq]))
 }
 
-/// True where a key comes after its query, or before the first key of its row and is not the query's own;
-/// `scores` are `[batch, heads, queries, length]` of the last queries.
+/// True where a key comes after its query, or before the first key of its row and is not the
+/// query's own; `scores` are `[batch, heads, queries, length]` of the last queries.
 fn unseen<B: Backend>(scores: &FloatTensor<B>, first_keys: &[usize]) -> BoolTensor<B> {
     let (shape, device) = (scores.shape(), scores.device());
     let settings = get_or_init_device_settings::<B>(&device);
     let [batch, queries, length] = [shape[0], shape[2], shape[3]];
     let all = |values: std::ops::Range<usize>, shape: [usize; 4]| {
-        let places = B::int_arange(values.start as i64..values.end as i64, &device, settings.int_dtype);
-        B::int_expand(B::int_reshape(places, Shape::from(shape)), Shape::from([batch, 1, queries, length]))
+        let places =
+            B::int_arange(values.start as i64..values.end as i64, &device, settings.int_dtype);
+        B::int_expand(
+            B::int_reshape(places, Shape::from(shape)),
+            Shape::from([batch, 1, queries, length]),
+        )
     };
     let query = all(length - queries..length, [1, 1, queries, 1]);
     let key = all(0..length, [1, 1, 1, length]);
     let first: Vec<i64> = first_keys.iter().map(|&first| first as i64).collect();
     let first = TensorData::new(first, [batch, 1, 1, 1]).convert_dtype(settings.int_dtype.into());
-    let first = B::int_expand(B::int_from_data(first, &device), Shape::from([batch, 1, queries, length]));
+    let first =
+        B::int_expand(B::int_from_data(first, &device), Shape::from([batch, 1, queries, length]));
     let future = B::int_lower(query.clone(), key.clone(), settings.bool_dtype);
     let padding = B::int_lower(key.clone(), first, settings.bool_dtype);
     let others = B::int_not_equal(key, query, settings.bool_dtype);
@@ -368,7 +409,8 @@ pub fn causal_attention_backward<B: Backend>(
 ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
     let (scale, dtype) = (1.0 / (query.shape()[3] as f64).sqrt(), query.dtype().into());
     let p = causal_probabilities::<B>(query.clone(), key.clone(), first_keys);
-    let d_value = B::float_matmul(B::float_transpose(B::float_cast(p.clone(), dtype)), grad.clone());
+    let d_value =
+        B::float_matmul(B::float_transpose(B::float_cast(p.clone(), dtype)), grad.clone());
     let d_p = B::float_cast(B::float_matmul(grad, B::float_transpose(value)), FloatDType::F32);
     let along = B::float_sum_dim(B::float_mul(d_p.clone(), p.clone()), 3);
     let d_scores = B::float_mul_scalar(B::float_mul(p, B::float_sub(d_p, along)), scale.into());
@@ -383,9 +425,13 @@ fn future<B: Backend>(scores: &FloatTensor<B>) -> BoolTensor<B> {
     let settings = get_or_init_device_settings::<B>(&device);
     let seq = shape[2];
     let positions = |shape: [usize; 4]| {
-        B::int_reshape(B::int_arange(0..seq as i64, &device, settings.int_dtype), Shape::from(shape))
+        B::int_reshape(
+            B::int_arange(0..seq as i64, &device, settings.int_dtype),
+            Shape::from(shape),
+        )
     };
-    let mask = B::int_lower(positions([1, 1, seq, 1]), positions([1, 1, 1, seq]), settings.bool_dtype);
+    let mask =
+        B::int_lower(positions([1, 1, seq, 1]), positions([1, 1, 1, seq]), settings.bool_dtype);
     B::bool_expand(mask, shape)
 }
 
@@ -402,7 +448,8 @@ pub fn cached_attention<B: Backend>(
         B::float_slice(x, &[Slice::full(), Slice::full(), Slice::from(0..length), Slice::full()])
     };
     let dtype = value.dtype().into();
-    let scores = B::float_cast(B::float_matmul(query, B::float_transpose(filled(key))), FloatDType::F32);
+    let scores =
+        B::float_cast(B::float_matmul(query, B::float_transpose(filled(key))), FloatDType::F32);
     let scores = B::float_mul_scalar(scores, (1.0 / (d as f64).sqrt()).into());
     let scores = if queries == 1 && first_keys.iter().all(|&first| first == 0) {
         scores
@@ -437,7 +484,13 @@ pub fn cross_entropy_backward<B: Backend>(
     let column = Shape::from([logits.shape()[0], 1]);
     let grad = B::float_reshape(grad, column.clone());
     let spread = B::float_mul(B::float_exp(log_probabilities::<B>(logits)), grad.clone());
-    B::float_scatter(1, spread, B::int_reshape(labels, column), B::float_neg(grad), IndexingUpdateOp::Add)
+    B::float_scatter(
+        1,
+        spread,
+        B::int_reshape(labels, column),
+        B::float_neg(grad),
+        IndexingUpdateOp::Add,
+    )
 }
 
 /// See [`ops::linear_cross_entropy`](super::linear_cross_entropy).
@@ -455,7 +508,8 @@ pub fn linear_cross_entropy<B: YuanOps>(
     B::float_cat(parts.collect(), 0)
 }
 
-/// With `g = grad · (softmax(logits) − onehot)`: `d rows = scale · g · weightᵀ`, `d weight = scale · rowsᵀ · g`.
+/// With `g = grad · (softmax(logits) − onehot)`: `d rows = scale · g · weightᵀ`, `d weight = scale
+/// · rowsᵀ · g`.
 pub fn linear_cross_entropy_backward<B: YuanOps>(
     rows: FloatTensor<B>,
     weight: FloatTensor<B>,
@@ -470,7 +524,8 @@ pub fn linear_cross_entropy_backward<B: YuanOps>(
     for piece in pieces(rows.shape()[0], rows_at_once) {
         let logits = piece_logits::<B>(&rows, &weight, scale, piece.clone());
         let grad = B::float_slice(grad.clone(), &[Slice::from(piece.clone())]);
-        let d_logits = B::cross_entropy_backward(logits, int_rows::<B>(&labels, piece.clone()), grad);
+        let d_logits =
+            B::cross_entropy_backward(logits, int_rows::<B>(&labels, piece.clone()), grad);
         let d_logits = B::float_cast(B::float_mul_scalar(d_logits, scale.into()), dtype);
         let rows = B::float_slice(rows.clone(), &[Slice::from(piece), Slice::full()]);
         let part = B::float_matmul(B::float_transpose(rows), d_logits.clone());
@@ -526,7 +581,8 @@ pub fn adamw_update<B: Backend>(
     let [correction_1, correction_2] = step.bias_corrections();
     let root = B::float_sqrt(scale(moment_2.clone(), 1.0 / correction_2));
     let denominator = B::float_add_scalar(root, step.epsilon.into());
-    let update = B::float_div(scale(moment_1.clone(), step.learning_rate / correction_1), denominator);
+    let update =
+        B::float_div(scale(moment_1.clone(), step.learning_rate / correction_1), denominator);
     let param = scale(param, 1.0 - step.learning_rate * step.weight_decay);
     (B::float_sub(param, update), moment_1, moment_2)
 }
@@ -544,7 +600,11 @@ fn halves<B: Backend>(gate_up: FloatTensor<B>) -> (FloatTensor<B>, FloatTensor<B
 }
 
 /// A range along one axis.
-fn part<B: Backend>(tensor: FloatTensor<B>, axis: usize, range: std::ops::Range<usize>) -> FloatTensor<B> {
+fn part<B: Backend>(
+    tensor: FloatTensor<B>,
+    axis: usize,
+    range: std::ops::Range<usize>,
+) -> FloatTensor<B> {
     let mut slices = vec![Slice::full(); tensor.shape().num_dims()];
     slices[axis] = Slice::from(range);
     B::float_slice(tensor, &slices)

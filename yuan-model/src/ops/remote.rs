@@ -1,8 +1,10 @@
-//! Our operations on devices that other processes serve: each is one message, and its fast form runs there.
+//! Our operations on devices that other processes serve: each is one message, and its fast form
+//! runs there.
 //!
-//! The client names an operation, its arguments, and what the results will look like; the server, which has to be
-//! [`device::serve`](crate::device::serve), looks the name up and calls its backend. Both sides come from one table. Whether
-//! fast versions are used is up to the process that computes ([`set_fast_paths`](super::set_fast_paths)).
+//! The client names an operation, its arguments, and what the results will look like; the server,
+//! which has to be [`device::serve`](crate::device::serve), looks the name up and calls its
+//! backend. Both sides come from one table. Whether fast versions are used is up to the process
+//! that computes ([`set_fast_paths`](super::set_fast_paths)).
 
 use std::slice::Iter;
 
@@ -63,8 +65,8 @@ macro_rules! id {
     };
 }
 
-// Gradients of weights are in f32, unrounded where the server's backend has them so. The logarithms of the sums are
-// whatever the backend keeps: they only go back to it.
+// Gradients of weights are in f32, unrounded where the server's backend has them so. The logarithms
+// of the sums are whatever the backend keeps: they only go back to it.
 operations! {
     dense(rows: Float, weight: Float) -> (y: Float[[rows.shape()[0], weight.shape()[1]], rows.dtype()]);
     dense_weight_backward(rows: Float, grad: Float)
@@ -158,8 +160,8 @@ impl Call {
         id: &'static str,
         results: [(Shape, DType); N],
     ) -> [FloatTensor<Remote>; N] {
-        let results =
-            results.map(|(shape, dtype)| TensorIr::uninit(client.create_empty_handle(), shape, dtype));
+        let results = results
+            .map(|(shape, dtype)| TensorIr::uninit(client.create_empty_handle(), shape, dtype));
         let op = CustomOpIr::with_scalars(id, &self.inputs, &results, self.scalars);
         let made = client.register(op);
         made.try_into().unwrap_or_else(|made: Vec<_>| panic!("{id}: {} of {N} results", made.len()))
@@ -180,7 +182,8 @@ impl<'a, B: BackendIr> Received<'a, B> {
         Self { handles, inputs, scalars: call.scalars.iter(), results }
     }
 
-    // A message that does not fit ends its session with this reason; it comes from a client of another version.
+    // A message that does not fit ends its session with this reason; it comes from a client of
+    // another version.
 
     fn input(&mut self) -> &'a TensorIr {
         self.inputs.next().expect("a tensor is missing")
@@ -331,7 +334,15 @@ impl Argument for Step {
     type Of<B: Backend> = AdamWStep;
 
     fn send(step: AdamWStep, call: &mut Call) {
-        let AdamWStep { learning_rate, beta_1, beta_2, epsilon, weight_decay, step, gradient_scale } = step;
+        let AdamWStep {
+            learning_rate,
+            beta_1,
+            beta_2,
+            epsilon,
+            weight_decay,
+            step,
+            gradient_scale,
+        } = step;
         let numbers = [learning_rate, beta_1, beta_2, epsilon, weight_decay, gradient_scale];
         call.scalars.extend(numbers.map(ScalarIr::Float));
         call.scalars.push(ScalarIr::UInt(step));

@@ -1,4 +1,5 @@
-//! The JSON header of a safetensors file, checked by the `safetensors` crate and against what it lets pass.
+//! The JSON header of a safetensors file, checked by the `safetensors` crate and against what it
+//! lets pass.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +18,8 @@ pub(super) const LARGEST: u64 = 100_000_000;
 
 /// The tensors that a header lists; the first of their bytes is at `start`.
 pub(super) fn parse(text: &[u8], start: u64) -> Result<BTreeMap<String, StoredTensor>, String> {
-    let text = std::str::from_utf8(text).map_err(|error| format!("its header is no text: {error}"))?;
+    let text =
+        std::str::from_utf8(text).map_err(|error| format!("its header is no text: {error}"))?;
     let bad = |error: serde_json::Error| format!("its header is damaged: {error}");
     // The format's own reader would silently take the last of two tensors of one name.
     let Names { repeated } = serde_json::from_str(text).map_err(bad)?;
@@ -32,7 +34,15 @@ pub(super) fn parse(text: &[u8], start: u64) -> Result<BTreeMap<String, StoredTe
             .checked_add(begin as u64)
             .filter(|offset| offset.checked_add((end - begin) as u64).is_some());
         let offset = offset.ok_or_else(|| format!("`{name}` lies beyond the end of any file"))?;
-        Ok((name, StoredTensor { dtype: info.dtype, shape: info.shape.clone(), offset, bytes: end - begin }))
+        Ok((
+            name,
+            StoredTensor {
+                dtype: info.dtype,
+                shape: info.shape.clone(),
+                offset,
+                bytes: end - begin,
+            },
+        ))
     };
     metadata.tensors().into_iter().map(stored).collect()
 }

@@ -21,7 +21,8 @@ impl MappedTensor {
     }
 }
 
-/// Asks the disk for what follows the tensor in use, so that it goes on while the tensor is computed with.
+/// Asks the disk for what follows the tensor in use, so that it goes on while the tensor is
+/// computed with.
 #[derive(Debug, Default)]
 pub(super) struct ReadAhead {
     /// What was asked for ends here.
@@ -63,9 +64,10 @@ fn map(file: &File, offset: u64, length: usize, populate: bool) -> io::Result<Op
     if populate {
         options.populate();
     }
-    // SAFETY: the map is read-only, and of a file that nobody is supposed to change while it is read: this library
-    // replaces files by renaming and never writes into one that exists. A program that truncates it meanwhile ends
-    // us with a bus error, as it ends every other reader of safetensors files.
+    // SAFETY: the map is read-only, and of a file that nobody is supposed to change while it is
+    // read: this library replaces files by renaming and never writes into one that exists. A
+    // program that truncates it meanwhile ends us with a bus error, as it ends every other reader
+    // of safetensors files.
     unsafe { options.map(file).map(Some) }
 }
 

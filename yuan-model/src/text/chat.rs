@@ -46,9 +46,14 @@ impl ChatTemplate {
     pub fn new(source: &str) -> Result<Self, TextError> {
         let mut environment = Environment::new();
         environment.set_syntax(
-            SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(failed)?,
+            SyntaxConfig::builder()
+                .trim_blocks(true)
+                .lstrip_blocks(true)
+                .build()
+                .map_err(failed)?,
         );
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
@@ -57,9 +62,12 @@ impl ChatTemplate {
         Ok(Self { environment })
     }
 
-    /// The template of a model directory: `chat_template.jinja`, `chat_template.json`, or a key of the
-    /// tokenizer's configuration.
-    pub(super) fn find(directory: &Path, tokenizer_config: &Value) -> Result<Option<Self>, TextError> {
+    /// The template of a model directory: `chat_template.jinja`, `chat_template.json`, or a key of
+    /// the tokenizer's configuration.
+    pub(super) fn find(
+        directory: &Path,
+        tokenizer_config: &Value,
+    ) -> Result<Option<Self>, TextError> {
         let jinja = directory.join("chat_template.jinja");
         let source = if jinja.is_file() {
             Some(fs::read_to_string(&jinja).map_err(FileError::of("read", &jinja))?)
@@ -87,7 +95,10 @@ impl ChatTemplate {
             add_generation_prompt => add_generation_prompt,
             ..minijinja::Value::from(Serde(special_tokens))
         };
-        self.environment.get_template(NAME).and_then(|template| template.render(context)).map_err(failed)
+        self.environment
+            .get_template(NAME)
+            .and_then(|template| template.render(context))
+            .map_err(failed)
     }
 }
 
@@ -104,9 +115,11 @@ fn failed(error: Error) -> TextError {
     TextError::Template(format!("{detail}{line}"))
 }
 
-/// JSON as Python's `json.dumps` writes it, which templates were made for: spaces after `,` and `:`.
+/// JSON as Python's `json.dumps` writes it, which templates were made for: spaces after `,` and
+/// `:`.
 fn to_json(value: &minijinja::Value, options: Kwargs) -> Result<String, Error> {
-    let failed = |error: serde_json::Error| Error::new(ErrorKind::BadSerialization, error.to_string());
+    let failed =
+        |error: serde_json::Error| Error::new(ErrorKind::BadSerialization, error.to_string());
     let mut text = Vec::new();
     let indent: Option<usize> = options.get("indent")?;
     options.assert_all_used()?;
@@ -124,17 +137,26 @@ fn to_json(value: &minijinja::Value, options: Kwargs) -> Result<String, Error> {
                 .map_err(failed)?;
         }
     }
-    String::from_utf8(text).map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))
+    String::from_utf8(text)
+        .map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))
 }
 
 struct Python;
 
 impl serde_json::ser::Formatter for Python {
-    fn begin_array_value<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+    fn begin_array_value<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
         if first { Ok(()) } else { writer.write_all(b", ") }
     }
 
-    fn begin_object_key<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+    fn begin_object_key<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
         if first { Ok(()) } else { writer.write_all(b", ") }
     }
 
@@ -178,8 +200,7 @@ mod tests {
 
     #[test]
     fn a_refusal_and_a_mistake_are_one_sentence() {
-        let refusal =
-            "{% if messages[0].role != 'user' %}{{ raise_exception('The user speaks first') }}{% endif %}";
+        let refusal = "{% if messages[0].role != 'user' %}{{ raise_exception('The user speaks first') }}{% endif %}";
         let error = render(refusal, &[Message::new("assistant", "Hi")]).unwrap_err();
         assert_eq!(error.to_string(), "chat template: The user speaks first (line 1)");
         let error = render("{% for %}", &[]).unwrap_err().to_string();

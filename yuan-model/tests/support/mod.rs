@@ -14,11 +14,13 @@ use yuan_model::{
     named,
 };
 
-/// Devices that the tests run on: `YUAN_DEVICE` names them (`flex,wgpu`), otherwise both CPU backends.
+/// Devices that the tests run on: `YUAN_DEVICE` names them (`flex,wgpu`), otherwise both CPU
+/// backends.
 pub fn devices() -> Vec<(String, Device)> {
     let wanted = std::env::var("YUAN_DEVICE").unwrap_or_else(|_| "flex,ndarray".into());
-    let device =
-        |name: &str| (name.to_owned(), device(name).unwrap_or_else(|error| panic!("YUAN_DEVICE: {error}")));
+    let device = |name: &str| {
+        (name.to_owned(), device(name).unwrap_or_else(|error| panic!("YUAN_DEVICE: {error}")))
+    };
     wanted.split(',').map(device).collect()
 }
 
@@ -85,7 +87,10 @@ pub fn reference() -> PathBuf {
 
 /// A reference model with the reference's weights.
 pub fn load_model(directory: &str, device: &Device) -> YuanModel {
-    HfCheckpoint::open(&reference().join(directory)).unwrap().load(device, &LoadOptions::default()).unwrap()
+    HfCheckpoint::open(&reference().join(directory))
+        .unwrap()
+        .load(device, &LoadOptions::default())
+        .unwrap()
 }
 
 /// A tensor in host memory, row-major.
@@ -112,11 +117,13 @@ impl Fixture {
             let (shape, data) = (view.shape().to_vec(), view.data());
             match view.dtype() {
                 Dtype::F32 => {
-                    let values = data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+                    let values =
+                        data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
                     floats.insert(name, HostTensor { shape, values });
                 }
                 Dtype::I64 => {
-                    let values = data.as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect();
+                    let values =
+                        data.as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect();
                     ints.insert(name, (shape, values));
                 }
                 other => panic!("{file}: {name} is {other:?}"),
@@ -156,15 +163,23 @@ impl Fixture {
 pub fn sources_under(config: &YuanConfig, path: &str, name: &str) -> Vec<ParameterSource> {
     let strip = |mut source: ParameterSource| {
         source.path = source.path.strip_prefix(path)?.into();
-        source.names =
-            source.names.iter().map(|n| Some(n.strip_prefix(name)?.into())).collect::<Option<_>>()?;
+        source.names = source
+            .names
+            .iter()
+            .map(|n| Some(n.strip_prefix(name)?.into()))
+            .collect::<Option<_>>()?;
         Some(source)
     };
     config.parameter_sources().into_iter().filter_map(strip).collect()
 }
 
 /// Fills a module from the fixture's tensors under `prefix`.
-pub fn fill<M: Module>(module: M, sources: &[ParameterSource], fixture: &Fixture, prefix: &str) -> M {
+pub fn fill<M: Module>(
+    module: M,
+    sources: &[ParameterSource],
+    fixture: &Fixture,
+    prefix: &str,
+) -> M {
     let mut filled = 0;
     let module = named::write_parameters(module, |path, shape| {
         let source = sources.iter().find(|source| source.path == path)?;
@@ -217,7 +232,12 @@ pub fn values(data: &TensorData) -> Vec<f32> {
 }
 
 /// Absolute difference within the tolerance of its kind everywhere, and the same shape.
-pub fn assert_near<const D: usize>(what: &str, ours: &Tensor<D>, expected: &HostTensor, kind: Kind) {
+pub fn assert_near<const D: usize>(
+    what: &str,
+    ours: &Tensor<D>,
+    expected: &HostTensor,
+    kind: Kind,
+) {
     assert_near_scaled(what, ours, expected, kind, 1.0);
 }
 
@@ -251,6 +271,7 @@ pub fn assert_gradient(what: &str, device: &Device, ours: &TensorData, expected:
 /// A NaN on either side counts as infinitely far.
 pub fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
-    let distance = |(a, b): (&f32, &f32)| if (a - b).is_nan() { f32::INFINITY } else { (a - b).abs() };
+    let distance =
+        |(a, b): (&f32, &f32)| if (a - b).is_nan() { f32::INFINITY } else { (a - b).abs() };
     a.iter().zip(b).map(distance).fold(0.0, f32::max)
 }

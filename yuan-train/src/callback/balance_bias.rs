@@ -6,11 +6,13 @@ use crate::{
     language_model::SelectionBias,
 };
 
-/// After every step (and before a snapshot of it), lowers the selection bias of experts above the mean load and raises the others'.
+/// After every step (and before a snapshot of it), lowers the selection bias of experts above the
+/// mean load and raises the others'.
 ///
-/// The model must have been built with `router_selection_bias`. The bias is part of the model: checkpoints
-/// carry it, and a prune cuts it with the router. DeepSeek-V3 adds it to sigmoids and moves it by 0.001; here
-/// it is added to logits, whose spread is of the order of one, so that rates of the same size apply.
+/// The model must have been built with `router_selection_bias`. The bias is part of the model:
+/// checkpoints carry it, and a prune cuts it with the router. DeepSeek-V3 adds it to sigmoids and
+/// moves it by 0.001; here it is added to logits, whose spread is of the order of one, so that
+/// rates of the same size apply.
 #[derive(Debug, Clone, Copy)]
 pub struct BalanceBias {
     /// By how much a bias moves after a step; zero turns it off.
@@ -30,7 +32,11 @@ impl<M: SelectionBias> Callback<M> for BalanceBias {
         Ok(())
     }
 
-    fn on_step(&mut self, context: &mut Context<'_, M>, metrics: &StepMetrics) -> Result<(), TrainError> {
+    fn on_step(
+        &mut self,
+        context: &mut Context<'_, M>,
+        metrics: &StepMetrics,
+    ) -> Result<(), TrainError> {
         if self.update_rate == 0.0 {
             return Ok(());
         }

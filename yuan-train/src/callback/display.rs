@@ -59,7 +59,8 @@ impl Display {
 
     fn step_line(&self, metrics: &StepMetrics) -> String {
         let imbalance = metrics.max_over_mean.iter().copied().fold(0.0, f64::max);
-        let validation = self.validation.map_or_else(String::new, |loss| format!("  validation {loss:.3}"));
+        let validation =
+            self.validation.map_or_else(String::new, |loss| format!("  validation {loss:.3}"));
         let gini = self.gini.map_or_else(String::new, |gini| format!("  gini {gini:.2}"));
         let dead = match self.dead.iter().sum::<usize>() {
             0 => String::new(),
@@ -124,8 +125,10 @@ impl<M> Callback<M> for Display {
             Event::Load { step, statistics, .. } => self.loads(*step, statistics),
             Event::Phase { step, stable, layers } => {
                 let (phase, count) = (if *stable { "stable" } else { "transition" }, layers.len());
-                let moving: Vec<String> =
-                    (0..count).filter(|&layer| !layers[layer]).map(|layer| layer.to_string()).collect();
+                let moving: Vec<String> = (0..count)
+                    .filter(|&layer| !layers[layer])
+                    .map(|layer| layer.to_string())
+                    .collect();
                 let which = match moving.len() {
                     0 => String::new(),
                     n if n == count => ", all moving".into(),
@@ -134,7 +137,10 @@ impl<M> Callback<M> for Display {
                 };
                 self.line(
                     *step,
-                    &format!("{phase} phase: {} of {count} layers stable{which}", count - moving.len()),
+                    &format!(
+                        "{phase} phase: {} of {count} layers stable{which}",
+                        count - moving.len()
+                    ),
                 );
             }
             Event::Prune {
@@ -172,7 +178,9 @@ impl<M> Callback<M> for Display {
                     Some(loss) if *satisfied => {
                         format!("validation loss {loss:.4} is within {allowed_loss:.4}")
                     }
-                    Some(loss) => format!("validation loss {loss:.4} is not within {allowed_loss:.4}"),
+                    Some(loss) => {
+                        format!("validation loss {loss:.4} is not within {allowed_loss:.4}")
+                    }
                     None => "the loss is not a number".into(),
                 };
                 self.line(*step, &format!("guard: {found}, {then}"));
@@ -196,5 +204,9 @@ impl<M> Callback<M> for Display {
 }
 
 fn moved(bytes: u64) -> String {
-    if bytes == 0 { String::new() } else { format!("; {:.1} MB moved between devices", bytes as f64 / 1e6) }
+    if bytes == 0 {
+        String::new()
+    } else {
+        format!("; {:.1} MB moved between devices", bytes as f64 / 1e6)
+    }
 }

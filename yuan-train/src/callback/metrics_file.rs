@@ -19,8 +19,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct MetricsFile {
     open: Option<(PathBuf, File)>,
-    /// Lines that the run has written; a checkpoint keeps the count, so that a resumed run can drop what an
-    /// interrupted one wrote beyond it.
+    /// Lines that the run has written; a checkpoint keeps the count, so that a resumed run can drop
+    /// what an interrupted one wrote beyond it.
     lines: usize,
 }
 
@@ -36,11 +36,17 @@ impl<M> Callback<M> for MetricsFile {
 
     fn on_start(&mut self, context: &mut Context<'_, M>) -> Result<(), TrainError> {
         let path = context.run_dir().join(Self::NAME);
-        let old = if self.lines > 0 { fs::read_to_string(&path).unwrap_or_default() } else { String::new() };
-        let kept: String = old.split_inclusive('\n').take(self.lines).filter(|l| l.ends_with('\n')).collect();
+        let old = if self.lines > 0 {
+            fs::read_to_string(&path).unwrap_or_default()
+        } else {
+            String::new()
+        };
+        let kept: String =
+            old.split_inclusive('\n').take(self.lines).filter(|l| l.ends_with('\n')).collect();
         self.lines = kept.lines().count();
         write_whole(&path, kept.as_bytes())?;
-        let file = OpenOptions::new().append(true).open(&path).map_err(TrainError::io("write", &path))?;
+        let file =
+            OpenOptions::new().append(true).open(&path).map_err(TrainError::io("write", &path))?;
         self.open = Some((path, file));
         Ok(())
     }

@@ -1,10 +1,11 @@
-//! LAEP in a running job: watch the loads, decide, cut model and optimizer, and undo it if it hurts.
+//! LAEP in a running job: watch the loads, decide, cut model and optimizer, and undo it if it
+//! hurts.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use yuan_laep::{
-    LayerPlan, LoadFile, LoadStatistics, LoadTracker, LoadWindow, ModelSize, PruneLimits, PrunePlan,
-    StabilityTest,
+    LayerPlan, LoadFile, LoadStatistics, LoadTracker, LoadWindow, ModelSize, PruneLimits,
+    PrunePlan, StabilityTest,
 };
 use yuan_model::{PrunableExperts, files::write_whole, named};
 
@@ -48,9 +49,11 @@ pub struct LaepConfig {
     pub stability: StabilityTest,
     /// How much may go.
     pub limits: PruneLimits,
-    /// Device groups that the kept experts are spread over: the devices of a mesh that share the experts, or a multiple.
+    /// Device groups that the kept experts are spread over: the devices of a mesh that share the
+    /// experts, or a multiple.
     pub groups: usize,
-    /// Windows after which all experts are spread over the groups anew by the latest loads, without pruning any; 0: never.
+    /// Windows after which all experts are spread over the groups anew by the latest loads, without
+    /// pruning any; 0: never.
     #[serde(default)]
     pub rearrange_every: u64,
     /// A plan made elsewhere, applied instead of one on the run's own loads.
@@ -96,7 +99,9 @@ impl LaepConfig {
             Trigger::Steps(steps)
                 if steps.is_empty() || steps[0] == 0 || !steps.is_sorted_by(|a, b| a < b) =>
             {
-                return refuse(format!("the steps to prune at, {steps:?}, must ascend from 1 or more"));
+                return refuse(format!(
+                    "the steps to prune at, {steps:?}, must ascend from 1 or more"
+                ));
             }
             _ => {}
         }
@@ -104,7 +109,8 @@ impl LaepConfig {
             plan.check()?;
             if self.rounds() > 1 {
                 return refuse(
-                    "a plan that was made elsewhere can be applied once: one round, not more".into(),
+                    "a plan that was made elsewhere can be applied once: one round, not more"
+                        .into(),
                 );
             }
         }
@@ -169,7 +175,8 @@ struct Watched {
 impl PruneExperts {
     /// Name of the first plan in the run directory.
     pub const PLAN: &'static str = "plan.json";
-    /// Name of the loads that it rests on, as the example `plan` reads them; until then, of the latest ones.
+    /// Name of the loads that it rests on, as the example `plan` reads them; until then, of the
+    /// latest ones.
     pub const LOADS: &'static str = "loads.json";
 
     /// Prunes as `config` says.
@@ -191,7 +198,9 @@ impl PruneExperts {
     }
 
     fn is_pending(&self) -> bool {
-        self.state.rounds < self.config.rounds() && !self.state.given_up && self.state.watched.is_none()
+        self.state.rounds < self.config.rounds()
+            && !self.state.given_up
+            && self.state.watched.is_none()
     }
 
     /// The loads that a plan made now would rest on.
@@ -244,11 +253,17 @@ impl PruneExperts {
     }
 
     /// Plans on the loads of the latest windows and applies the plan.
-    fn prune<M: PrunableExperts>(&mut self, context: &mut Context<'_, M>) -> Result<(), TrainError> {
+    fn prune<M: PrunableExperts>(
+        &mut self,
+        context: &mut Context<'_, M>,
+    ) -> Result<(), TrainError> {
         let (step, experts_before) = (context.step(), context.model().experts_per_layer());
         let plan = self.plan(context)?;
         plan.check_against(&experts_before, context.model().top_k())?;
-        write_whole(&context.run_dir().join(self.file_name(Self::PLAN)), plan.to_json().as_bytes())?;
+        write_whole(
+            &context.run_dir().join(self.file_name(Self::PLAN)),
+            plan.to_json().as_bytes(),
+        )?;
         let parameters_before = context.model().num_parameters();
         let kept: Vec<Vec<usize>> = plan.layers.iter().map(|layer| layer.kept.clone()).collect();
         let bytes_moved = context.cut(|model| model.keep_experts(&kept))?;
@@ -258,8 +273,10 @@ impl PruneExperts {
         self.state.rounds += 1;
         self.state.windows_in_place = 0;
         if let (Some(guard), Some((_, loss))) = (self.config.guard, self.validation) {
-            self.state.watched =
-                Some(Watched { until: step + guard.steps, allowed_loss: loss * (1.0 + guard.margin) });
+            self.state.watched = Some(Watched {
+                until: step + guard.steps,
+                allowed_loss: loss * (1.0 + guard.margin),
+            });
         }
         context.emit(Event::Prune {
             step,
@@ -278,7 +295,10 @@ impl PruneExperts {
     }
 
     /// Spreads all experts over the groups by the latest loads: Algorithm 2 alone.
-    fn rearrange<M: PrunableExperts>(&mut self, context: &mut Context<'_, M>) -> Result<(), TrainError> {
+    fn rearrange<M: PrunableExperts>(
+        &mut self,
+        context: &mut Context<'_, M>,
+    ) -> Result<(), TrainError> {
         let nothing = PruneLimits { max_pruned_fraction: Some(0.0), ..self.config.limits.clone() };
         let plan = PrunePlan::new(&self.loads().layers, &nothing, self.config.groups)?;
         let order: Vec<Vec<usize>> = plan.layers.iter().map(|layer| layer.kept.clone()).collect();
@@ -296,7 +316,8 @@ impl PruneExperts {
         Ok(())
     }
 
-    /// Ends the watch over a prune when the loss came back, and asks to undo it when time, or the run, is up.
+    /// Ends the watch over a prune when the loss came back, and asks to undo it when time, or the
+    /// run, is up.
     fn watch<M>(&mut self, context: &mut Context<'_, M>) {
         let (Some(Watched { until, allowed_loss }), Some((step, loss))) =
             (self.state.watched, self.validation)
@@ -352,15 +373,23 @@ impl<M: PrunableExperts> Callback<M> for PruneExperts {
         match self.state.watched {
             None => context.discard_snapshot(),
             Some(_) if !context.has_snapshot() => {
-                let reason = "the guard watches a prune, but before-prune, the state to go back to, is gone";
-                return Err(TrainError::Setting(format!("{}: {reason}", context.run_dir().display())));
+                let reason =
+                    "the guard watches a prune, but before-prune, the state to go back to, is gone";
+                return Err(TrainError::Setting(format!(
+                    "{}: {reason}",
+                    context.run_dir().display()
+                )));
             }
             Some(_) => {}
         }
         Ok(())
     }
 
-    fn on_step(&mut self, context: &mut Context<'_, M>, metrics: &StepMetrics) -> Result<(), TrainError> {
+    fn on_step(
+        &mut self,
+        context: &mut Context<'_, M>,
+        metrics: &StepMetrics,
+    ) -> Result<(), TrainError> {
         let complete = self.state.tracker.record(metrics.loads.clone())?;
         let stable = complete && self.judge(context);
         let pending = self.is_pending();

@@ -14,7 +14,11 @@ impl<M> Callback<M> for ValidateEvery {
         "validate_every"
     }
 
-    fn on_step(&mut self, context: &mut Context<'_, M>, metrics: &StepMetrics) -> Result<(), TrainError> {
+    fn on_step(
+        &mut self,
+        context: &mut Context<'_, M>,
+        metrics: &StepMetrics,
+    ) -> Result<(), TrainError> {
         if self.0 > 0 && metrics.step.is_multiple_of(self.0) {
             context.request_validation();
         }
@@ -31,7 +35,11 @@ impl<M> Callback<M> for CheckpointEvery {
         "checkpoint_every"
     }
 
-    fn on_step(&mut self, context: &mut Context<'_, M>, metrics: &StepMetrics) -> Result<(), TrainError> {
+    fn on_step(
+        &mut self,
+        context: &mut Context<'_, M>,
+        metrics: &StepMetrics,
+    ) -> Result<(), TrainError> {
         if self.0 > 0 && metrics.step.is_multiple_of(self.0) {
             context.request_checkpoint();
         }

@@ -26,7 +26,12 @@ impl RowStream {
     /// # Errors
     ///
     /// If the stream is too short for a single row.
-    pub fn new(tokens: Vec<u32>, eod: u32, seq_len: usize, seed: Option<u64>) -> Result<Self, TrainError> {
+    pub fn new(
+        tokens: Vec<u32>,
+        eod: u32,
+        seq_len: usize,
+        seed: Option<u64>,
+    ) -> Result<Self, TrainError> {
         let stream = Self { tokens, eod, seq_len, seed, consumed: 0, epoch: None };
         if stream.num_rows() == 0 {
             return Err(TrainError::Corpus(format!(
@@ -77,7 +82,9 @@ impl RowStream {
         if self.epoch.as_ref().is_none_or(|(current, _)| *current != epoch) {
             let mut order: Vec<u32> = (0..rows as u32).collect();
             // Distinct streams for distinct (seed, epoch) pairs; StdRng spreads close seeds apart.
-            order.shuffle(&mut StdRng::seed_from_u64(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ epoch));
+            order.shuffle(&mut StdRng::seed_from_u64(
+                seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ epoch,
+            ));
             self.epoch = Some((epoch, order));
         }
         self.epoch.as_ref().map_or(index, |(_, order)| order[index] as usize)
@@ -122,8 +129,9 @@ mod tests {
     #[test]
     fn labels_follow_inputs_and_positions_restart_after_a_document() {
         let batch = stream(None).next_batch(3, &Device::default());
-        let read =
-            |tensor: Tensor<2, burn::tensor::Int>| -> Vec<i64> { tensor.into_data().iter::<i64>().collect() };
+        let read = |tensor: Tensor<2, burn::tensor::Int>| -> Vec<i64> {
+            tensor.into_data().iter::<i64>().collect()
+        };
         assert_eq!(read(batch.input_ids), (0..12).collect::<Vec<_>>());
         assert_eq!(read(batch.labels), (1..13).collect::<Vec<_>>());
         assert_eq!(read(batch.position_ids), [0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 0, 1]);

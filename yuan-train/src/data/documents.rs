@@ -39,20 +39,23 @@ impl Document {
     }
 }
 
-/// Documents of about `bytes` altogether, spread evenly over the list; all of them if they are fewer.
+/// Documents of about `bytes` altogether, spread evenly over the list; all of them if they are
+/// fewer.
 pub fn thin_out(documents: Vec<Document>, bytes: usize) -> Vec<Document> {
     let total: usize = documents.iter().map(|document| document.text.len()).sum();
     let (mut seen, mut kept) = (0, 0);
     let is_due = |document: &Document| {
         seen += document.text.len();
-        let due = kept as f64 + document.text.len() as f64 / 2.0 <= bytes as f64 * seen as f64 / total as f64;
+        let due = kept as f64 + document.text.len() as f64 / 2.0
+            <= bytes as f64 * seen as f64 / total as f64;
         kept += if due { document.text.len() } else { 0 };
         due
     };
     if total <= bytes { documents } else { documents.into_iter().filter(is_due).collect() }
 }
 
-/// Reads every UTF-8 file below `directory`, ordered by path; binary and huge files are passed over.
+/// Reads every UTF-8 file below `directory`, ordered by path; binary and huge files are passed
+/// over.
 ///
 /// # Errors
 ///
@@ -60,7 +63,8 @@ pub fn thin_out(documents: Vec<Document>, bytes: usize) -> Vec<Document> {
 pub fn read_directory(directory: &Path) -> Result<Vec<Document>, TrainError> {
     let mut documents = Vec::new();
     for file in files_below(directory)? {
-        let name = file.strip_prefix(directory).unwrap_or(&file).to_string_lossy().replace('\\', "/");
+        let name =
+            file.strip_prefix(directory).unwrap_or(&file).to_string_lossy().replace('\\', "/");
         documents.extend(read_document(name, &file)?);
     }
     if documents.is_empty() {
@@ -76,7 +80,9 @@ pub(super) fn read_document(name: String, file: &Path) -> Result<Option<Document
         return Ok(None);
     }
     let bytes = fs::read(file).map_err(TrainError::io("read", file))?;
-    let text = String::from_utf8(bytes).ok().filter(|text| !text.contains('\0') && !text.trim().is_empty());
+    let text = String::from_utf8(bytes)
+        .ok()
+        .filter(|text| !text.contains('\0') && !text.trim().is_empty());
     Ok(text.map(|text| Document { name, text }))
 }
 
@@ -105,8 +111,9 @@ mod tests {
 
     #[test]
     fn thinning_out_keeps_the_size_and_the_spread() {
-        let documents: Vec<Document> =
-            (0..100).map(|i| Document { name: i.to_string(), text: "x".repeat(1 + i * 37 % 50) }).collect();
+        let documents: Vec<Document> = (0..100)
+            .map(|i| Document { name: i.to_string(), text: "x".repeat(1 + i * 37 % 50) })
+            .collect();
         let size = |documents: &[Document]| documents.iter().map(|d| d.text.len()).sum::<usize>();
         let thinned = thin_out(documents.clone(), size(&documents) / 5);
         let share = size(&thinned) as f64 / size(&documents) as f64;

@@ -34,7 +34,8 @@ pub fn read_crate_sources(manifest: &Path) -> Result<Vec<Document>, TrainError> 
             if !file.extension().is_some_and(|extension| extension == "rs" || extension == "md") {
                 continue;
             }
-            let path = file.strip_prefix(&root).unwrap_or(&file).to_string_lossy().replace('\\', "/");
+            let path =
+                file.strip_prefix(&root).unwrap_or(&file).to_string_lossy().replace('\\', "/");
             if let Some(document) =
                 read_document(format!("{name}/{path}"), &file)?.filter(|d| d.text.len() <= left)
             {
@@ -102,7 +103,15 @@ fn metadata(manifest: &Path) -> Result<Metadata, TrainError> {
     let host = env!("YUAN_TARGET");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
-        .args(["metadata", "--format-version", "1", "--locked", "--offline", "--filter-platform", host])
+        .args([
+            "metadata",
+            "--format-version",
+            "1",
+            "--locked",
+            "--offline",
+            "--filter-platform",
+            host,
+        ])
         .arg("--manifest-path")
         .arg(manifest)
         .output()
@@ -115,8 +124,10 @@ fn metadata(manifest: &Path) -> Result<Metadata, TrainError> {
 
 /// Registry crates reached from the workspace by dependencies that no platform restricts, by name.
 fn platform_independent_crates(metadata: &Metadata) -> BTreeMap<String, PathBuf> {
-    let packages: HashMap<&str, &Package> = metadata.packages.iter().map(|p| (p.id.as_str(), p)).collect();
-    let nodes: HashMap<&str, &Node> = metadata.resolve.nodes.iter().map(|n| (n.id.as_str(), n)).collect();
+    let packages: HashMap<&str, &Package> =
+        metadata.packages.iter().map(|p| (p.id.as_str(), p)).collect();
+    let nodes: HashMap<&str, &Node> =
+        metadata.resolve.nodes.iter().map(|n| (n.id.as_str(), n)).collect();
     let mut found = BTreeMap::new();
     let mut left: Vec<&str> = metadata.workspace_members.iter().map(String::as_str).collect();
     let mut seen: std::collections::HashSet<&str> = left.iter().copied().collect();
@@ -127,7 +138,9 @@ fn platform_independent_crates(metadata: &Metadata) -> BTreeMap<String, PathBuf>
         }
         let Some(node) = nodes.get(id) else { continue };
         let everywhere = |kind: &DependencyKind| kind.kind.is_none() && kind.target.is_none();
-        for dependency in node.deps.iter().filter(|dependency| dependency.dep_kinds.iter().any(everywhere)) {
+        for dependency in
+            node.deps.iter().filter(|dependency| dependency.dep_kinds.iter().any(everywhere))
+        {
             if seen.insert(&dependency.pkg) {
                 left.push(&dependency.pkg);
             }

@@ -129,7 +129,9 @@ impl TokenStreams {
     ///
     /// If a file cannot be written.
     pub fn save(&self, directory: &Path) -> Result<(), TrainError> {
-        for (name, tokens) in [("train.tokens", &self.train), ("validation.tokens", &self.validation)] {
+        for (name, tokens) in
+            [("train.tokens", &self.train), ("validation.tokens", &self.validation)]
+        {
             let bytes: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
             yuan_model::files::write_whole(&directory.join(name), &bytes)?;
         }

@@ -1,8 +1,9 @@
 //! Activation recomputation: memory of one layer's activations instead of all layers'.
 //!
-//! The forward pass keeps each layer's input and nothing else. Backwards, a layer is computed once more from its input,
-//! now with a graph, and differentiated for the gradient that came from above: a third more arithmetic. Burn's own
-//! checkpointing replays single operations and keeps all products, so it would save little here.
+//! The forward pass keeps each layer's input and nothing else. Backwards, a layer is computed once
+//! more from its input, now with a graph, and differentiated for the gradient that came from above:
+//! a third more arithmetic. Burn's own checkpointing replays single operations and keeps all
+//! products, so it would save little here.
 
 use burn::{
     module::Module,
@@ -33,7 +34,11 @@ pub(super) trait Layered: Module {
         balance: BalanceLosses,
     ) -> Result<LayerOutput, TrainError>;
 
-    fn loss_of_hidden(&self, x: Vec<Tensor<3>>, inputs: &Self::Inputs) -> Result<Tensor<1>, TrainError>;
+    fn loss_of_hidden(
+        &self,
+        x: Vec<Tensor<3>>,
+        inputs: &Self::Inputs,
+    ) -> Result<Tensor<1>, TrainError>;
 }
 
 pub(super) struct LayerOutput {
@@ -78,7 +83,8 @@ fn recomputed<M: Layered>(
     let leaf = |x: &[Tensor<3>]| -> Vec<Tensor<3>> {
         x.iter().map(|x| Tensor::from_inner(x.clone()).require_grad()).collect()
     };
-    let inner = |x: Vec<Tensor<3>>| -> Vec<Tensor<3>> { x.into_iter().map(Tensor::inner).collect() };
+    let inner =
+        |x: Vec<Tensor<3>>| -> Vec<Tensor<3>> { x.into_iter().map(Tensor::inner).collect() };
     // The gradient of this sum for the outputs is what came from above.
     let weighted = |x: Vec<Tensor<3>>, grads: Vec<Tensor<3>>| {
         let sums = x.into_iter().zip(grads).map(|(x, grad)| {
@@ -95,8 +101,8 @@ fn recomputed<M: Layered>(
         rows_per_device: Vec::new(),
     };
     let mut kept = Vec::new();
-    // Parameters that want no gradient leave no graph, whose memory Burn would free no earlier than at the next
-    // backward pass; dropout is on all the same.
+    // Parameters that want no gradient leave no graph, whose memory Burn would free no earlier than
+    // at the next backward pass; dropout is on all the same.
     let without_graph = model.clone().no_grad();
     for layer in 0..model.num_layers() {
         let from_inner = x.iter().map(|x| Tensor::from_inner(x.clone())).collect();

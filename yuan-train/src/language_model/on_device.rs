@@ -76,7 +76,8 @@ impl Layered for YuanModel {
     fn inputs(&self, batch: Batch) -> Result<Inputs, TrainError> {
         let ([_, seq], device) = (batch.input_ids.dims(), batch.input_ids.device());
         let positions = batch.position_ids.clone();
-        let documents = self.config().reset_attention_mask.then(|| DocumentMask::new(positions.clone()));
+        let documents =
+            self.config().reset_attention_mask.then(|| DocumentMask::new(positions.clone()));
         let rotary = Rotary::new(self.config(), Some(positions), seq, &device);
         Ok(Inputs { batch, rotary, documents })
     }
@@ -98,7 +99,8 @@ impl Layered for YuanModel {
     ) -> Result<LayerOutput, TrainError> {
         let x = only(x)?;
         let options = MoeOptions { balance, ..MoeOptions::default() };
-        let output = self.blocks[layer].forward(x, &inputs.rotary, inputs.documents.as_ref(), options);
+        let output =
+            self.blocks[layer].forward(x, &inputs.rotary, inputs.documents.as_ref(), options);
         Ok(LayerOutput {
             hidden: vec![output.hidden],
             tokens_per_expert: output.tokens_per_expert,

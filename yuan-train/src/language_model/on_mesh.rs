@@ -88,7 +88,11 @@ impl Layered for MeshModel {
         })
     }
 
-    fn loss_of_hidden(&self, x: Vec<Tensor<3>>, inputs: &Vec<Shard>) -> Result<Tensor<1>, TrainError> {
+    fn loss_of_hidden(
+        &self,
+        x: Vec<Tensor<3>>,
+        inputs: &Vec<Shard>,
+    ) -> Result<Tensor<1>, TrainError> {
         Ok(MeshModel::loss_of_hidden(self, x, inputs)?)
     }
 }

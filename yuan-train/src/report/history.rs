@@ -84,7 +84,9 @@ impl History {
         for (at, event) in events.iter().enumerate() {
             match event {
                 Event::Prune { .. } => latest_prune = Some(at),
-                Event::RollBack { .. } => undone.extend(latest_prune.take().map(|prune| prune..at + 1)),
+                Event::RollBack { .. } => {
+                    undone.extend(latest_prune.take().map(|prune| prune..at + 1))
+                }
                 _ => {}
             }
         }
@@ -126,7 +128,9 @@ impl History {
     /// All windows of loads that were not undone.
     pub fn windows(&self) -> impl Iterator<Item = Window<'_>> {
         self.lasting().filter_map(|(_, event)| match event {
-            Event::Load { step, layers, statistics, .. } => Some(Window { step: *step, layers, statistics }),
+            Event::Load { step, layers, statistics, .. } => {
+                Some(Window { step: *step, layers, statistics })
+            }
             _ => None,
         })
     }
@@ -139,7 +143,8 @@ impl History {
         })
     }
 
-    /// Steps after which the experts were spread over the devices anew without a prune, and it was not undone.
+    /// Steps after which the experts were spread over the devices anew without a prune, and it was
+    /// not undone.
     pub fn rearrangements(&self) -> impl Iterator<Item = u64> {
         self.lasting().filter_map(|(_, event)| match event {
             Event::Rearrange { step, .. } => Some(*step),

@@ -1,8 +1,8 @@
 //! The run as one HTML page that needs nothing else: no network, no script, no other file.
 //!
-//! Every number names where it comes from. `<data value="4.35" data-line="17" data-pointer="/loss">` is the
-//! number at the JSON pointer `/loss` of line 17 of the metrics file; `data-derived` says how one was
-//! calculated from many. The text inside is the value, rounded.
+//! Every number names where it comes from. `<data value="4.35" data-line="17"
+//! data-pointer="/loss">` is the number at the JSON pointer `/loss` of line 17 of the metrics file;
+//! `data-derived` says how one was calculated from many. The text inside is the value, rounded.
 
 use std::fmt::Write;
 
@@ -74,9 +74,13 @@ struct Line {
 impl Line {
     /// The number at a JSON pointer; a dash where there is none.
     fn number(&self, pointer: &str, show: Show) -> String {
-        let Some(value) = self.event.pointer(pointer).and_then(Value::as_f64) else { return "-".into() };
+        let Some(value) = self.event.pointer(pointer).and_then(Value::as_f64) else {
+            return "-".into();
+        };
         let (line, text) = (self.index + 1, show.text(value));
-        format!("<data value=\"{value}\" data-line=\"{line}\" data-pointer=\"{pointer}\">{text}</data>")
+        format!(
+            "<data value=\"{value}\" data-line=\"{line}\" data-pointer=\"{pointer}\">{text}</data>"
+        )
     }
 
     fn len(&self, pointer: &str) -> usize {
@@ -86,8 +90,9 @@ impl Line {
     /// A row per layer with the numbers below `list`.
     fn rows(&self, list: &str, columns: &[(&str, &str, Show)]) -> Vec<Vec<String>> {
         let row = |layer: usize| {
-            let cells =
-                columns.iter().map(|(_, key, show)| self.number(&format!("{list}/{layer}/{key}"), *show));
+            let cells = columns
+                .iter()
+                .map(|(_, key, show)| self.number(&format!("{list}/{layer}/{key}"), *show));
             std::iter::once(layer.to_string()).chain(cells).collect()
         };
         (0..self.len(list)).map(row).collect()
@@ -96,12 +101,18 @@ impl Line {
 
 /// Titles of a table with a row per layer.
 fn titles(columns: &[(&str, &str, Show)]) -> Vec<String> {
-    std::iter::once("layer").chain(columns.iter().map(|(title, ..)| *title)).map(str::to_owned).collect()
+    std::iter::once("layer")
+        .chain(columns.iter().map(|(title, ..)| *title))
+        .map(str::to_owned)
+        .collect()
 }
 
 impl Page<'_> {
     fn line(&self, index: usize) -> Line {
-        Line { index, event: serde_json::to_value(&self.history.events()[index]).unwrap_or_default() }
+        Line {
+            index,
+            event: serde_json::to_value(&self.history.events()[index]).unwrap_or_default(),
+        }
     }
 
     fn push(&mut self, text: &str) {
@@ -119,7 +130,9 @@ impl Page<'_> {
 
     fn figure(&mut self, svg: &str, caption: &str) {
         let caption = escape(caption);
-        self.push(&format!("<figure>{svg}<figcaption class=\"dim\">{caption}</figcaption></figure>"));
+        self.push(&format!(
+            "<figure>{svg}<figcaption class=\"dim\">{caption}</figcaption></figure>"
+        ));
     }
 
     fn table(&mut self, head: &[String], rows: &[Vec<String>]) {
@@ -135,7 +148,11 @@ impl Page<'_> {
     }
 
     fn derived(value: f64, how: &str, show: Show) -> String {
-        format!("<data value=\"{value}\" data-derived=\"{}\">{}</data>", escape(how), show.text(value))
+        format!(
+            "<data value=\"{value}\" data-derived=\"{}\">{}</data>",
+            escape(how),
+            show.text(value)
+        )
     }
 
     /// Parameters, experts, speed and loss, a column per phase.
@@ -163,16 +180,20 @@ impl Page<'_> {
                 0 => ("/parameters", "/experts_per_layer"),
                 _ => ("/parameters_after", "/experts_after"),
             };
-            let speed = phase
-                .tokens_per_second
-                .map(|speed| Self::derived(speed, &format!("median speed of phase {i}"), Show::Fixed(0)));
-            let validation = phase.lines.validation.map(|at| self.line(at).number("/loss", Show::Fixed(4)));
+            let speed = phase.tokens_per_second.map(|speed| {
+                Self::derived(speed, &format!("median speed of phase {i}"), Show::Fixed(0))
+            });
+            let validation =
+                phase.lines.validation.map(|at| self.line(at).number("/loss", Show::Fixed(4)));
             let cells = [
                 model.number(after.0, Show::Millions),
                 Self::experts(&model, after.1),
                 speed.unwrap_or_else(|| "-".into()),
                 validation.unwrap_or_else(|| "-".into()),
-                phase.lines.load.map_or_else(|| "-".into(), |at| Self::worst_imbalance(&self.line(at))),
+                phase
+                    .lines
+                    .load
+                    .map_or_else(|| "-".into(), |at| Self::worst_imbalance(&self.line(at))),
             ];
             rows.iter_mut().zip(cells).for_each(|(row, cell)| row.push(cell));
         }
@@ -198,7 +219,8 @@ impl Page<'_> {
         let layers = model.len(list);
         let number = |i: usize| model.number(&format!("{list}/{i}"), Show::Fixed(0));
         if layers > 12 {
-            let count = |i: &usize| model.event.pointer(&format!("{list}/{i}")).and_then(Value::as_u64);
+            let count =
+                |i: &usize| model.event.pointer(&format!("{list}/{i}")).and_then(Value::as_u64);
             let (fewest, most) = ((0..layers).min_by_key(count), (0..layers).max_by_key(count));
             return format!("{} to {}", number(fewest.unwrap_or(0)), number(most.unwrap_or(0)));
         }
@@ -207,14 +229,16 @@ impl Page<'_> {
 
     fn worst_imbalance(load: &Line) -> String {
         let pointer = |layer: usize| format!("/statistics/{layer}/max_over_mean");
-        let value =
-            |layer: &usize| load.event.pointer(&pointer(*layer)).and_then(Value::as_f64).unwrap_or(0.0);
+        let value = |layer: &usize| {
+            load.event.pointer(&pointer(*layer)).and_then(Value::as_f64).unwrap_or(0.0)
+        };
         let worst = (0..load.len("/statistics")).max_by(|a, b| value(a).total_cmp(&value(b)));
         worst.map_or_else(|| "-".into(), |layer| load.number(&pointer(layer), Show::Fixed(2)))
     }
 
     fn validations(&mut self) {
-        let lines = self.history.lasting().filter(|(_, event)| matches!(event, Event::Validation { .. }));
+        let lines =
+            self.history.lasting().filter(|(_, event)| matches!(event, Event::Validation { .. }));
         let row = |(index, _)| {
             let line = self.line(index);
             vec![line.number("/step", Show::Fixed(0)), line.number("/loss", Show::Fixed(4))]
@@ -252,7 +276,9 @@ impl Page<'_> {
                 }
                 Event::RollBack { .. } => {
                     let to = self.line(index).number("/to_step", Show::Fixed(0));
-                    self.paragraph(&format!("The run went back to step {to} and on without pruning."));
+                    self.paragraph(&format!(
+                        "The run went back to step {to} and on without pruning."
+                    ));
                 }
                 _ => {}
             }
@@ -320,7 +346,8 @@ impl Page<'_> {
             &pictures::load_history(self.history)?,
             "Each line is one expert; dead ones lie on the axis.",
         );
-        let last = self.history.lasting().filter(|(_, event)| matches!(event, Event::Load { .. })).last();
+        let last =
+            self.history.lasting().filter(|(_, event)| matches!(event, Event::Load { .. })).last();
         let Some(line) = last.map(|(index, _)| self.line(index)) else { return Ok(()) };
         let columns = [
             ("min", "min", Show::Fixed(0)),

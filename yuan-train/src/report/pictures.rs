@@ -35,7 +35,8 @@ const PRUNE: RGBColor = RGBColor(200, 60, 40);
 type Canvas<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Drawn = Result<(), Box<dyn std::error::Error>>;
 
-/// Layers that a picture with a panel per layer shows: at most `most`, the first and the last among them.
+/// Layers that a picture with a panel per layer shows: at most `most`, the first and the last among
+/// them.
 fn chosen_layers(layers: usize, most: usize) -> Vec<usize> {
     if layers <= most {
         return (0..layers).collect();
@@ -83,7 +84,8 @@ fn panels(
     let rows = layers.len().div_ceil(2).max(1);
     svg(name, (900, 50 + 260 * rows as u32), |canvas| {
         heading(canvas, title, 900)?;
-        let panels = canvas.margin(40, 0, 0, 0).split_evenly((rows, if layers.len() > 1 { 2 } else { 1 }));
+        let panels =
+            canvas.margin(40, 0, 0, 0).split_evenly((rows, if layers.len() > 1 { 2 } else { 1 }));
         panels.iter().zip(layers).try_for_each(|(panel, &layer)| paint(panel, layer))
     })
 }

@@ -4,7 +4,8 @@ use yuan_laep::{LayerLoad, LoadStatistics};
 
 use super::{History, Phase};
 
-/// Parameters, experts, speed, validation loss and imbalance, a column before the prune and one after each.
+/// Parameters, experts, speed, validation loss and imbalance, a column before the prune and one
+/// after each.
 pub fn summary_table(history: &History) -> String {
     let phases = history.phases();
     if phases.is_empty() {
@@ -28,7 +29,8 @@ pub(super) fn phase_titles(history: &History) -> Vec<String> {
                 Some(next) => format!("{} (to step {next})", i + 1),
                 None => format!("{} (from step {step})", i + 1),
             };
-            let titles = prunes.iter().enumerate().map(after).map(|which| format!("after prune {which}"));
+            let titles =
+                prunes.iter().enumerate().map(after).map(|which| format!("after prune {which}"));
             std::iter::once(format!("before (to step {first})")).chain(titles).collect()
         }
     }
@@ -46,7 +48,9 @@ fn summary_rows() -> [(&'static str, Cell); 6] {
         ("validation loss", |phase| {
             phase.validation.map_or("-".into(), |(step, loss)| format!("{loss:.4} (step {step})"))
         }),
-        ("busiest expert / mean", |phase| per_layer(phase, |load| format!("{:.2}", load.max_over_mean()))),
+        ("busiest expert / mean", |phase| {
+            per_layer(phase, |load| format!("{:.2}", load.max_over_mean()))
+        }),
         ("least loaded expert / mean", |phase| {
             per_layer(phase, |load| {
                 let statistics = LoadStatistics::of(load);

@@ -1,8 +1,9 @@
-//! Causal attention for any type and card, by products over blocks of queries: cuBLAS forms scores and sums, our kernels the
-//! softmax between them.
+//! Causal attention for any type and card, by products over blocks of queries: cuBLAS forms scores
+//! and sums, our kernels the softmax between them.
 //!
-//! A block of queries meets the keys up to its end only, so a little more than half of all scores is formed. Scores are in
-//! f32 and exist for one block at a time; probabilities are rounded to the type of the values, as flash attention does.
+//! A block of queries meets the keys up to its end only, so a little more than half of all scores
+//! is formed. Scores are in f32 and exist for one block at a time; probabilities are rounded to the
+//! type of the values, as flash attention does.
 
 use burn::{
     backend::ops::IntTensorOps,
@@ -48,12 +49,22 @@ impl Plan {
         bytes_per_head: impl Fn(usize, usize) -> usize,
     ) -> Self {
         let [batch, heads_per_row, seq, head_dim] = dims(query);
-        let (heads, block, keys) = (batch * heads_per_row, BLOCK.min(seq.max(1)), (past + seq).max(1));
+        let (heads, block, keys) =
+            (batch * heads_per_row, BLOCK.min(seq.max(1)), (past + seq).max(1));
         let by_scores = SCORE_BYTES / (4 * block * keys);
         let by_probabilities = PROBABILITY_BYTES / bytes_per_head(keys, query.dtype.size());
         let at_once = by_scores.min(by_probabilities).clamp(1, heads.max(1));
         let keys_apart = capacity * head_dim;
-        Self { heads, seq, keys_apart, head_dim, heads_per_row, at_once, block, bf16: is_bf16(query) }
+        Self {
+            heads,
+            seq,
+            keys_apart,
+            head_dim,
+            heads_per_row,
+            at_once,
+            block,
+            bf16: is_bf16(query),
+        }
     }
 
     fn size(&self) -> usize {
@@ -62,12 +73,16 @@ impl Plan {
 
     /// First head and number of heads of every round.
     fn rounds(self) -> impl Iterator<Item = (usize, usize)> {
-        (0..self.heads).step_by(self.at_once).map(move |first| (first, self.at_once.min(self.heads - first)))
+        (0..self.heads)
+            .step_by(self.at_once)
+            .map(move |first| (first, self.at_once.min(self.heads - first)))
     }
 
     /// First and last position of every block.
     fn blocks(self) -> impl Iterator<Item = (usize, usize)> {
-        (0..self.seq).step_by(self.block).map(move |start| (start, (start + self.block).min(self.seq)))
+        (0..self.seq)
+            .step_by(self.block)
+            .map(move |start| (start, (start + self.block).min(self.seq)))
     }
 
     /// Positions `start..end` of the heads from `head` on, in a tensor `[heads, seq, head_dim]`.
@@ -128,7 +143,8 @@ pub(super) fn cached(
     after(query, key, value, length - queries, first_keys)
 }
 
-/// Queries after `past` positions, whose keys and values come first; `first_keys` are of all positions.
+/// Queries after `past` positions, whose keys and values come first; `first_keys` are of all
+/// positions.
 fn after(
     query: CubeTensor,
     key: CubeTensor,
@@ -143,7 +159,8 @@ fn after(
     let total = past + plan.seq;
     let out = empty(&query, query.meta.shape().clone(), query.dtype);
     let block = [plan.at_once, plan.block, total];
-    let (scores, probabilities) = (empty(&query, block, DType::F32), empty(&query, block, query.dtype));
+    let (scores, probabilities) =
+        (empty(&query, block, DType::F32), empty(&query, block, query.dtype));
     let tensors = [&query, &key, &value, &out, &scores, &probabilities, &first_keys.tensor];
     let first_key = first_keys.argument();
     run(tensors, move |session, pointers| {
@@ -153,14 +170,23 @@ fn after(
             for (start, end) in plan.blocks() {
                 let seen = past + end;
                 let queries = plan.positions(query, head, start, end);
-                scores_of(session, &plan, heads, queries, plan.keys(key, head, seen), plan.scale(), scores)?;
+                scores_of(
+                    session,
+                    &plan,
+                    heads,
+                    queries,
+                    plan.keys(key, head, seen),
+                    plan.scale(),
+                    scores,
+                )?;
                 let sizes = [past + start, seen, plan.heads_per_row, total, head].map(Arg::Int);
                 let places = [scores, probabilities].map(Arg::Pointer);
                 let args = [&places[..], &[starts], &sizes].concat();
                 let kernel = plan.kernel("causal_softmax");
                 session.launch(kernel, [end - start, heads], THREADS, 0, &args)?;
                 let weights = plan.matrix(probabilities, end - start, seen, seen);
-                let parts = [weights, plan.keys(value, head, seen), plan.positions(out, head, start, end)];
+                let parts =
+                    [weights, plan.keys(value, head, seen), plan.positions(out, head, start, end)];
                 let strides = [(end - start) * seen, plan.keys_apart, plan.plane()];
                 session.product(0, parts, 1.0, 0.0, Some(Batch { count: heads, strides }))?;
             }
@@ -181,13 +207,21 @@ fn scores_of(
     to: u64,
 ) -> Result<(), String> {
     let (rows, columns) = (queries.rows, keys.rows);
-    let scores = Matrix { pointer: to, rows, columns, pitch: columns, transposed: false, bf16: false };
+    let scores =
+        Matrix { pointer: to, rows, columns, pitch: columns, transposed: false, bf16: false };
     let strides = [plan.plane(), plan.keys_apart, rows * columns];
-    session.product(0, [queries, keys.t(), scores], scale, 0.0, Some(Batch { count: heads, strides }))
+    session.product(
+        0,
+        [queries, keys.t(), scores],
+        scale,
+        0.0,
+        Some(Batch { count: heads, strides }),
+    )
 }
 
-/// Gradients for queries, keys and values; scores are formed again, and probabilities and their gradients are whole for as
-/// many heads as fit, so that keys and values get their sums in one product per block.
+/// Gradients for queries, keys and values; scores are formed again, and probabilities and their
+/// gradients are whole for as many heads as fit, so that keys and values get their sums in one
+/// product per block.
 pub(super) fn backward(
     query: CubeTensor,
     key: CubeTensor,
@@ -220,17 +254,38 @@ pub(super) fn backward(
     ];
     let first_key = first_keys.argument();
     run(tensors, move |session, pointers| {
-        let [query, key, value, grad, d_query, d_key, d_value, scores, d_p, p, d_scores, first_keys_at] =
-            pointers;
+        let [
+            query,
+            key,
+            value,
+            grad,
+            d_query,
+            d_key,
+            d_value,
+            scores,
+            d_p,
+            p,
+            d_scores,
+            first_keys_at,
+        ] = pointers;
         let starts = first_key(first_keys_at);
         let (seq, square) = (plan.seq, plan.seq * plan.seq);
         for (head, heads) in plan.rounds() {
             let at = |pointer, start, end| plan.positions(pointer, head, start, end);
             for (start, end) in plan.blocks() {
                 let keys = [at(key, 0, end), at(value, 0, end)];
-                scores_of(session, &plan, heads, at(query, start, end), keys[0], plan.scale(), scores)?;
+                scores_of(
+                    session,
+                    &plan,
+                    heads,
+                    at(query, start, end),
+                    keys[0],
+                    plan.scale(),
+                    scores,
+                )?;
                 scores_of(session, &plan, heads, at(grad, start, end), keys[1], 1.0, d_p)?;
-                let places = [&[scores, d_p, p, d_scores].map(Arg::Pointer)[..], &[starts]].concat();
+                let places =
+                    [&[scores, d_p, p, d_scores].map(Arg::Pointer)[..], &[starts]].concat();
                 let sizes = [start, end, plan.heads_per_row, seq, head].map(Arg::Int);
                 let far = [Arg::Float(plan.scale().into()), Arg::Long(seq), Arg::Long(square)];
                 let args = [&places[..], &sizes, &far].concat();
@@ -238,12 +293,14 @@ pub(super) fn backward(
                 session.launch(kernel, [end - start, heads], THREADS, 0, &args)?;
                 let row = (start * seq * plan.size()) as u64;
                 let rows = plan.matrix(d_scores + row, end - start, end, seq);
-                let batch = Some(Batch { count: heads, strides: [square, plan.plane(), plan.plane()] });
+                let batch =
+                    Some(Batch { count: heads, strides: [square, plan.plane(), plan.plane()] });
                 session.product(0, [rows, keys[0], at(d_query, start, end)], 1.0, 0.0, batch)?;
             }
             for (start, end) in plan.blocks() {
                 let corner = ((start * seq + start) * plan.size()) as u64;
-                let batch = Some(Batch { count: heads, strides: [square, plan.plane(), plan.plane()] });
+                let batch =
+                    Some(Batch { count: heads, strides: [square, plan.plane(), plan.plane()] });
                 for (weights, from, to) in [(p, grad, d_value), (d_scores, query, d_key)] {
                     let columns = plan.matrix(weights + corner, seq - start, end - start, seq).t();
                     let parts = [columns, at(from, start, seq), at(to, start, end)];

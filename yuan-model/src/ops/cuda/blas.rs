@@ -1,8 +1,8 @@
 //! Products by cuBLASLt, each way of computing one chosen once.
 //!
-//! cuBLAS picks a kernel anew for every shape it has not seen, which takes a processor 60 to 100 µs: with experts' ragged row
-//! counts that is nearly every product, and a step was waiting for its processor. Here shapes of about the same size share
-//! a choice.
+//! cuBLAS picks a kernel anew for every shape it has not seen, which takes a processor 60 to 100
+//! µs: with experts' ragged row counts that is nearly every product, and a step was waiting for its
+//! processor. Here shapes of about the same size share a choice.
 
 #![expect(unsafe_code, reason = "cuBLASLt is C: pointers and handles have no safe form")]
 
@@ -64,7 +64,8 @@ impl Matrix {
     }
 }
 
-/// Many products of one shape at once: how many, and the elements from one to the next in the three matrices.
+/// Many products of one shape at once: how many, and the elements from one to the next in the three
+/// matrices.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Batch {
     pub count: usize,
@@ -96,10 +97,13 @@ pub(super) struct Blas {
 impl Blas {
     pub fn new(lanes: usize) -> Result<Self, String> {
         let preference = lt::create_matmul_pref().map_err(text)?;
-        let most = sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
+        let most =
+            sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
         // SAFETY: the attribute is a number of eight bytes.
-        unsafe { lt::set_matmul_pref_attribute(preference, most, ptr::from_ref(&WORKSPACE).cast(), 8) }
-            .map_err(text)?;
+        unsafe {
+            lt::set_matmul_pref_attribute(preference, most, ptr::from_ref(&WORKSPACE).cast(), 8)
+        }
+        .map_err(text)?;
         // SAFETY: the memory is never freed: it lives as long as the context.
         let workspaces =
             (0..lanes).map(|_| unsafe { driver::malloc_sync(WORKSPACE) }).collect::<Result<_, _>>();
@@ -121,14 +125,17 @@ impl Blas {
         beta: f32,
         batch: Option<Batch>,
     ) -> Result<(), String> {
-        debug_assert!(a.columns == b.rows && a.rows == c.rows && b.columns == c.columns && !c.transposed);
+        debug_assert!(
+            a.columns == b.rows && a.rows == c.rows && b.columns == c.columns && !c.transposed
+        );
         let batch = batch.unwrap_or(Batch { count: 1, strides: [0; 3] });
         // cuBLAS counts by columns: it sees all three matrices transposed, and forms cᵀ = bᵀ · aᵀ.
         let operands = [b, a, c];
         let strides = [batch.strides[1], batch.strides[0], batch.strides[2]];
         let descriptor = self.descriptor([b.transposed, a.transposed])?;
         let mut layouts = [ptr::null_mut(); 3];
-        for (layout, (matrix, stride)) in layouts.iter_mut().zip(operands.into_iter().zip(strides)) {
+        for (layout, (matrix, stride)) in layouts.iter_mut().zip(operands.into_iter().zip(strides))
+        {
             *layout = matrix_layout(matrix, batch.count, stride)?;
         }
         let key = Key {
@@ -159,7 +166,8 @@ impl Blas {
         stream: CUstream,
     ) -> Result<(), String> {
         let call = |algorithm: &sys::cublasLtMatmulAlgo_t| {
-            // SAFETY: descriptors are alive, and the matrices lie within tensors that the session holds.
+            // SAFETY: descriptors are alive, and the matrices lie within tensors that the session
+            // holds.
             unsafe {
                 lt::matmul(
                     self.handle,
@@ -200,19 +208,23 @@ impl Blas {
         alignments: [u32; 3],
     ) -> Result<sys::cublasLtMatmulAlgo_t, String> {
         use sys::cublasLtMatmulPreferenceAttributes_t::{
-            CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES as A, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES as B,
-            CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES as C, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES as D,
+            CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES as A,
+            CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES as B,
+            CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES as C,
+            CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES as D,
         };
         let [a, b, c] = alignments;
         for (attribute, alignment) in [(A, a), (B, b), (C, c), (D, c)] {
             let value = ptr::from_ref(&alignment).cast();
             // SAFETY: the attributes are numbers of four bytes.
-            unsafe { lt::set_matmul_pref_attribute(self.preference, attribute, value, 4) }.map_err(text)?;
+            unsafe { lt::set_matmul_pref_attribute(self.preference, attribute, value, 4) }
+                .map_err(text)?;
         }
         let [a, b, c] = layouts;
         // SAFETY: all descriptors are alive.
-        let found =
-            unsafe { lt::get_matmul_algo_heuristic(self.handle, descriptor, a, b, c, c, self.preference) };
+        let found = unsafe {
+            lt::get_matmul_algo_heuristic(self.handle, descriptor, a, b, c, c, self.preference)
+        };
         Ok(found.map_err(text)?.algo)
     }
 
@@ -224,32 +236,44 @@ impl Blas {
             return Ok(descriptor);
         }
         let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
-        let descriptor = lt::create_matmul_desc(compute, sys::cudaDataType_t::CUDA_R_32F).map_err(text)?;
+        let descriptor =
+            lt::create_matmul_desc(compute, sys::cudaDataType_t::CUDA_R_32F).map_err(text)?;
         for (attribute, transposed) in [A, B].into_iter().zip(transposed) {
             // CUBLAS_OP_N and CUBLAS_OP_T.
             let operation = i32::from(transposed);
             let value = ptr::from_ref(&operation).cast();
             // SAFETY: the attributes are enumerations of four bytes.
-            unsafe { lt::set_matmul_desc_attribute(descriptor, attribute, value, 4) }.map_err(text)?;
+            unsafe { lt::set_matmul_desc_attribute(descriptor, attribute, value, 4) }
+                .map_err(text)?;
         }
         self.descriptors.insert(transposed, descriptor);
         Ok(descriptor)
     }
 }
 
-fn matrix_layout(matrix: Matrix, count: usize, stride: usize) -> Result<sys::cublasLtMatrixLayout_t, String> {
+fn matrix_layout(
+    matrix: Matrix,
+    count: usize,
+    stride: usize,
+) -> Result<sys::cublasLtMatrixLayout_t, String> {
     use sys::cublasLtMatrixLayoutAttribute_t::{
-        CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT as COUNT, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET as STRIDE,
+        CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT as COUNT,
+        CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET as STRIDE,
     };
     let [rows, columns] = matrix.stored();
-    let layout =
-        lt::create_matrix_layout(matrix.data_type(), columns as u64, rows as u64, matrix.pitch as i64)
-            .map_err(text)?;
+    let layout = lt::create_matrix_layout(
+        matrix.data_type(),
+        columns as u64,
+        rows as u64,
+        matrix.pitch as i64,
+    )
+    .map_err(text)?;
     if count > 1 {
         let (count, stride) = (i32::try_from(count).map_err(text)?, stride as i64);
         // SAFETY: the attributes are numbers of four and of eight bytes.
         unsafe {
-            lt::set_matrix_layout_attribute(layout, COUNT, ptr::from_ref(&count).cast(), 4).map_err(text)?;
+            lt::set_matrix_layout_attribute(layout, COUNT, ptr::from_ref(&count).cast(), 4)
+                .map_err(text)?;
             lt::set_matrix_layout_attribute(layout, STRIDE, ptr::from_ref(&stride).cast(), 8)
                 .map_err(text)?;
         }
@@ -269,7 +293,10 @@ mod tests {
 
     #[test]
     fn sizes_share_a_choice_within_a_quarter() {
-        assert_eq!([1, 7, 8, 9, 1024, 1025, 1281, 2000].map(about), [1, 7, 8, 10, 1024, 1280, 1536, 2048]);
+        assert_eq!(
+            [1, 7, 8, 9, 1024, 1025, 1281, 2000].map(about),
+            [1, 7, 8, 10, 1024, 1280, 1536, 2048]
+        );
         for size in 1..5000 {
             assert!(about(size) >= size && about(size) as f64 <= 1.25 * size as f64 + 1.0);
         }

@@ -1,10 +1,12 @@
 //! Work of our own on a CUDA device, in order with CubeCL's.
 //!
-//! CubeCL owns the device's memory and a stream that it does not hand out. What we launch runs on a stream of our own in the
-//! same context, between two events: it waits for everything that was queued before, and everything queued later waits for it.
+//! CubeCL owns the device's memory and a stream that it does not hand out. What we launch runs on a
+//! stream of our own in the same context, between two events: it waits for everything that was
+//! queued before, and everything queued later waits for it.
 //!
-//! All of it happens on CubeCL's own thread for the device, in the order of CubeCL's queue, and nobody waits for that thread
-//! but who asks for a number: a program that drives several devices fills the queue of one while the others empty theirs.
+//! All of it happens on CubeCL's own thread for the device, in the order of CubeCL's queue, and
+//! nobody waits for that thread but who asks for a number: a program that drives several devices
+//! fills the queue of one while the others empty theirs.
 
 #![expect(unsafe_code, reason = "CUDA's libraries are C: pointers and handles have no safe form")]
 
@@ -104,7 +106,8 @@ impl Source {
     }
 }
 
-/// A kernel, compiled for f32 or for bf16 activations, and for one head dimension where it depends on that.
+/// A kernel, compiled for f32 or for bf16 activations, and for one head dimension where it depends
+/// on that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Kernel {
     pub source: Source,
@@ -133,11 +136,13 @@ pub(super) struct Session<'a> {
     state: &'a mut State,
 }
 
-/// Queues `work` with the addresses of the tensors' memory, after everything queued on their device so far.
+/// Queues `work` with the addresses of the tensors' memory, after everything queued on their device
+/// so far.
 ///
 /// # Panics
 ///
-/// If work queued before failed, or the device does: as Burn's own operations, what fails is known later.
+/// If work queued before failed, or the device does: as Burn's own operations, what fails is known
+/// later.
 pub(super) fn run<const N: usize>(
     tensors: [&CubeTensor; N],
     work: impl FnOnce(&mut Session<'_>, [u64; N]) -> Result<(), String> + Send + 'static,
@@ -243,8 +248,10 @@ impl State {
         };
         let mut lanes = Vec::with_capacity(LANES);
         for _ in 0..LANES {
-            let stream = driver::stream::create(driver::stream::StreamKind::NonBlocking).map_err(text)?;
-            let event = driver::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(text)?;
+            let stream =
+                driver::stream::create(driver::stream::StreamKind::NonBlocking).map_err(text)?;
+            let event =
+                driver::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(text)?;
             lanes.push(Lane { stream, event });
         }
         // SAFETY: both calls write to locals that outlive them; the context is current.
@@ -315,7 +322,10 @@ impl State {
         Ok(function)
     }
 
-    fn compile(&self, Kernel { source, bf16, head_dim, .. }: Kernel) -> Result<sys::CUmodule, String> {
+    fn compile(
+        &self,
+        Kernel { source, bf16, head_dim, .. }: Kernel,
+    ) -> Result<sys::CUmodule, String> {
         let code = format!("{}\n{}", include_str!("kernels/common.cuh"), source.text());
         // Hopper's own instructions are in a variant of its architecture.
         let variant = if source == Source::Flash { "a" } else { "" };
@@ -323,14 +333,16 @@ impl State {
         options.extend(bf16.then(|| "-DBF16".into()));
         options.extend((head_dim > 0).then(|| format!("-DHEAD_DIM={head_dim}")));
         let options = CompileOptions { options, ..CompileOptions::default() };
-        let ptx = compile_ptx_with_opts(code, options).map_err(|error| format!("{source:?}: {error:?}"))?;
+        let ptx = compile_ptx_with_opts(code, options)
+            .map_err(|error| format!("{source:?}: {error:?}"))?;
         let image = CString::new(ptx.to_src()).map_err(text)?;
         // SAFETY: the image is PTX that ends with a zero.
         unsafe { driver::module::load_data(image.as_ptr().cast()) }.map_err(text)
     }
 }
 
-/// Whether this machine has NVRTC and cuBLASLt; without them every operation takes its portable form.
+/// Whether this machine has NVRTC and cuBLASLt; without them every operation takes its portable
+/// form.
 pub(super) fn libraries_are_there() -> bool {
     static THERE: OnceLock<bool> = OnceLock::new();
     // SAFETY: the calls try to load libraries of NVIDIA's, as their first use would.
@@ -375,16 +387,19 @@ impl Session<'_> {
                 Arg::Float(value) => u64::from((value as f32).to_bits()),
             })
             .collect();
-        let mut params: Vec<*mut c_void> = words.iter_mut().map(|word| ptr::from_mut(word).cast()).collect();
+        let mut params: Vec<*mut c_void> =
+            words.iter_mut().map(|word| ptr::from_mut(word).cast()).collect();
         let size = |value: usize| u32::try_from(value).map_err(text);
         if shared_bytes > 48 * 1024 {
-            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let attribute =
+                sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function is loaded.
             unsafe { sys::cuFuncSetAttribute(function, attribute, shared_bytes as i32) }
                 .result()
                 .map_err(text)?;
         }
-        // SAFETY: the arguments are those of the kernel of this name, kept beside it, and `words` outlives the call.
+        // SAFETY: the arguments are those of the kernel of this name, kept beside it, and `words`
+        // outlives the call.
         unsafe {
             driver::launch_kernel(
                 function,
@@ -401,7 +416,8 @@ impl Session<'_> {
     /// Zeroes memory on the first lane.
     pub fn zero(&mut self, pointer: u64, bytes: usize) -> Result<(), String> {
         // SAFETY: the caller's tensor is at least so large.
-        unsafe { driver::memset_d8_async(pointer, 0, bytes, self.state.lanes[0].stream) }.map_err(text)
+        unsafe { driver::memset_d8_async(pointer, 0, bytes, self.state.lanes[0].stream) }
+            .map_err(text)
     }
 
     /// Lets the other lanes start where the first one is.
@@ -451,14 +467,17 @@ impl Session<'_> {
             None => Slot {
                 // SAFETY: the memory is never freed, only used again.
                 memory: unsafe { driver::malloc_host(SLOT, 0) }.map_err(text)?,
-                event: driver::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(text)?,
+                event: driver::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
+                    .map_err(text)?,
                 count: 0,
             },
         };
         let stream = self.state.lanes[0].stream;
         // SAFETY: the slot holds as many integers, and the caller's tensor too.
         unsafe {
-            sys::cuMemcpyDtoHAsync_v2(slot.memory, pointer, 4 * count, stream).result().map_err(text)?;
+            sys::cuMemcpyDtoHAsync_v2(slot.memory, pointer, 4 * count, stream)
+                .result()
+                .map_err(text)?;
             driver::event::record(slot.event, stream).map_err(text)?;
         }
         self.state.host.waiting.insert(pointer, Slot { count, ..slot });
@@ -473,7 +492,8 @@ pub(super) struct Mark(usize);
 impl Session<'_> {
     /// Where the first lane is.
     pub fn mark(&self) -> Result<Mark, String> {
-        let event = driver::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(text)?;
+        let event =
+            driver::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(text)?;
         // SAFETY: event and stream are of this context.
         unsafe { driver::event::record(event, self.state.lanes[0].stream) }.map_err(text)?;
         Ok(Mark(event as usize))
@@ -494,7 +514,8 @@ impl Session<'_> {
         self.state.context as usize
     }
 
-    /// Copies on a lane, to memory of this context or of another one, over the link between the devices where there is one.
+    /// Copies on a lane, to memory of this context or of another one, over the link between the
+    /// devices where there is one.
     pub fn copy(
         &mut self,
         lane: usize,
@@ -505,7 +526,8 @@ impl Session<'_> {
     ) -> Result<(), String> {
         let state = &mut *self.state;
         let (stream, peer) = (state.lanes[lane].stream, context as sys::CUcontext);
-        // SAFETY: both contexts live as long as CubeCL's devices; the callers' tensors have so many bytes.
+        // SAFETY: both contexts live as long as CubeCL's devices; the callers' tensors have so many
+        // bytes.
         unsafe {
             if peer == state.context {
                 return driver::memcpy_dtod_async(to, from, bytes, stream).map_err(text);
@@ -514,7 +536,9 @@ impl Session<'_> {
                 // Without it, copies take a detour through the host; not every pair of devices can.
                 sys::cuCtxEnablePeerAccess(peer, 0).result().ok();
             }
-            sys::cuMemcpyPeerAsync(to, peer, from, state.context, bytes, stream).result().map_err(text)
+            sys::cuMemcpyPeerAsync(to, peer, from, state.context, bytes, stream)
+                .result()
+                .map_err(text)
         }
     }
 }
@@ -522,7 +546,8 @@ impl Session<'_> {
 /// The most integers that [`Session::send`] takes.
 pub(super) const MOST_SENT: usize = SLOT / 4;
 
-/// What a tensor's numbers were when they were [sent](Session::send), if they were; they are to be asked for once.
+/// What a tensor's numbers were when they were [sent](Session::send), if they were; they are to be
+/// asked for once.
 ///
 /// # Panics
 ///

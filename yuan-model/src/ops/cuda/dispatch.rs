@@ -49,7 +49,8 @@ impl Sort {
     ) -> Result<(), String> {
         let [numbers, histogram, row_of, of_row, totals] =
             [numbers, histogram, row_of, of_row, totals].map(Arg::Pointer);
-        let (count, buckets, shared) = (Arg::Int(self.count), Arg::Int(self.buckets), 4 * self.buckets);
+        let (count, buckets, shared) =
+            (Arg::Int(self.count), Arg::Int(self.buckets), 4 * self.buckets);
         let args = [numbers, histogram, count, buckets];
         session.launch(kernel("count_pairs"), [self.chunks(), 1], CHUNK, shared, &args)?;
         let args = [histogram, totals, Arg::Int(self.chunks()), buckets];
@@ -60,12 +61,16 @@ impl Sort {
 }
 
 /// See [`ops::dispatch_order`](crate::ops::dispatch_order).
-pub(super) fn order(experts: CubeTensor, num_experts: usize) -> (CubeTensor, CubeTensor, CubeTensor) {
+pub(super) fn order(
+    experts: CubeTensor,
+    num_experts: usize,
+) -> (CubeTensor, CubeTensor, CubeTensor) {
     let experts = contiguous(experts);
     let [tokens, top_k] = dims(&experts);
     let sort = Sort { count: tokens * top_k, buckets: num_experts };
     let [row_of_pair, pair_of_row] = [(); 2].map(|()| empty(&experts, [sort.count], experts.dtype));
-    let (histogram, counts) = (sort.histogram(&experts), empty(&experts, [num_experts], experts.dtype));
+    let (histogram, counts) =
+        (sort.histogram(&experts), empty(&experts, [num_experts], experts.dtype));
     run([&experts, &histogram, &row_of_pair, &pair_of_row, &counts], move |session, pointers| {
         sort.launch(session, pointers)?;
         // On its way while the rows are gathered.
@@ -76,7 +81,8 @@ pub(super) fn order(experts: CubeTensor, num_experts: usize) -> (CubeTensor, Cub
     (row_of_pair, pair_of_row, counts)
 }
 
-/// An order that sorts `ids`, all below `bound`, and leaves equal ones as they come: by their low digit, then by the high one.
+/// An order that sorts `ids`, all below `bound`, and leaves equal ones as they come: by their low
+/// digit, then by the high one.
 pub(super) fn sorted(ids: &CubeTensor, bound: usize) -> CubeTensor {
     let [count] = dims(ids);
     let base = (bound as f64).sqrt().ceil() as usize;

@@ -100,7 +100,13 @@ pub(super) fn rotate_pair(parts: [CubeTensor; 2], cos: CubeTensor, sin: CubeTens
 }
 
 /// Writes `x` rotated into `out`, from an element of every head on.
-fn rotate_into(out: &CubeTensor, offset: usize, x: &CubeTensor, cos: &CubeTensor, sin: &CubeTensor) {
+fn rotate_into(
+    out: &CubeTensor,
+    offset: usize,
+    x: &CubeTensor,
+    cos: &CubeTensor,
+    sin: &CubeTensor,
+) {
     let ([batch, seq, heads, width], [tables, _, _, pairs]) = (dims(x), dims(cos));
     let (from, to) = (strides::<4>(x), strides::<4>(out));
     let (width, pairs) = (width / VECTOR, pairs / VECTOR);

@@ -1,12 +1,13 @@
 //! Copies between devices, all of an exchange beside each other.
 //!
-//! Memory that a copy writes may have been another tensor's, whose last reader has to be done; what a copy reads must not be
-//! written before it is done. So every device that receives says when it is ready, every device that sends waits for those it
-//! sends to and says when it has, and then the receivers wait: whatever a device computes next comes after all of its copies,
-//! and no copy comes after another.
+//! Memory that a copy writes may have been another tensor's, whose last reader has to be done; what
+//! a copy reads must not be written before it is done. So every device that receives says when it
+//! is ready, every device that sends waits for those it sends to and says when it has, and then the
+//! receivers wait: whatever a device computes next comes after all of its copies, and no copy comes
+//! after another.
 //!
-//! The devices' threads wait for each other's marks, each for one that was queued before its own wait, and a queue that another
-//! device waits for is started at once: no two can wait in a circle.
+//! The devices' threads wait for each other's marks, each for one that was queued before its own
+//! wait, and a queue that another device waits for is started at once: no two can wait in a circle.
 
 use std::{
     collections::BTreeMap,
@@ -70,7 +71,8 @@ struct Copy {
     bytes: usize,
 }
 
-/// What a receiving device tells a sending one: its results' addresses, its context, and when it is ready.
+/// What a receiving device tells a sending one: its results' addresses, its context, and when it is
+/// ready.
 type Ready = (Vec<u64>, usize, Mark);
 
 /// What one device does for the others.
@@ -102,28 +104,37 @@ fn copy(sources: &[CubeTensor], results: &[CubeTensor], copies: Vec<Copy>) {
 }
 
 /// What there is to do, device by device.
-fn shared_out<'a>(sources: &'a [CubeTensor], results: &'a [CubeTensor], copies: Vec<Copy>) -> Vec<Part<'a>> {
+fn shared_out<'a>(
+    sources: &'a [CubeTensor],
+    results: &'a [CubeTensor],
+    copies: Vec<Copy>,
+) -> Vec<Part<'a>> {
     let mut devices: Vec<&CubeDevice> = Vec::new();
     let mut parts: Vec<Part<'a>> = Vec::new();
-    let mut place = |tensor: &'a CubeTensor,
-                     list: for<'b> fn(&'b mut Part<'a>) -> &'b mut Vec<&'a CubeTensor>| {
-        let device = devices.iter().position(|device| **device == tensor.device).unwrap_or_else(|| {
-            devices.push(&tensor.device);
-            parts.push(Part::default());
-            devices.len() - 1
-        });
-        let held = list(&mut parts[device]);
-        held.push(tensor);
-        (device, held.len() - 1)
-    };
-    let homes: Vec<_> = sources.iter().map(|tensor| place(tensor, |part| &mut part.sources)).collect();
-    let goals: Vec<_> = results.iter().map(|tensor| place(tensor, |part| &mut part.results)).collect();
+    let mut place =
+        |tensor: &'a CubeTensor,
+         list: for<'b> fn(&'b mut Part<'a>) -> &'b mut Vec<&'a CubeTensor>| {
+            let device =
+                devices.iter().position(|device| **device == tensor.device).unwrap_or_else(|| {
+                    devices.push(&tensor.device);
+                    parts.push(Part::default());
+                    devices.len() - 1
+                });
+            let held = list(&mut parts[device]);
+            held.push(tensor);
+            (device, held.len() - 1)
+        };
+    let homes: Vec<_> =
+        sources.iter().map(|tensor| place(tensor, |part| &mut part.sources)).collect();
+    let goals: Vec<_> =
+        results.iter().map(|tensor| place(tensor, |part| &mut part.results)).collect();
     // A device sends to the ones behind it first, so that not all send to the same one.
     let distance = |from: usize, to: usize| (to + parts.len() - from) % parts.len();
     let mut links: BTreeMap<(usize, usize), (usize, Vec<Copy>)> = BTreeMap::new();
     for copy in copies {
         let ((home, from), (goal, to)) = (homes[copy.from], goals[copy.to]);
-        let (_, link) = links.entry((home, distance(home, goal))).or_insert_with(|| (goal, Vec::new()));
+        let (_, link) =
+            links.entry((home, distance(home, goal))).or_insert_with(|| (goal, Vec::new()));
         link.push(Copy { from, to, ..copy });
     }
     for ((from, _), (to, copies)) in links {

@@ -1,7 +1,8 @@
-//! Causal attention in Hopper's own kernels: bf16, heads of 64 to 256, scores never in memory on the way forward.
+//! Causal attention in Hopper's own kernels: bf16, heads of 64 to 256, scores never in memory on
+//! the way forward.
 //!
-//! Backwards, one kernel forms the gradients of keys and values and leaves what the queries' gradient is a product of, a
-//! square per head, to cuBLAS: no atomics, so results repeat.
+//! Backwards, one kernel forms the gradients of keys and values and leaves what the queries'
+//! gradient is a product of, a square per head, to cuBLAS: no atomics, so results repeat.
 
 use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
@@ -13,7 +14,8 @@ use super::{
 };
 
 const HOPPER: i32 = 90;
-/// Queries of a forward block, keys of either kind of block, queries of a product for their gradient.
+/// Queries of a forward block, keys of either kind of block, queries of a product for their
+/// gradient.
 const QUERIES: usize = 128;
 const KEYS: usize = 64;
 const PRODUCT_QUERIES: usize = 256;
@@ -54,8 +56,8 @@ fn scale(head_dim: usize) -> f64 {
     1.0 / (head_dim as f64).sqrt()
 }
 
-/// The output lies as `[batch, seq, heads, head_dim]`, ready for the projection that follows; beside it the logarithms to
-/// base 2 of the sums, `[batch, heads, seq]`.
+/// The output lies as `[batch, seq, heads, head_dim]`, ready for the projection that follows;
+/// beside it the logarithms to base 2 of the sums, `[batch, heads, seq]`.
 pub(super) fn forward(
     query: CubeTensor,
     key: CubeTensor,
@@ -93,7 +95,8 @@ pub(super) fn backward(
     // Products over many heads want one distance from head to head, across sequences too.
     let key = aligned(key);
     let [far_apart, apart, _, _] = strides::<4>(&key);
-    let key = if batch == 1 || heads == 1 || far_apart == heads * apart { key } else { contiguous(key) };
+    let key =
+        if batch == 1 || heads == 1 || far_apart == heads * apart { key } else { contiguous(key) };
     let [far_apart, apart, key_row, _] = strides::<4>(&key);
     let apart = if heads == 1 { far_apart } else { apart };
     let pitch = seq.next_multiple_of(KEYS);
@@ -127,7 +130,13 @@ pub(super) fn backward(
         let rows = planes * seq;
         let sizes = [Arg::Int(rows), Arg::Int(seq), Arg::Int(heads)];
         let args = [&[g, o, delta].map(Arg::Pointer)[..], &sizes, &far_rows].concat();
-        session.launch(kernel("flash_delta", head_dim), [rows.div_ceil(8), 1], THREADS, 0, &args)?;
+        session.launch(
+            kernel("flash_delta", head_dim),
+            [rows.div_ceil(8), 1],
+            THREADS,
+            0,
+            &args,
+        )?;
         for plane in (0..planes).step_by(at_once) {
             let count = at_once.min(planes - plane);
             if has_documents {
@@ -144,14 +153,17 @@ pub(super) fn backward(
 
             for start in (0..seq).step_by(PRODUCT_QUERIES) {
                 let end = (start + PRODUCT_QUERIES).min(seq);
-                let at = |pointer: u64, elements: usize, rows: usize, columns: usize, pitch: usize| Matrix {
-                    pointer: pointer + 2 * elements as u64,
-                    rows,
-                    columns,
-                    pitch,
-                    transposed: false,
-                    bf16: true,
-                };
+                let at =
+                    |pointer: u64, elements: usize, rows: usize, columns: usize, pitch: usize| {
+                        Matrix {
+                            pointer: pointer + 2 * elements as u64,
+                            rows,
+                            columns,
+                            pitch,
+                            transposed: false,
+                            bf16: true,
+                        }
+                    };
                 let part = at(squares, start, end, end - start, pitch).t();
                 let keys = at(k, plane * apart, end, head_dim, key_row);
                 let to = at(d_q, (plane * seq + start) * head_dim, end - start, head_dim, head_dim);

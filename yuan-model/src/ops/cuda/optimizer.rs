@@ -28,7 +28,13 @@ pub(super) fn sum_of_squares(x: CubeTensor) -> CubeTensor {
     let (partial, sum) = (empty(&x, [blocks], DType::F32), empty(&x, [1], DType::F32));
     run([&x, &partial, &sum], move |session, pointers| {
         let [x, partial, sum] = pointers.map(Arg::Pointer);
-        session.launch(kernel("squares"), [blocks, 1], THREADS, 0, &[x, partial, Arg::Long(count)])?;
+        session.launch(
+            kernel("squares"),
+            [blocks, 1],
+            THREADS,
+            0,
+            &[x, partial, Arg::Long(count)],
+        )?;
         session.launch(kernel("total"), [1, 1], 1024, 0, &[partial, sum, Arg::Int(blocks)])
     });
     sum

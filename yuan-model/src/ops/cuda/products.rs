@@ -1,7 +1,7 @@
 //! Products by cuBLAS: bf16 or f32 operands, f32 arithmetic.
 //!
-//! Gradients of weights come out in f32 whatever the operands are: they are sums over all tokens, and the optimizer wants
-//! them so.
+//! Gradients of weights come out in f32 whatever the operands are: they are sums over all tokens,
+//! and the optimizer wants them so.
 
 use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
@@ -42,7 +42,11 @@ pub(super) fn weight_gradient(rows: CubeTensor, grad: CubeTensor) -> CubeTensor 
 }
 
 /// See [`ops::grouped_matmul`](crate::ops::grouped_matmul).
-pub(super) fn grouped(rows: CubeTensor, weight: CubeTensor, rows_per_group: Vec<usize>) -> CubeTensor {
+pub(super) fn grouped(
+    rows: CubeTensor,
+    weight: CubeTensor,
+    rows_per_group: Vec<usize>,
+) -> CubeTensor {
     let (rows, weight) = (readable(rows), readable(weight));
     let ([num_rows, _], [_, _, d_out]) = (dims(&rows), dims(&weight));
     let [apart, ..] = strides::<3>(&weight);
@@ -85,7 +89,8 @@ pub(super) fn grouped_weight_gradient(
             session.zero(of_group(group).pointer, bytes)?;
         }
         on_lanes(session, &rows_per_group, |session, lane, group, start, end| {
-            let parts = [rows.slice_rows(start, end).t(), grad.slice_rows(start, end), of_group(group)];
+            let parts =
+                [rows.slice_rows(start, end).t(), grad.slice_rows(start, end), of_group(group)];
             session.product(lane, parts, 1.0, 0.0, None)
         })
     });
@@ -97,8 +102,8 @@ fn at<const N: usize>(matrices: [Matrix; N], pointers: [u64; N]) -> [Matrix; N] 
     std::array::from_fn(|index| matrices[index].at(pointers[index]))
 }
 
-/// Hands every group that has rows to `work`, the groups in turn to the lanes: the last blocks of one product run beside the
-/// first of the next.
+/// Hands every group that has rows to `work`, the groups in turn to the lanes: the last blocks of
+/// one product run beside the first of the next.
 fn on_lanes(
     session: &mut Session<'_>,
     rows_per_group: &[usize],

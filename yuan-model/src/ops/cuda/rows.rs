@@ -24,8 +24,13 @@ pub(super) fn rms_norm(x: CubeTensor, weight: CubeTensor, epsilon: f64) -> CubeT
     let (out, width) = (empty(&x, [rows, width], x.dtype), width / VECTOR);
     let kernel = kernel("rms_norm", &x);
     run([&x, &weight, &out], move |session, [x, weight, out]| {
-        let args =
-            [Arg::Pointer(x), Arg::Pointer(weight), Arg::Pointer(out), Arg::Int(width), Arg::Float(epsilon)];
+        let args = [
+            Arg::Pointer(x),
+            Arg::Pointer(weight),
+            Arg::Pointer(out),
+            Arg::Int(width),
+            Arg::Float(epsilon),
+        ];
         session.launch(kernel, [rows, 1], threads(width), 0, &args)
     });
     out
@@ -54,7 +59,8 @@ pub(super) fn rms_norm_backward(
         move |session, [x, weight, grad, d_x, partial, d_weight]| {
             let [x, weight, grad, d_x] = [x, weight, grad, d_x].map(Arg::Pointer);
             let (parts, sums) = (Arg::Pointer(partial), Arg::Pointer(d_weight));
-            let args = [x, weight, grad, d_x, parts, Arg::Int(rows), Arg::Int(width), Arg::Float(epsilon)];
+            let args =
+                [x, weight, grad, d_x, parts, Arg::Int(rows), Arg::Int(width), Arg::Float(epsilon)];
             session.launch(kernel[0], [blocks, 1], width.next_multiple_of(32), 0, &args)?;
             let args = [parts, sums, Arg::Int(blocks), Arg::Int(elements)];
             session.launch(kernel[1], [elements.div_ceil(32), 1], 256, 0, &args)
@@ -114,8 +120,13 @@ pub(super) fn gather_sum(grad: CubeTensor, inverse: CubeTensor, copies: usize) -
     out
 }
 
-pub(super) fn combine(rows: CubeTensor, weights: CubeTensor, row_of_pair: CubeTensor) -> CubeTensor {
-    let (rows, weights, row_of_pair) = (contiguous(rows), contiguous(weights), contiguous(row_of_pair));
+pub(super) fn combine(
+    rows: CubeTensor,
+    weights: CubeTensor,
+    row_of_pair: CubeTensor,
+) -> CubeTensor {
+    let (rows, weights, row_of_pair) =
+        (contiguous(rows), contiguous(weights), contiguous(row_of_pair));
     let ([_, elements], [tokens, top_k]) = (dims(&rows), dims(&weights));
     let (out, width) = (empty(&rows, [tokens, elements], rows.dtype), elements / VECTOR);
     let kernel = kernel("combine_rows", &rows);
@@ -141,7 +152,8 @@ pub(super) fn combine_backward(
     let kernel = kernel("combine_rows_backward", &rows);
     run([&rows, &weights, &row_of_pair, &grad, &d_rows, &d_weights], move |session, pointers| {
         let [rows, weights, row_of_pair, grad, d_rows, d_weights] = pointers.map(Arg::Pointer);
-        let args = [rows, weights, row_of_pair, grad, d_rows, d_weights, Arg::Int(width), Arg::Int(top_k)];
+        let args =
+            [rows, weights, row_of_pair, grad, d_rows, d_weights, Arg::Int(width), Arg::Int(top_k)];
         session.launch(kernel, [tokens, 1], threads(width), 0, &args)
     });
     (d_rows, d_weights)
@@ -157,12 +169,22 @@ pub(super) fn cross_entropy(logits: CubeTensor, labels: CubeTensor) -> CubeTenso
     run([&logits, &labels, &out], move |session, pointers| {
         let [logits, labels, out] = pointers.map(Arg::Pointer);
         let kernel = Kernel::new(Source::Rows, "cross_entropy", false);
-        session.launch(kernel, [rows, 1], LOGIT_THREADS, 0, &[logits, labels, out, Arg::Int(classes)])
+        session.launch(
+            kernel,
+            [rows, 1],
+            LOGIT_THREADS,
+            0,
+            &[logits, labels, out, Arg::Int(classes)],
+        )
     });
     out
 }
 
-pub(super) fn cross_entropy_backward(logits: CubeTensor, labels: CubeTensor, grad: CubeTensor) -> CubeTensor {
+pub(super) fn cross_entropy_backward(
+    logits: CubeTensor,
+    labels: CubeTensor,
+    grad: CubeTensor,
+) -> CubeTensor {
     let [logits, labels, grad] = [logits, labels, grad].map(contiguous);
     let [rows, classes] = dims(&logits);
     let out = empty(&logits, [rows, classes], DType::F32);
@@ -175,7 +197,8 @@ pub(super) fn cross_entropy_backward(logits: CubeTensor, labels: CubeTensor, gra
     out
 }
 
-/// See [`ops::linear_cross_entropy`](crate::ops::linear_cross_entropy): the logits of some rows at a time, in f32.
+/// See [`ops::linear_cross_entropy`](crate::ops::linear_cross_entropy): the logits of some rows at
+/// a time, in f32.
 pub(super) fn linear_cross_entropy(
     rows: CubeTensor,
     weight: CubeTensor,
@@ -192,13 +215,21 @@ pub(super) fn linear_cross_entropy(
         [&rows, &weight, &labels, &losses, &logits],
         move |session, [rows_at, weight_at, labels, losses, logits_at]| {
             let [rows, weight, logits] = parts;
-            let (rows, weight, logits) = (rows.at(rows_at), weight.at(weight_at), logits.at(logits_at));
+            let (rows, weight, logits) =
+                (rows.at(rows_at), weight.at(weight_at), logits.at(logits_at));
             for start in (0..num_rows).step_by(logits.rows) {
                 let end = (start + logits.rows).min(num_rows);
                 let piece = logits.slice_rows(0, end - start);
-                session.product(0, [rows.slice_rows(start, end), weight, piece], scale as f32, 0.0, None)?;
+                session.product(
+                    0,
+                    [rows.slice_rows(start, end), weight, piece],
+                    scale as f32,
+                    0.0,
+                    None,
+                )?;
                 let kernel = Kernel::new(Source::Rows, "cross_entropy", false);
-                let [labels, losses] = [labels, losses].map(|at| Arg::Pointer(at + 4 * start as u64));
+                let [labels, losses] =
+                    [labels, losses].map(|at| Arg::Pointer(at + 4 * start as u64));
                 let args = [Arg::Pointer(logits_at), labels, losses, Arg::Int(classes)];
                 session.launch(kernel, [end - start, 1], LOGIT_THREADS, 0, &args)?;
             }
@@ -229,7 +260,17 @@ pub(super) fn linear_cross_entropy_backward(
     let parts = [&rows, &weight, &logits, &d_logits, &d_rows, &d_weight].map(matrix);
     run(
         tensors,
-        move |session, [rows_at, weight_at, labels, grad, logits_at, d_logits_at, d_rows_at, d_weight_at]| {
+        move |session,
+              [
+            rows_at,
+            weight_at,
+            labels,
+            grad,
+            logits_at,
+            d_logits_at,
+            d_rows_at,
+            d_weight_at,
+        ]| {
             let [rows, weight, logits, d_logits, d_rows, d_weight] = parts;
             let (rows, weight) = (rows.at(rows_at), weight.at(weight_at));
             let (logits, d_logits) = (logits.at(logits_at), d_logits.at(d_logits_at));
@@ -240,7 +281,13 @@ pub(super) fn linear_cross_entropy_backward(
             for start in (0..num_rows).step_by(at_once) {
                 let end = (start + at_once).min(num_rows);
                 let (part, count) = (rows.slice_rows(start, end), end - start);
-                session.product(0, [part, weight, logits.slice_rows(0, count)], scale as f32, 0.0, None)?;
+                session.product(
+                    0,
+                    [part, weight, logits.slice_rows(0, count)],
+                    scale as f32,
+                    0.0,
+                    None,
+                )?;
                 let [labels, grad] = [labels, grad].map(|at| Arg::Pointer(at + 4 * start as u64));
                 let (from, to) = (Arg::Pointer(logits_at), Arg::Pointer(d_logits_at));
                 let args = [from, labels, grad, to, Arg::Int(classes), Arg::Float(scale)];
@@ -248,7 +295,13 @@ pub(super) fn linear_cross_entropy_backward(
                 let d_logits = d_logits.slice_rows(0, count);
                 let beta = if start == 0 { 0.0 } else { 1.0 };
                 session.product(0, [part.t(), d_logits, d_weight], 1.0, beta, None)?;
-                session.product(0, [d_logits, weight.t(), d_rows.slice_rows(start, end)], 1.0, 0.0, None)?;
+                session.product(
+                    0,
+                    [d_logits, weight.t(), d_rows.slice_rows(start, end)],
+                    1.0,
+                    0.0,
+                    None,
+                )?;
             }
             Ok(())
         },

@@ -2,7 +2,8 @@
 
 use burn::tensor::{DType, Shape};
 use burn_cubecl::{
-    CubeDevice, kernel::into_contiguous, ops::numeric::empty_device_contiguous_dtype, tensor::CubeTensor,
+    CubeDevice, kernel::into_contiguous, ops::numeric::empty_device_contiguous_dtype,
+    tensor::CubeTensor,
 };
 
 use super::{
@@ -15,7 +16,9 @@ pub(super) const VECTOR: usize = 8;
 
 /// On CUDA, with the libraries that our work there needs.
 pub(super) fn is_cuda(tensor: &CubeTensor) -> bool {
-    matches!(tensor.device, CubeDevice::Cuda(_)) && tensor.qparams.is_none() && libraries_are_there()
+    matches!(tensor.device, CubeDevice::Cuda(_))
+        && tensor.qparams.is_none()
+        && libraries_are_there()
 }
 
 /// [`is_cuda`], with fast paths on.
@@ -50,7 +53,8 @@ pub(super) fn empty(like: &CubeTensor, shape: impl Into<Shape>, dtype: DType) ->
     empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), shape.into(), dtype)
 }
 
-/// Uninitialised in the memory order of `axes`, slowest first: a view of a contiguous tensor with permuted axes.
+/// Uninitialised in the memory order of `axes`, slowest first: a view of a contiguous tensor with
+/// permuted axes.
 pub(super) fn empty_in_order<const D: usize>(
     like: &CubeTensor,
     shape: [usize; D],
@@ -102,7 +106,8 @@ pub(super) fn strides<const D: usize>(tensor: &CubeTensor) -> [usize; D] {
     std::array::from_fn(|axis| tensor.meta.strides()[axis])
 }
 
-/// Pitch of `[.., rows, columns]` as a matrix, and whether it is stored by columns; neither if it is strided both ways.
+/// Pitch of `[.., rows, columns]` as a matrix, and whether it is stored by columns; neither if it
+/// is strided both ways.
 fn order([rows, columns]: [usize; 2], [down, along]: [usize; 2]) -> Option<(usize, bool)> {
     if (along == 1 || columns == 1) && (down >= columns || rows == 1) {
         Some((down.max(columns), false))
@@ -129,9 +134,11 @@ pub(super) fn readable(tensor: CubeTensor) -> CubeTensor {
     }
 }
 
-/// The last two axes of a [`readable`] tensor as a matrix, whose [address](Matrix::at) is known on the device's thread.
+/// The last two axes of a [`readable`] tensor as a matrix, whose [address](Matrix::at) is known on
+/// the device's thread.
 pub(super) fn matrix(tensor: &CubeTensor) -> Matrix {
     let [[rows, columns], strides] = last_two(tensor);
-    let (pitch, transposed) = order([rows, columns], strides).expect("the tensor was made readable");
+    let (pitch, transposed) =
+        order([rows, columns], strides).expect("the tensor was made readable");
     Matrix { pointer: 0, rows, columns, pitch, transposed, bf16: is_bf16(tensor) }
 }

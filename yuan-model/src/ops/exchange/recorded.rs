@@ -1,8 +1,9 @@
 //! The gradient of an exchange: the exchange back.
 //!
-//! Burn's steps have one output and a fixed number of parents. A chain of steps takes in the sources, one after the other,
-//! and a step for every result hangs on its end. Backwards, the results' steps only put their gradients aside; the first
-//! step of the chain, which runs when all have, sends them all back at once.
+//! Burn's steps have one output and a fixed number of parents. A chain of steps takes in the
+//! sources, one after the other, and a step for every result hangs on its end. Backwards, the
+//! results' steps only put their gradients aside; the first step of the chain, which runs when all
+//! have, sends them all back at once.
 
 use std::{
     ops::Range,
@@ -32,7 +33,8 @@ pub(in crate::ops) fn recorded<B: YuanOps, C: CheckpointStrategy>(
 ) -> TensorList<Autodiff<B, C>> {
     let nodes: Vec<_> = sources.0.iter().map(Recorded::<B, C>::node).collect();
     let tracked = sources.0.iter().any(Recorded::<B, C>::is_tracked);
-    let sources: Vec<FloatTensor<B>> = sources.0.into_iter().map(Recorded::<B, C>::into_primitive).collect();
+    let sources: Vec<FloatTensor<B>> =
+        sources.0.into_iter().map(Recorded::<B, C>::into_primitive).collect();
     let back = tracked.then(|| Back::new(&sources, &targets));
     let results = B::exchange(TensorList(sources), targets).0;
     let Some(back) = back else {
@@ -42,7 +44,11 @@ pub(in crate::ops) fn recorded<B: YuanOps, C: CheckpointStrategy>(
     let back: Shared<B> = Arc::new(Mutex::new(back));
     let mut chain = Recorded::<B, C>::new(token.clone());
     for (index, node) in nodes.into_iter().enumerate() {
-        chain = match (Source { index }).prepare::<C>([node, chain.node()]).compute_bound().stateful() {
+        chain = match (Source { index })
+            .prepare::<C>([node, chain.node()])
+            .compute_bound()
+            .stateful()
+        {
             OpsKind::Tracked(step) => step.finish(back.clone(), token.clone()),
             OpsKind::UnTracked(step) => step.finish(token.clone()),
         };
@@ -100,8 +106,9 @@ impl<B: YuanOps> Back<B> {
     fn new(sources: &[FloatTensor<B>], targets: &[Target]) -> Self {
         let sources: Vec<Like<B>> = sources.iter().map(Like::new).collect();
         let rows: Vec<usize> = sources.iter().map(|source| source.rows).collect();
-        let results =
-            targets.iter().map(|target| Like { rows: target.rows().max(1), ..sources[target.at].clone() });
+        let results = targets
+            .iter()
+            .map(|target| Like { rows: target.rows().max(1), ..sources[target.at].clone() });
         Self {
             results: results.collect(),
             targets: inverse(&rows, targets),
@@ -127,7 +134,11 @@ impl<B: YuanOps> Back<B> {
             let gradients = B::exchange(TensorList(all), self.targets.clone()).0;
             let unused = gradients.into_iter().zip(&self.targets).zip(&self.sources);
             unused
-                .map(|((grad, target), like)| if target.parts.is_empty() { like.zeros() } else { grad })
+                .map(
+                    |((grad, target), like)| {
+                        if target.parts.is_empty() { like.zeros() } else { grad }
+                    },
+                )
                 .collect()
         });
         gradients[source].clone()
@@ -152,7 +163,10 @@ fn inverse(rows_of_sources: &[usize], targets: &[Target]) -> Vec<Target> {
     let undo = |(source, mut parts): (usize, Vec<(Range<usize>, usize, Range<usize>)>)| {
         parts.sort_unstable_by_key(|(rows, ..)| rows.start);
         let end = parts.iter().fold(0, |end, (rows, ..)| {
-            assert_eq!(rows.start, end, "source {source}: a gradient needs every row in exactly one place");
+            assert_eq!(
+                rows.start, end,
+                "source {source}: a gradient needs every row in exactly one place"
+            );
             rows.end
         });
         assert!(
@@ -180,7 +194,8 @@ impl<B: YuanOps> Backward<B, 2> for Source {
         let token = grads.consume::<B>(&ops.node);
         let [source, chain] = ops.parents;
         if let Some(source) = source {
-            let gradient = ops.state.lock().unwrap_or_else(PoisonError::into_inner).gradient(self.index);
+            let gradient =
+                ops.state.lock().unwrap_or_else(PoisonError::into_inner).gradient(self.index);
             grads.register::<B>(source.id, gradient);
         }
         if let Some(chain) = chain {

@@ -27,8 +27,8 @@ fn blocks(seq: usize) -> impl Iterator<Item = Range<usize>> {
     (0..seq).step_by(BLOCK).map(move |start| start..(start + BLOCK).min(seq))
 }
 
-/// Causal softmax of scaled scores, `[block, end of the block]`, of queries that stand `past` keys further on;
-/// what is in the future or before the first key is zero.
+/// Causal softmax of scaled scores, `[block, end of the block]`, of queries that stand `past` keys
+/// further on; what is in the future or before the first key is zero.
 fn probabilities(
     query: Matrix,
     key: Matrix,
@@ -55,7 +55,8 @@ fn softmax(row: &mut [f32], last: usize, first: usize, scale: f32) {
     future.fill(0.0);
 }
 
-/// Attention of the last queries of `length` tokens; see [`cached_attention`](crate::ops::cached_attention).
+/// Attention of the last queries of `length` tokens; see
+/// [`cached_attention`](crate::ops::cached_attention).
 pub(super) fn forward(
     query: &Float,
     key: &Float,
@@ -76,21 +77,30 @@ pub(super) fn forward(
         for block in blocks(queries) {
             probabilities(query, key, block.clone(), past, first, p);
             let end = past + block.end;
-            Matrix::dense(p, end).times(value.rows(0..end), &mut out[block.start * d..block.end * d]);
+            Matrix::dense(p, end)
+                .times(value.rows(0..end), &mut out[block.start * d..block.end * d]);
         }
     });
     output
 }
 
 /// One query of one head: two passes over the cache, without the set-up of a product.
-fn attend_one(query: Matrix, key: Matrix, value: Matrix, length: usize, first: usize, out: &mut [f32]) {
+fn attend_one(
+    query: Matrix,
+    key: Matrix,
+    value: Matrix,
+    length: usize,
+    first: usize,
+    out: &mut [f32],
+) {
     let scale = 1.0 / (query.columns as f32).sqrt();
     let (Some(query), Some(_), Some(_)) = (query.row(0), key.row(0), value.row(0)) else {
         let mut p = Vec::new();
         probabilities(query, key, 0..1, length - 1, first, &mut p);
         return Matrix::dense(&p, length).times(value.rows(0..length), out);
     };
-    let mut p: Vec<f32> = (0..length).filter_map(|i| key.row(i)).map(|key| dot(query, key)).collect();
+    let mut p: Vec<f32> =
+        (0..length).filter_map(|i| key.row(i)).map(|key| dot(query, key)).collect();
     softmax(&mut p, length - 1, first, scale);
     out.fill(0.0);
     for (p, value) in p.iter().zip((0..length).filter_map(|i| value.row(i))) {
@@ -98,33 +108,41 @@ fn attend_one(query: Matrix, key: Matrix, value: Matrix, length: usize, first: u
     }
 }
 
-pub(super) fn backward(query: &Float, key: &Float, value: &Float, grad: &Float) -> (Float, Float, Float) {
+pub(super) fn backward(
+    query: &Float,
+    key: &Float,
+    value: &Float,
+    grad: &Float,
+) -> (Float, Float, Float) {
     let [batch, heads, seq, d] = query.shape().dims();
     let scale = 1.0 / (d as f32).sqrt();
     let [mut d_query, mut d_key, mut d_value] = [(); 3].map(|()| empty([batch, heads, seq, d]));
     let size = (seq * d).max(1);
-    let [out_query, out_key, out_value] =
-        [&mut d_query, &mut d_key, &mut d_value].map(|x| x.storage_mut::<f32>().par_chunks_mut(size));
+    let [out_query, out_key, out_value] = [&mut d_query, &mut d_key, &mut d_value]
+        .map(|x| x.storage_mut::<f32>().par_chunks_mut(size));
     let out = out_query.zip(out_key).zip(out_value).enumerate();
-    out.for_each_init(<[Vec<f32>; 2]>::default, |[p, d_scores], (i, ((d_query, d_key), d_value))| {
-        let [query, key, value, grad] = [query, key, value, grad].map(|x| head(x, i));
-        d_key.fill(0.0);
-        d_value.fill(0.0);
-        for block in blocks(seq) {
-            let end = block.end;
-            probabilities(query, key, block.clone(), 0, 0, p);
-            let grad = grad.rows(block.clone());
-            d_scores.resize(p.len(), 0.0);
-            grad.times(value.rows(0..end).transposed(), d_scores);
-            for (d_p, p) in d_scores.chunks_mut(end).zip(p.chunks(end)) {
-                let along = dot(d_p, p);
-                d_p.iter_mut().zip(p).for_each(|(d_p, p)| *d_p = p * (*d_p - along) * scale);
+    out.for_each_init(
+        <[Vec<f32>; 2]>::default,
+        |[p, d_scores], (i, ((d_query, d_key), d_value))| {
+            let [query, key, value, grad] = [query, key, value, grad].map(|x| head(x, i));
+            d_key.fill(0.0);
+            d_value.fill(0.0);
+            for block in blocks(seq) {
+                let end = block.end;
+                probabilities(query, key, block.clone(), 0, 0, p);
+                let grad = grad.rows(block.clone());
+                d_scores.resize(p.len(), 0.0);
+                grad.times(value.rows(0..end).transposed(), d_scores);
+                for (d_p, p) in d_scores.chunks_mut(end).zip(p.chunks(end)) {
+                    let along = dot(d_p, p);
+                    d_p.iter_mut().zip(p).for_each(|(d_p, p)| *d_p = p * (*d_p - along) * scale);
+                }
+                let (p, d_scores) = (Matrix::dense(p, end), Matrix::dense(d_scores, end));
+                p.transposed().add_times(grad, &mut d_value[..end * d]);
+                d_scores.times(key.rows(0..end), &mut d_query[block.start * d..end * d]);
+                d_scores.transposed().add_times(query.rows(block), &mut d_key[..end * d]);
             }
-            let (p, d_scores) = (Matrix::dense(p, end), Matrix::dense(d_scores, end));
-            p.transposed().add_times(grad, &mut d_value[..end * d]);
-            d_scores.times(key.rows(0..end), &mut d_query[block.start * d..end * d]);
-            d_scores.transposed().add_times(query.rows(block), &mut d_key[..end * d]);
-        }
-    });
+        },
+    );
     (d_query, d_key, d_value)
 }

@@ -17,14 +17,16 @@ pub(super) fn swiglu(gate_up: &Float) -> Option<Float> {
     let [rows, width] = gate_up.shape().dims();
     let half = width / 2;
     let mut output = vec![0.0; rows * half];
-    output.par_chunks_mut(half.max(1)).zip(input.par_chunks(width.max(1))).with_min_len(8).for_each(
-        |(out, row)| {
+    output
+        .par_chunks_mut(half.max(1))
+        .zip(input.par_chunks(width.max(1)))
+        .with_min_len(8)
+        .for_each(|(out, row)| {
             let (gate, up) = row.split_at(half);
             for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
                 *out = gate * sigmoid(*gate) * up;
             }
-        },
-    );
+        });
     Some(tensor(output, [rows, half]))
 }
 
@@ -66,13 +68,15 @@ pub(super) fn add_previous_backward(grad: &Float) -> Option<Float> {
     let input = grad.as_slice::<f32>()?;
     let [batch, seq, width] = grad.shape().dims();
     let mut output = vec![0.0; batch * seq * 2 * width];
-    output.par_chunks_mut((2 * width).max(1)).enumerate().with_min_len(8).for_each(|(token, out)| {
-        let (previous, current) = out.split_at_mut(width);
-        current.copy_from_slice(&input[token * width..][..width]);
-        if token % seq + 1 < seq {
-            previous.copy_from_slice(&input[(token + 1) * width..][..width]);
-        }
-    });
+    output.par_chunks_mut((2 * width).max(1)).enumerate().with_min_len(8).for_each(
+        |(token, out)| {
+            let (previous, current) = out.split_at_mut(width);
+            current.copy_from_slice(&input[token * width..][..width]);
+            if token % seq + 1 < seq {
+                previous.copy_from_slice(&input[(token + 1) * width..][..width]);
+            }
+        },
+    );
     Some(tensor(output, [batch, seq, 2 * width]))
 }
 
@@ -82,7 +86,8 @@ pub(super) fn rotate(x: &Float, cos: &Float, sin: &Float) -> Option<Float> {
     let [batch, seq, heads, width] = x.shape().dims();
     let pairs = cos.shape()[3];
     let mut output = vec![0.0; batch * seq * heads * width];
-    let tokens = output.par_chunks_mut((heads * width).max(1)).zip(input.par_chunks((heads * width).max(1)));
+    let tokens =
+        output.par_chunks_mut((heads * width).max(1)).zip(input.par_chunks((heads * width).max(1)));
     tokens.enumerate().with_min_len(8).for_each(|(token, (out, x))| {
         // One table for all rows, or one per row.
         let at = (token * pairs) % cos_values.len();
@@ -132,7 +137,9 @@ pub(super) fn adamw_update(
     let firsts = moment_1.storage_mut::<f32>().par_chunks_mut(CHUNK);
     let moments = firsts.zip(moment_2.storage_mut::<f32>().par_chunks_mut(CHUNK));
     values.zip(moments).for_each(|((values, grads), (firsts, seconds))| {
-        for (((value, grad), first), second) in values.iter_mut().zip(grads).zip(firsts).zip(seconds) {
+        for (((value, grad), first), second) in
+            values.iter_mut().zip(grads).zip(firsts).zip(seconds)
+        {
             let grad = grad * scale;
             *first = *first * beta_1 + grad * (1.0 - beta_1);
             *second = *second * beta_2 + grad * grad * (1.0 - beta_2);

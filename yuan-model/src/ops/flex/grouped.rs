@@ -1,4 +1,5 @@
-//! The experts' products: each group by itself, groups in parallel, operands as they lie and results where they belong.
+//! The experts' products: each group by itself, groups in parallel, operands as they lie and
+//! results where they belong.
 
 use burn::backend::TensorMetadata;
 use rayon::prelude::*;
@@ -41,13 +42,15 @@ pub(super) fn weight_gradient(rows: &Float, grad: &Float, rows_per_group: &[usiz
     let ([_, d_in], [_, d_out]) = (rows.shape().dims::<2>(), grad.shape().dims::<2>());
     let mut output = empty([rows_per_group.len(), d_in, d_out]);
     let groups = output.storage_mut::<f32>().par_chunks_mut((d_in * d_out).max(1));
-    groups.zip(rows_per_group.par_iter().zip(starts(rows_per_group))).for_each(|(out, (&count, start))| {
-        let [rows, grad] = [rows, grad].map(|x| Matrix::of(x, []).rows(start..start + count));
-        if count == 0 {
-            out.fill(0.0);
-        } else {
-            rows.transposed().times(grad, out);
-        }
-    });
+    groups.zip(rows_per_group.par_iter().zip(starts(rows_per_group))).for_each(
+        |(out, (&count, start))| {
+            let [rows, grad] = [rows, grad].map(|x| Matrix::of(x, []).rows(start..start + count));
+            if count == 0 {
+                out.fill(0.0);
+            } else {
+                rows.transposed().times(grad, out);
+            }
+        },
+    );
     output
 }

@@ -22,7 +22,8 @@ impl<'a> Matrix<'a> {
         let (layout, values) = (tensor.layout(), tensor.storage::<f32>());
         let (shape, strides) = (layout.shape(), layout.strides());
         assert_eq!(shape.num_dims(), N + 2, "an index for every outer dimension");
-        let offset: isize = outer.iter().zip(strides).map(|(&index, stride)| index as isize * stride).sum();
+        let offset: isize =
+            outer.iter().zip(strides).map(|(&index, stride)| index as isize * stride).sum();
         let start = layout.start_offset() as isize + offset;
         Self {
             values: &values[usize::try_from(start).expect("offsets are positive")..],
@@ -34,7 +35,12 @@ impl<'a> Matrix<'a> {
 
     /// Rows that follow each other, `width` values each.
     pub(super) fn dense(values: &'a [f32], width: usize) -> Self {
-        Self { values, rows: values.len() / width.max(1), columns: width, strides: [width as isize, 1] }
+        Self {
+            values,
+            rows: values.len() / width.max(1),
+            columns: width,
+            strides: [width as isize, 1],
+        }
     }
 
     /// Some neighbouring rows.
@@ -46,7 +52,8 @@ impl<'a> Matrix<'a> {
     /// The values of a row, where they follow each other.
     pub(super) fn row(&self, row: usize) -> Option<&'a [f32]> {
         let start = row * usize::try_from(self.strides[0]).expect("strides are positive");
-        (self.strides[1] == 1 || self.columns == 1).then(|| &self.values[start..start + self.columns])
+        (self.strides[1] == 1 || self.columns == 1)
+            .then(|| &self.values[start..start + self.columns])
     }
 
     pub(super) fn transposed(self) -> Self {
@@ -66,7 +73,8 @@ impl<'a> Matrix<'a> {
 
     /// Values up to the last one, if the strides are as they should be.
     fn extent(&self) -> usize {
-        let [row, column] = self.strides.map(|stride| usize::try_from(stride).expect("strides are positive"));
+        let [row, column] =
+            self.strides.map(|stride| usize::try_from(stride).expect("strides are positive"));
         match (self.rows, self.columns) {
             (0, _) | (_, 0) => 0,
             (rows, columns) => (rows - 1) * row + (columns - 1) * column + 1,
@@ -80,7 +88,10 @@ const PARALLEL: usize = 192 * 192 * 192;
 fn multiply(out: &mut [f32], left: Matrix, right: Matrix, add: bool) {
     let (m, k, n) = (left.rows, left.columns, right.columns);
     assert!(k == right.rows && out.len() == m * n, "shapes of a product");
-    assert!(left.extent() <= left.values.len() && right.extent() <= right.values.len(), "operands in memory");
+    assert!(
+        left.extent() <= left.values.len() && right.extent() <= right.values.len(),
+        "operands in memory"
+    );
     let parallelism =
         if m * n * k >= PARALLEL { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None };
     let ([left_row, left_column], [right_row, right_column]) = (left.strides, right.strides);
@@ -132,7 +143,9 @@ mod tests {
             for row in 0..left.rows {
                 for column in 0..right.columns {
                     expected.push(
-                        (0..left.columns).map(|k| at(&left, row, k) * at(&right, k, column)).sum::<f32>(),
+                        (0..left.columns)
+                            .map(|k| at(&left, row, k) * at(&right, k, column))
+                            .sum::<f32>(),
                     );
                 }
             }

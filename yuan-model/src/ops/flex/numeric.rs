@@ -1,10 +1,11 @@
 //! Inner loops that the compiler turns into vector instructions of any processor.
 
-/// `eˣ` to within two units in the last place, without a branch or a call: unlike the library's, a loop
-/// over it is vectorised. Beyond −87.3 and 88.3 it stays where it is; NaN stays NaN.
+/// `eˣ` to within two units in the last place, without a branch or a call: unlike the library's, a
+/// loop over it is vectorised. Beyond −87.3 and 88.3 it stays where it is; NaN stays NaN.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
-    // Adding this pushes a small number's fraction out of the mantissa: what is left is its nearest integer.
+    // Adding this pushes a small number's fraction out of the mantissa: what is left is its nearest
+    // integer.
     const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;

@@ -42,11 +42,15 @@ pub(super) fn combine(rows: &Float, weights: &Float, row_of_pair: &Int) -> Optio
     let ([_, width], [tokens, top_k]) = (rows.shape().dims(), weights.shape().dims());
     let mut output = vec![0.0; tokens * width];
     let choices = row_of_pair.par_chunks(top_k).zip(weight.par_chunks(top_k));
-    output.par_chunks_mut(width.max(1)).zip(choices).with_min_len(16).for_each(|(out, (rows, weights))| {
-        for (&row, weight) in rows.iter().zip(weights) {
-            out.iter_mut().zip(&input[row * width..][..width]).for_each(|(out, x)| *out += weight * x);
-        }
-    });
+    output.par_chunks_mut(width.max(1)).zip(choices).with_min_len(16).for_each(
+        |(out, (rows, weights))| {
+            for (&row, weight) in rows.iter().zip(weights) {
+                out.iter_mut()
+                    .zip(&input[row * width..][..width])
+                    .for_each(|(out, x)| *out += weight * x);
+            }
+        },
+    );
     Some(tensor(output, [tokens, width]))
 }
 
@@ -62,14 +66,17 @@ pub(super) fn combine_backward(
     let (row_of_pair, pair_of_row) = (indices(row_of_pair)?, indices(pair_of_row)?);
     let ([pairs, width], [tokens, top_k]) = (rows.shape().dims(), weights.shape().dims());
     let mut d_rows = vec![0.0; pairs * width];
-    d_rows.par_chunks_mut(width.max(1)).zip(&pair_of_row).with_min_len(16).for_each(|(out, &pair)| {
-        let (weight, grad) = (weight[pair], &grads[pair / top_k * width..][..width]);
-        out.iter_mut().zip(grad).for_each(|(out, grad)| *out = weight * grad);
-    });
+    d_rows.par_chunks_mut(width.max(1)).zip(&pair_of_row).with_min_len(16).for_each(
+        |(out, &pair)| {
+            let (weight, grad) = (weight[pair], &grads[pair / top_k * width..][..width]);
+            out.iter_mut().zip(grad).for_each(|(out, grad)| *out = weight * grad);
+        },
+    );
     let product = |(pair, &row): (usize, &usize)| {
         dot(&input[row * width..][..width], &grads[pair / top_k * width..][..width])
     };
-    let d_weights: Vec<f32> = row_of_pair.par_iter().enumerate().with_min_len(64).map(product).collect();
+    let d_weights: Vec<f32> =
+        row_of_pair.par_iter().enumerate().with_min_len(64).map(product).collect();
     Some((tensor(d_rows, [pairs, width]), tensor(d_weights, [tokens, top_k])))
 }
 
@@ -80,7 +87,10 @@ pub(super) fn rms_norm(x: &Float, weight: &Float, epsilon: f64) -> Option<Float>
     let row_pairs = output.par_chunks_mut(width.max(1)).zip(input.par_chunks(width.max(1)));
     row_pairs.with_min_len(16).for_each(|(out, x)| {
         let inverse = inverse_root(x, epsilon);
-        out.iter_mut().zip(x).zip(weight).for_each(|((out, x), weight)| *out = x * inverse * weight);
+        out.iter_mut()
+            .zip(x)
+            .zip(weight)
+            .for_each(|((out, x), weight)| *out = x * inverse * weight);
     });
     Some(tensor(output, [rows, width]))
 }
@@ -91,11 +101,13 @@ pub(super) fn rms_norm_backward(
     grad: &Float,
     epsilon: f64,
 ) -> Option<(Float, Float)> {
-    let (input, weight, grads) = (x.as_slice::<f32>()?, weight.as_slice::<f32>()?, grad.as_slice::<f32>()?);
+    let (input, weight, grads) =
+        (x.as_slice::<f32>()?, weight.as_slice::<f32>()?, grad.as_slice::<f32>()?);
     let [rows, width] = x.shape().dims();
     let block = (BLOCK * width).max(1);
     let mut d_x = vec![0.0; rows * width];
-    let blocks = d_x.par_chunks_mut(block).zip(input.par_chunks(block)).zip(grads.par_chunks(block));
+    let blocks =
+        d_x.par_chunks_mut(block).zip(input.par_chunks(block)).zip(grads.par_chunks(block));
     let partial_sums: Vec<Vec<f32>> = blocks
         .map(|((d_x, x), grad)| {
             let mut d_weight = vec![0.0; width];
@@ -134,7 +146,8 @@ pub(super) fn cross_entropy(logits: &Float, labels: &Int) -> Option<Float> {
 }
 
 pub(super) fn cross_entropy_backward(logits: &Float, labels: &Int, grad: &Float) -> Option<Float> {
-    let (input, labels, grads) = (logits.as_slice::<f32>()?, indices(labels)?, grad.as_slice::<f32>()?);
+    let (input, labels, grads) =
+        (logits.as_slice::<f32>()?, indices(labels)?, grad.as_slice::<f32>()?);
     let [rows, classes] = logits.shape().dims();
     let mut output = vec![0.0; rows * classes];
     let row_pairs = output.par_chunks_mut(classes.max(1)).zip(input.par_chunks(classes.max(1)));

@@ -5,8 +5,9 @@ use plotters::prelude::*;
 use super::{INK, PALE, PRUNE, STRONG, key, legend, svg};
 use crate::{TrainError, report::History};
 
-/// What the busiest device of a mesh computed over what one does on average, over the steps: in the worst layer and in
-/// the mean over the layers. Prunes and rearrangements are marked. Nothing for a run on one device.
+/// What the busiest device of a mesh computed over what one does on average, over the steps: in the
+/// worst layer and in the mean over the layers. Prunes and rearrangements are marked. Nothing for a
+/// run on one device.
 ///
 /// # Errors
 ///
@@ -23,7 +24,10 @@ pub fn device_load(history: &History) -> Result<Option<String>, TrainError> {
     let draw = svg("device load over training", (900, 380), |canvas| {
         let mut chart = ChartBuilder::on(canvas)
             .margin(16)
-            .caption("Rows of the busiest device over the mean", ("sans-serif", 20).into_font().color(&INK))
+            .caption(
+                "Rows of the busiest device over the mean",
+                ("sans-serif", 20).into_font().color(&INK),
+            )
             .x_label_area_size(40)
             .y_label_area_size(50)
             .build_cartesian_2d(0.0..last.max(1.0), 1.0..high)?;
@@ -40,14 +44,13 @@ pub fn device_load(history: &History) -> Result<Option<String>, TrainError> {
         ] {
             chart.draw_series(LineSeries::new(points, style))?.label(name).legend(key(style));
         }
-        let prunes = history
-            .prunes()
-            .map(|(step, _)| (step, Some(format!("experts pruned, step {step}")), PRUNE.stroke_width(2)));
+        let prunes = history.prunes().map(|(step, _)| {
+            (step, Some(format!("experts pruned, step {step}")), PRUNE.stroke_width(2))
+        });
         // There may be many rearrangements: one of them names them all.
-        let moves = history
-            .rearrangements()
-            .enumerate()
-            .map(|(i, step)| (step, (i == 0).then(|| "experts rearranged".to_owned()), INK.stroke_width(1)));
+        let moves = history.rearrangements().enumerate().map(|(i, step)| {
+            (step, (i == 0).then(|| "experts rearranged".to_owned()), INK.stroke_width(1))
+        });
         for (step, name, style) in prunes.chain(moves) {
             let line = [(step as f64, 1.0), (step as f64, high)];
             let series = chart.draw_series(DashedLineSeries::new(line, 6, 4, style))?;

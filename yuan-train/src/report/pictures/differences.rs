@@ -42,7 +42,13 @@ pub fn differences(title: &str, rows: &[Difference]) -> Result<String, TrainErro
             let value = reach / 1.1 * f64::from(tick) / 2.0;
             let line = [(x(value), 44), (x(value), bottom)];
             canvas.draw(&PathElement::new(line, INK.mix(if tick == 0 { 0.8 } else { 0.2 })))?;
-            text(canvas, &format!("{value:+.3}"), (x(value), bottom + 12), 12, (HPos::Center, VPos::Center))?;
+            text(
+                canvas,
+                &format!("{value:+.3}"),
+                (x(value), bottom + 12),
+                12,
+                (HPos::Center, VPos::Center),
+            )?;
         }
         for (i, row) in rows.iter().enumerate() {
             let y = 60 + 26 * i as i32;

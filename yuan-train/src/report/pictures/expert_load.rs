@@ -9,8 +9,8 @@ use yuan_laep::LayerLoad;
 use super::{Canvas, Drawn, PRUNE, svg, text};
 use crate::{TrainError, report::History};
 
-/// The load of every expert of every layer: before the first prune (the loads that its plan rests on), and
-/// at the end of the run in the new order.
+/// The load of every expert of every layer: before the first prune (the loads that its plan rests
+/// on), and at the end of the run in the new order.
 ///
 /// # Errors
 ///
@@ -28,8 +28,9 @@ pub fn expert_load(history: &History) -> Result<String, TrainError> {
     svg("expert load", (900, height as u32), |canvas| {
         let caption = "Expert load relative to the mean of its layer";
         text(canvas, caption, (450, 26), 20, (HPos::Center, VPos::Center))?;
-        let pruned =
-            |layer: usize, expert: usize| plan.is_some_and(|p| p.layers[layer].pruned.contains(&expert));
+        let pruned = |layer: usize, expert: usize| {
+            plan.is_some_and(|p| p.layers[layer].pruned.contains(&expert))
+        };
         let title = if plan.is_some() {
             "before the prune, in the windows it rests on (crossed out: pruned)"
         } else {
@@ -69,7 +70,13 @@ fn heat_map(
     let width = (900 - left - 30) / columns;
     for (layer, load) in loads.iter().enumerate() {
         let y = top + 32 + cell * layer as i32;
-        text(canvas, &format!("layer {layer}"), (left - 8, y + cell / 2), 12, (HPos::Right, VPos::Center))?;
+        text(
+            canvas,
+            &format!("layer {layer}"),
+            (left - 8, y + cell / 2),
+            12,
+            (HPos::Right, VPos::Center),
+        )?;
         let mean = (load.total() as f64 / load.num_experts() as f64).max(1.0);
         for (expert, &tokens) in load.tokens_per_expert().iter().enumerate() {
             let (x, ratio) = (left + width * expert as i32, tokens as f64 / mean);
@@ -78,13 +85,20 @@ fn heat_map(
             if crossed(layer, expert) {
                 let [a, b] = corners;
                 canvas.draw(&PathElement::new([a, b], PRUNE.mix(0.6).stroke_width(2)))?;
-                canvas.draw(&PathElement::new([(a.0, b.1), (b.0, a.1)], PRUNE.mix(0.6).stroke_width(2)))?;
+                canvas.draw(&PathElement::new(
+                    [(a.0, b.1), (b.0, a.1)],
+                    PRUNE.mix(0.6).stroke_width(2),
+                ))?;
             }
             if width >= 28 && cell >= 14 {
                 let ink = if ratio > 1.2 { WHITE } else { ON_CELL };
                 let style = ("sans-serif", 11).into_font().color(&ink);
                 let style = style.pos(Pos::new(HPos::Center, VPos::Center));
-                canvas.draw(&Text::new(format!("{ratio:.2}"), (x + width / 2, y + cell / 2), style))?;
+                canvas.draw(&Text::new(
+                    format!("{ratio:.2}"),
+                    (x + width / 2, y + cell / 2),
+                    style,
+                ))?;
             }
         }
     }

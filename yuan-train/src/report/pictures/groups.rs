@@ -6,7 +6,8 @@ use yuan_laep::{LayerPlan, PrunePlan, efficiency::PlacedLayer};
 use super::{INK, PALE, STRONG, chosen_layers, panels};
 use crate::TrainError;
 
-/// Load of every device group over the mean, before the plan and after it, a panel per layer (four at most).
+/// Load of every device group over the mean, before the plan and after it, a panel per layer (four
+/// at most).
 ///
 /// # Errors
 ///
@@ -22,7 +23,10 @@ pub fn device_groups(plan: &PrunePlan) -> Result<String, TrainError> {
             .caption(title, ("sans-serif", 14).into_font().color(&INK))
             .x_label_area_size(32)
             .y_label_area_size(44)
-            .build_cartesian_2d(0.0..bars.0.len() as f64, 0.0..bars.most(0).max(bars.most(1)) * 1.1)?;
+            .build_cartesian_2d(
+                0.0..bars.0.len() as f64,
+                0.0..bars.most(0).max(bars.most(1)) * 1.1,
+            )?;
         chart
             .configure_mesh()
             .disable_x_mesh()
@@ -48,12 +52,15 @@ struct Bars(Vec<[f64; 2]>);
 
 impl Bars {
     fn of(plan: &LayerPlan) -> Self {
-        let [before, after] = [PlacedLayer::before(plan), PlacedLayer::rearranged(plan)].map(|placed| {
-            let fractions = placed.load.fractions();
-            let share = |members: &Vec<usize>| members.iter().map(|&expert| fractions[expert]).sum::<f64>();
-            let groups = placed.groups.len() as f64;
-            placed.groups.iter().map(share).map(|share| share * groups).collect::<Vec<f64>>()
-        });
+        let [before, after] =
+            [PlacedLayer::before(plan), PlacedLayer::rearranged(plan)].map(|placed| {
+                let fractions = placed.load.fractions();
+                let share = |members: &Vec<usize>| {
+                    members.iter().map(|&expert| fractions[expert]).sum::<f64>()
+                };
+                let groups = placed.groups.len() as f64;
+                placed.groups.iter().map(share).map(|share| share * groups).collect::<Vec<f64>>()
+            });
         Self(before.into_iter().zip(after).map(|(before, after)| [before, after]).collect())
     }
 

@@ -6,7 +6,8 @@ use yuan_laep::{LayerLoad, LayerPlan, PrunePlan};
 use super::{INK, PALE, PRUNE, STRONG, chosen_layers, panels};
 use crate::{TrainError, callback::Event, report::History};
 
-/// Tokens of every expert in every window, a panel per layer (four at most), on a logarithmic scale.
+/// Tokens of every expert in every window, a panel per layer (four at most), on a logarithmic
+/// scale.
 ///
 /// Experts keep their line over prunes and rearrangements; those that a prune takes are red.
 ///
@@ -23,7 +24,10 @@ pub fn load_history(history: &History) -> Result<String, TrainError> {
             .caption(format!("layer {layer}"), ("sans-serif", 14).into_font().color(&INK))
             .x_label_area_size(32)
             .y_label_area_size(52)
-            .build_cartesian_2d(0.0..curves.last_step, (curves.floor()..curves.ceiling()).log_scale())?;
+            .build_cartesian_2d(
+                0.0..curves.last_step,
+                (curves.floor()..curves.ceiling()).log_scale(),
+            )?;
         chart
             .configure_mesh()
             .light_line_style(TRANSPARENT)
@@ -33,7 +37,9 @@ pub fn load_history(history: &History) -> Result<String, TrainError> {
             .y_label_formatter(&|tokens| format!("{tokens:.0}"))
             .y_labels(5)
             .draw()?;
-        for (steps, style) in [(&curves.prunes, INK.mix(0.6)), (&curves.rearrangements, PALE.mix(1.0))] {
+        for (steps, style) in
+            [(&curves.prunes, INK.mix(0.6)), (&curves.rearrangements, PALE.mix(1.0))]
+        {
             for &step in steps {
                 let line = [(step, curves.floor()), (step, curves.ceiling())];
                 chart.draw_series(DashedLineSeries::new(line, 6, 4, style.stroke_width(1)))?;
@@ -41,7 +47,10 @@ pub fn load_history(history: &History) -> Result<String, TrainError> {
         }
         for curve in &curves.layers[layer] {
             let style = if curve.pruned { PRUNE.mix(0.8) } else { STRONG.mix(0.7) };
-            chart.draw_series(LineSeries::new(curve.points.iter().copied(), style.stroke_width(1)))?;
+            chart.draw_series(LineSeries::new(
+                curve.points.iter().copied(),
+                style.stroke_width(1),
+            ))?;
         }
         Ok(())
     })
@@ -55,7 +64,8 @@ struct Curve {
 struct Curves {
     /// Per layer, per original expert.
     layers: Vec<Vec<Curve>>,
-    /// Original expert at every place of every layer; a prune selects among them, a rearrangement moves them.
+    /// Original expert at every place of every layer; a prune selects among them, a rearrangement
+    /// moves them.
     identity: Vec<Vec<usize>>,
     prunes: Vec<f64>,
     rearrangements: Vec<f64>,
@@ -77,7 +87,8 @@ impl Curves {
     fn of(history: &History) -> Self {
         let prunes: Vec<_> = history.prunes().collect();
         let first_window = history.windows().next().map(|window| window.layers);
-        let counts = |layers: &[LayerLoad]| layers.iter().map(LayerLoad::num_experts).collect::<Vec<_>>();
+        let counts =
+            |layers: &[LayerLoad]| layers.iter().map(LayerLoad::num_experts).collect::<Vec<_>>();
         // The first plan knows the experts of before, even if no window was complete by then.
         let experts = match prunes.first() {
             Some((_, plan)) => plan.layers.iter().map(LayerPlan::num_experts).collect(),
@@ -98,7 +109,10 @@ impl Curves {
                 Event::Load { step, layers, .. } => curves.add(*step, layers),
                 Event::Prune { plan, .. } => curves.apply(plan),
                 Event::Rearrange { order, .. } => {
-                    order.iter().enumerate().for_each(|(layer, order)| curves.reorder(layer, order));
+                    order
+                        .iter()
+                        .enumerate()
+                        .for_each(|(layer, order)| curves.reorder(layer, order));
                 }
                 _ => {}
             }
@@ -153,8 +167,12 @@ mod tests {
             order: vec![vec![2, 0, 1]],
             bytes_moved: 0,
         };
-        let history =
-            History::new(vec![load(1, [10, 20, 30]), moved, load(2, [31, 11, 21]), load(3, [32, 12, 22])]);
+        let history = History::new(vec![
+            load(1, [10, 20, 30]),
+            moved,
+            load(2, [31, 11, 21]),
+            load(3, [32, 12, 22]),
+        ]);
         let curves = Curves::of(&history);
         let tokens = |curve: &Curve| curve.points.iter().map(|point| point.1).collect::<Vec<_>>();
         let lines: Vec<_> = curves.layers[0].iter().map(tokens).collect();

@@ -6,7 +6,8 @@ use yuan_laep::{LayerPlan, PrunePlan};
 use super::{INK, PALE, PRUNE, STRONG, chosen_layers, panels};
 use crate::TrainError;
 
-/// Share of every expert, ascending (bars), and cumulative share (line), a panel per layer (four at most).
+/// Share of every expert, ascending (bars), and cumulative share (line), a panel per layer (four at
+/// most).
 ///
 /// The bars of pruned experts are red; the dashed line is β of the layer.
 ///

@@ -5,7 +5,8 @@ use plotters::prelude::*;
 use super::{INK, PALE, PRUNE, STRONG, key, legend, svg};
 use crate::{TrainError, callback::Event, report::History};
 
-/// Training and validation loss over the steps; prunes are marked, and what a guard undid is dashed.
+/// Training and validation loss over the steps; prunes are marked, and what a guard undid is
+/// dashed.
 ///
 /// # Errors
 ///
@@ -39,7 +40,8 @@ pub fn loss(history: &History) -> Result<String, TrainError> {
             .draw_series(LineSeries::new(validation.clone(), STRONG.stroke_width(2)))?
             .label("validation")
             .legend(key(STRONG.stroke_width(2)));
-        chart.draw_series(validation.iter().map(|&point| Circle::new(point, 3, STRONG.filled())))?;
+        chart
+            .draw_series(validation.iter().map(|&point| Circle::new(point, 3, STRONG.filled())))?;
         for branch in undone {
             chart
                 .draw_series(DashedLineSeries::new(branch, 3, 3, PRUNE.stroke_width(1)))?
@@ -49,7 +51,12 @@ pub fn loss(history: &History) -> Result<String, TrainError> {
         for (step, _) in history.prunes() {
             let at = step as f64;
             chart
-                .draw_series(DashedLineSeries::new([(at, low), (at, high)], 6, 4, PRUNE.stroke_width(2)))?
+                .draw_series(DashedLineSeries::new(
+                    [(at, low), (at, high)],
+                    6,
+                    4,
+                    PRUNE.stroke_width(2),
+                ))?
                 .label(format!("experts pruned, step {step}"))
                 .legend(key(PRUNE.stroke_width(2)));
         }
