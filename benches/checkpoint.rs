@@ -22,7 +22,7 @@ use yuan::{
         hf::{HfCheckpoint, LoadOptions, SaveOptions},
         named,
     },
-    train::memory::peak_resident,
+    train::peak_resident,
 };
 
 /// As in the programs.
@@ -35,7 +35,7 @@ fn config() -> YuanConfig {
         hidden_size: 1024,
         num_attention_heads: 8,
         attention_projection_size: 2048,
-        ffn_hidden_size: 1024,
+        expert_hidden_size: 1024,
         experts_per_layer: vec![16; 7],
         ..YuanConfig::toy(8192)
     }
@@ -74,7 +74,7 @@ fn child(task: &str, from: &Path, to: &Path) {
         }
         "prune by a quarter" => {
             let checkpoint = HfCheckpoint::open(from).expect("it opens");
-            let kept = vec![(0..12).collect(); checkpoint.config().num_hidden_layers()];
+            let kept = vec![(0..12).collect(); checkpoint.config().num_layers()];
             checkpoint.rewrite(to, Some(&kept), &options).expect("it is pruned");
         }
         other => panic!("no task {other}"),

@@ -8,7 +8,7 @@
 //! of its link being free; `of_link` is that over the rate of a single copy between the first
 //! device and the last.
 
-use std::{process::ExitCode, time::Instant};
+use std::time::Instant;
 
 use anyhow::{anyhow, ensure};
 use burn::tensor::{Device, FloatDType, Tensor};
@@ -16,7 +16,7 @@ use clap::Parser;
 use serde_json::json;
 use yuan::{
     model::mesh::exchange::Exchange,
-    train::{Precision, efficiency::measure_link, reduce::all_reduce},
+    train::{Precision, all_reduce, measure_link},
 };
 
 /// Time the copies of a mesh.
@@ -48,8 +48,8 @@ struct Arguments {
     bench: bool,
 }
 
-fn main() -> ExitCode {
-    yuan::exit(run(&Arguments::parse()))
+fn main() -> anyhow::Result<()> {
+    run(&Arguments::parse())
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {

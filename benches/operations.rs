@@ -7,7 +7,7 @@
 //! `scripts/torch_operations.py` times the same in PyTorch, and `scripts/compare_operations.py`
 //! puts them side by side.
 
-use std::{process::ExitCode, time::Instant};
+use std::time::Instant;
 
 use anyhow::anyhow;
 use burn::tensor::{Device, Distribution, Int, Tensor};
@@ -50,8 +50,8 @@ struct Shapes {
     vocab: usize,
 }
 
-fn main() -> ExitCode {
-    yuan::exit(run(&Arguments::parse()))
+fn main() -> anyhow::Result<()> {
+    run(&Arguments::parse())
 }
 
 struct Bench<'a> {

@@ -6,15 +6,15 @@
 //!
 //! `scripts/compare_with_torch.sh` and `scripts/gpu.sh` run the PyTorch program beside it.
 
-use std::{path::PathBuf, process::ExitCode, time::Instant};
+use std::{path::PathBuf, time::Instant};
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use clap::Parser;
 use serde_json::{Value, json};
 use yuan::{
-    laep::{LayerLoad, LayerPlan, PruneLimits, PrunePlan, efficiency::PlacedLayer},
+    laep::{ExpertLayout, LayerLoad, LayerPlan, PruneLimits, PrunePlan, efficiency::PlacedLayer},
     model::{DeviceMesh, MeshModel, PrunableExperts, YuanConfig, YuanModel, named, ops},
-    train::{LanguageModel, SpeedModel, TrainConfig, Trainer, data::RowStream},
+    train::{LanguageModel, SpeedModel, StepOutcome, TrainConfig, Trainer, data::RowStream},
 };
 
 /// Every step allocates and frees the same large tensors, which glibc returns to the system each
@@ -66,8 +66,8 @@ struct Arguments {
     bench: bool,
 }
 
-fn main() -> ExitCode {
-    yuan::exit(run(&Arguments::parse()))
+fn main() -> anyhow::Result<()> {
+    run(&Arguments::parse())
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
@@ -132,20 +132,20 @@ impl Bench<'_> {
         let loads = self.measure(&mut trainer, "base", json!({}))?;
         let Some(beta) = self.arguments.prune else { return Ok(()) };
         let groups = self.mesh.expert();
-        let limits = PruneLimits {
-            beta: beta.into(),
-            multiple_of: groups,
-            top_k: trainer.model().top_k(),
-            ..PruneLimits::default()
-        };
-        let plan = PrunePlan::new(&loads, &limits, groups)?;
+        let limits =
+            PruneLimits { beta: beta.into(), multiple_of: groups, ..PruneLimits::default() };
+        let plan = PrunePlan::new(
+            &loads,
+            &limits,
+            ExpertLayout { top_k: trainer.model().top_k(), groups },
+        )?;
         let in_old_order = |layer: &LayerPlan| {
             let mut kept = layer.kept.clone();
             kept.sort_unstable();
             kept
         };
         let kept: Vec<Vec<usize>> = plan.layers.iter().map(in_old_order).collect();
-        let speed = SpeedModel::measure(self.model, self.mesh, self.config)?;
+        let speed = SpeedModel::measure(self.model, self.mesh, self.config.work())?;
         let seconds = |placed| speed.seconds(&plan, placed);
         let base = seconds(PlacedLayer::before);
         let facts = |moved: u64, placed: fn(&LayerPlan) -> PlacedLayer| {
@@ -186,7 +186,10 @@ impl Bench<'_> {
             (Vec::new(), None, None, vec![0; self.mesh.devices().len()]);
         let (mut busiest, mut busiest_device) = (0.0_f64, Vec::new());
         for step in 0..arguments.warmup + arguments.steps {
-            let metrics = trainer.train_step()?;
+            let metrics = match trainer.train_step()? {
+                StepOutcome::Taken(metrics) => metrics,
+                StepOutcome::NotFinite(found) => bail!("the {} is {}", found.what, found.value),
+            };
             first.get_or_insert_with(|| self.started.elapsed().as_secs_f64());
             if step >= arguments.warmup {
                 times.push(metrics.seconds);
@@ -202,8 +205,7 @@ impl Bench<'_> {
         let last = last.context("no step was taken")?;
         times.sort_by(f64::total_cmp);
         let (median, tokens) = (times[times.len() / 2], self.config.tokens_per_step());
-        let (layers, width) =
-            (self.model.num_hidden_layers(), self.model.attention_projection_size);
+        let (layers, width) = (self.model.num_layers(), self.model.attention_projection_size);
         let active = active_parameters(self.model);
         let flops = 6.0 * active as f64 * tokens as f64
             + 6.0 * (layers * width * arguments.seq * tokens) as f64;
@@ -228,7 +230,7 @@ impl Bench<'_> {
             "tokens_per_s": round(tokens as f64 / median, 1),
             "tflops_per_device": round(flops / median / 1e12 / devices as f64, 3),
             "device_gib": peak.iter().map(|&bytes| gib(bytes)).collect::<Vec<_>>(),
-            "host_gib": yuan::train::memory::peak_resident().map(gib),
+            "host_gib": yuan::train::peak_resident().map(gib),
             "last_loss": round(last.loss, 4),
         });
         if let (Some(line), Value::Object(facts)) = (line.as_object_mut(), facts) {
@@ -245,9 +247,9 @@ impl Bench<'_> {
 /// Parameters that a token meets in a product, counted as the peer counts them.
 fn active_parameters(model: &YuanConfig) -> usize {
     let (hidden, width, ffn) =
-        (model.hidden_size, model.attention_projection_size, model.ffn_hidden_size);
-    let layer = 4 * width * hidden + 2 * hidden * hidden + 3 * model.moe_top_k * hidden * ffn;
-    model.num_hidden_layers() * layer + hidden * model.vocab_size
+        (model.hidden_size, model.attention_projection_size, model.expert_hidden_size);
+    let layer = 4 * width * hidden + 2 * hidden * hidden + 3 * model.top_k * hidden * ffn;
+    model.num_layers() * layer + hidden * model.vocab_size
 }
 
 /// Random tokens, as the PyTorch program has.

@@ -6,8 +6,7 @@
 use burn::module::{Initializer::Normal, Module, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Distribution, Int, Tensor, activation::softmax};
-use yuan::laep::{LayerLoad, LoadTracker, PruneLimits, PrunePlan};
-use yuan::train::{AdamW, ExpertAxis, PrunableExperts, TrainConfig};
+use yuan::{model::ExpertAxis, prelude::*};
 
 const WIDTH: usize = 8;
 /// Linear experts, of which the router chooses one for every input.
@@ -71,7 +70,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let centres = Tensor::random([4, WIDTH], normal, &plain);
     let maps = Tensor::random([4, WIDTH, WIDTH], normal, &plain);
     let mut model = Mixture::new(16, &device);
-    let mut optimizer = AdamW::new(&TrainConfig { weight_decay: 0.0, ..TrainConfig::default() });
+    let mut optimizer = AdamW::new(&AdamWConfig::default().with_weight_decay(0.0));
     let mut tracker = LoadTracker::new(50, 1)?;
     for step in 1..=600 {
         let (x, y) = batch(&centres, &maps, &plain);
@@ -87,12 +86,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let gradients = GradientsParams::from_grads(loss.backward(), &model);
         model = optimizer.step(model, gradients, 1e-2, 1.0);
         if step == 300 {
-            let limits =
-                PruneLimits { beta: 0.05.into(), top_k: 1, multiple_of: 2, ..Default::default() };
-            let plan = PrunePlan::new(&tracker.last(1).layers, &limits, 2)?;
+            let limits = PruneLimits { beta: 0.05.into(), multiple_of: 2, ..Default::default() };
+            let layout = ExpertLayout { top_k: model.top_k(), groups: 2 };
+            let plan = PrunePlan::new(&tracker.last(1).layers, &limits, layout)?;
             println!("{plan}");
-            let kept = [plan.layers[0].kept.clone()];
-            let (pruned, cuts) = model.keep_experts(&kept).map_err(|(_, error)| error)?;
+            let (pruned, cuts) = model.keep_experts(&plan.kept())?;
             optimizer.cut(&cuts); // the moments of the kept experts stay
             (model, tracker) = (pruned, LoadTracker::new(50, 1)?);
         }

@@ -1,46 +1,52 @@
-//! Yuan3.0 mixture-of-experts language models and their layer-adaptive expert pruning, on Burn.
+//! Mixture-of-experts language models (Yuan3.0, arXiv 2601.14327) on [Burn](burn), and LAEP,
+//! Layer-Adaptive Expert Pruning: in the middle of pre-training, under-used experts are pruned layer
+//! by layer from token-load statistics, and the rest are rearranged over the devices.
 //!
-//! Three crates under one roof: [`model`] (the transformer), [`laep`] (the planner) and
-//! [`train`] (pre-training with LAEP as a callback).
+//! Four crates under one roof: [`model`] (the transformer), [`laep`] (the planner), [`train`]
+//! (pre-training with LAEP as a callback) and, behind the feature `report`, `report` (tables,
+//! pictures and pages of runs). The [`prelude`] has what most programs import, and [`toy`] is the
+//! small run of the README.
 //!
 //! ```
-//! use yuan::{laep::{LayerLoad, PruneLimits, PrunePlan}, model::{PrunableExperts, YuanConfig, YuanModel}};
+//! use yuan::prelude::*;
 //!
 //! // A model, and the tokens that its experts received in some window.
 //! let config = YuanConfig::tiny(512);
 //! let model = YuanModel::new(&config, &yuan::device("flex")?)?;
 //! let busy = LayerLoad::new(vec![90, 3, 120, 80, 2, 100, 75, 130]);
-//! let loads = vec![busy; config.num_hidden_layers()];
+//! let loads = vec![busy; config.num_layers()];
 //!
 //! // Plan, look, apply.
-//! let plan = PrunePlan::new(&loads, &PruneLimits { beta: 0.05.into(), ..PruneLimits::default() }, 1)?;
+//! let limits = PruneLimits { beta: 0.05.into(), ..PruneLimits::default() };
+//! let layout = ExpertLayout { top_k: config.top_k, groups: 1 };
+//! let plan = PrunePlan::new(&loads, &limits, layout)?;
 //! println!("{plan}");
-//! let kept: Vec<Vec<usize>> = plan.layers.iter().map(|layer| layer.kept.clone()).collect();
-//! let (model, _) = model.keep_experts(&kept).map_err(|(_, error)| error)?;
+//! let (model, _) = model.keep_experts(&plan.kept())?;
 //! assert_eq!(model.config().experts_per_layer, [6, 6]);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod corpus;
+pub mod toy;
+
+pub use burn;
 pub use yuan_laep as laep;
 pub use yuan_model as model;
 pub use yuan_model::{NoDevice, device};
+#[cfg(feature = "report")]
+pub use yuan_report as report;
 pub use yuan_train as train;
 
-use std::{
-    fmt::Display,
-    io::Write,
-    process::{ExitCode, Termination},
-};
-
-/// Ends a program: an error becomes one line with all its causes, whatever `RUST_BACKTRACE` says,
-/// and a failure.
-pub fn exit<T: Termination, E: Display>(result: Result<T, E>) -> ExitCode {
-    match result {
-        Ok(value) => value.report(),
-        Err(error) => {
-            // A closed pipe is no further failure.
-            drop(writeln!(std::io::stderr(), "Error: {error:#}"));
-            ExitCode::FAILURE
-        }
-    }
+/// What a program that trains, plans and prunes imports.
+pub mod prelude {
+    pub use yuan_laep::{
+        ExpertLayout, LayerLoad, LoadTracker, PerLayer, PruneLimits, PrunePlan, StabilityTest,
+    };
+    pub use yuan_model::{
+        DeviceMesh, ForwardOptions, GenerationOptions, MeshModel, PrunableExperts, YuanConfig,
+        YuanModel,
+    };
+    #[cfg(feature = "report")]
+    pub use yuan_report::Report;
+    pub use yuan_train::prelude::*;
 }

@@ -1,15 +1,31 @@
-//! The smaller examples as a user runs them.
+//! The examples as a user runs them.
 
-mod support;
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
-use std::{fs, process::Command};
+/// Path of an example that Cargo built beside this test.
+fn example(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("the test has a path");
+    let profile = test.parent().and_then(Path::parent).expect("target/<profile>/deps/<test>");
+    let path = profile.join("examples").join(name).with_extension(std::env::consts::EXE_EXTENSION);
+    assert!(path.exists(), "{} is missing: run `cargo test`, which builds it", path.display());
+    path
+}
 
-use support::{example, fail, succeed, write_corpus};
-use tempfile::tempdir;
+/// Standard output of an example that succeeds.
+fn output(name: &str, arguments: &[&str]) -> String {
+    let output = Command::new(example(name)).args(arguments).output().expect("it starts");
+    let (out, err) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{name} failed: {err}");
+    out.into_owned()
+}
 
 #[test]
 fn a_model_that_is_no_yuan_is_pruned_and_goes_on_learning() {
-    let (out, _) = succeed(&mut Command::new(example("prune_any")));
+    let out = output("prune_any", &[]);
     let losses: Vec<(f64, &str)> = out
         .lines()
         .filter_map(|line| line.strip_prefix("step ")?.split_once(": loss ")?.1.split_once(", "))
@@ -22,72 +38,7 @@ fn a_model_that_is_no_yuan_is_pruned_and_goes_on_learning() {
 }
 
 #[test]
-fn the_efficiency_of_ultra_grows_with_each_part_of_laep() {
-    let (out, _) = succeed(&mut Command::new(example("efficiency")));
-    let tflops = |name: &str| -> f64 {
-        let row = out
-            .lines()
-            .find(|line| line.starts_with(name))
-            .unwrap_or_else(|| panic!("{name}: {out}"));
-        row[name.len()..].split_whitespace().next().unwrap().parse().unwrap()
-    };
-    let (base, pruned) = (tflops("base "), tflops("pruned only "));
-    let (both, balanced) = (tflops("pruned and rearranged "), tflops("pruned, perfect balance "));
-    assert!(base < pruned && pruned < both && both <= balanced, "{out}");
-    let message = fail(Command::new(example("efficiency")).args(["--groups", "16"]));
-    assert!(message.contains("--groups 16 does not divide the released count of"), "{message}");
-}
-
-#[test]
-fn the_ablation_fills_its_tables() {
-    let directory = tempdir().unwrap();
-    let (data, out) = (directory.path().join("data"), directory.path().join("out"));
-    write_corpus(&data);
-    let ablation = || {
-        let mut command = Command::new(example("ablation"));
-        command
-            .arg("--data")
-            .arg(&data)
-            .arg("--out")
-            .arg(&out)
-            .args(["--seeds", "1", "--steps", "8"]);
-        command.args([
-            "--prune-at",
-            "4",
-            "--hidden",
-            "16",
-            "--layers",
-            "2",
-            "--experts",
-            "4",
-            "--batch",
-            "2",
-        ]);
-        command.args(["--seq", "16", "--vocab", "300"]);
-        command
-    };
-    let (table, _) = succeed(&mut ablation());
-    for row in [
-        "Table 1",
-        "Table 2",
-        "DeepSeek-V3 auxiliary loss 1e-4",
-        "beta 0.05",
-        "alpha 0.2 and 0.4 in turn",
-    ] {
-        assert!(table.contains(row), "{row}: {table}");
-    }
-    assert!(table.matches("one seed tells nothing").count() >= 8, "{table}");
-    assert!(fs::read_to_string(out.join("ablation.svg")).unwrap().contains("beta 0.2"));
-    // What is there is not trained again: the second time is told from the outcomes.
-    let (again, _) = succeed(&mut ablation());
-    assert_eq!(again, table);
-    let weights = fs::read_dir(&out).unwrap().flatten().any(|run| {
-        fs::read_dir(run.path()).is_ok_and(|mut files| {
-            files.any(|file| file.unwrap().file_name().to_string_lossy().starts_with("checkpoint"))
-        })
-    });
-    assert!(!weights, "no weights are kept");
-    assert!(
-        fail(ablation().args(["--device", "abacus"])).contains("there is no device \"abacus\"")
-    );
+fn a_callback_of_ones_own_ends_a_run() {
+    let out = output("custom_callback", &[]);
+    assert!(out.contains("no better than") && out.contains("ended at step"), "{out}");
 }

@@ -197,7 +197,7 @@ impl Cluster {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{PruneLimits, PrunePlan};
+    use crate::{ExpertLayout, PruneLimits, PrunePlan};
 
     const SHAPE: ModelShape = ModelShape {
         dense_flops_per_layer: 100.0,
@@ -269,7 +269,7 @@ mod tests {
     fn pruning_and_rearranging_are_told_apart() {
         let loads = [LayerLoad::new(vec![1, 40, 2, 38, 30, 3, 29, 1])];
         let limits = PruneLimits { beta: 0.06.into(), multiple_of: 2, ..PruneLimits::default() };
-        let plan = PrunePlan::new(&loads, &limits, 2).unwrap();
+        let plan = PrunePlan::new(&loads, &limits, ExpertLayout { top_k: 2, groups: 2 }).unwrap();
         assert_eq!(plan.layers[0].pruned, [0, 2, 5, 7]);
         let time = |layer: PlacedLayer| cluster().step(&SHAPE, &[layer]).seconds();
         let layer = &plan.layers[0];

@@ -11,11 +11,12 @@
 //! (other limits on the same loads) and [`efficiency`] (what it does to the speed).
 //!
 //! ```
-//! use yuan_laep::{LayerLoad, PruneLimits, PrunePlan};
+//! use yuan_laep::{ExpertLayout, LayerLoad, PruneLimits, PrunePlan};
 //!
 //! let loads = [LayerLoad::new(vec![5, 400, 30, 900, 2, 250, 350, 63])];
 //! let limits = PruneLimits { beta: 0.1.into(), multiple_of: 2, ..PruneLimits::default() };
-//! let plan = PrunePlan::new(&loads, &limits, 2)?;
+//! let layout = ExpertLayout { top_k: 2, groups: 2 };
+//! let plan = PrunePlan::new(&loads, &limits, layout)?;
 //!
 //! // Experts 4, 0, 2 and 7 carry 5 % of the load together; expert 5 would make it 17.5 %.
 //! assert_eq!(plan.layers[0].pruned, [0, 2, 4, 7]);
@@ -37,7 +38,7 @@ pub mod statistics;
 pub mod what_if;
 
 pub use error::PlanError;
-pub use limits::PruneLimits;
+pub use limits::{ExpertLayout, PruneLimits};
 pub use load::{LayerLoad, LoadFile, LoadTracker, LoadWindow};
 pub use per_layer::PerLayer;
 pub use plan::{LayerPlan, LayerSummary, PrunePlan};

@@ -18,22 +18,52 @@ pub struct PruneLimits {
     /// At least this many experts remain, itself rounded up to the multiple (and never more than
     /// there are).
     pub min_experts: usize,
-    /// Experts that each token visits: no layer may keep fewer.
-    pub top_k: usize,
     /// At most this share of the experts of a layer may go.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_pruned_fraction: Option<f64>,
 }
 
+/// What a plan has to respect whatever the loads are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpertLayout {
+    /// Experts that each token visits: no layer may keep fewer.
+    pub top_k: usize,
+    /// Device groups that the kept experts of a layer are spread over.
+    pub groups: usize,
+}
+
+impl ExpertLayout {
+    /// Checks both counts.
+    ///
+    /// # Errors
+    ///
+    /// Names the one that is zero.
+    pub fn validate(&self) -> Result<(), PlanError> {
+        for (name, value) in [("top_k", self.top_k), ("groups", self.groups)] {
+            if value == 0 {
+                let value = value.to_string();
+                return Err(PlanError::Limit { name, value, expected: "at least 1" });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Default for ExpertLayout {
+    /// Two experts for each token, all of them in one group.
+    fn default() -> Self {
+        Self { top_k: 2, groups: 1 }
+    }
+}
+
 impl Default for PruneLimits {
-    /// `α = ∞, β = 0.1`, single experts, at least two remain.
+    /// `α = ∞, β = 0.1`, single experts, at least one remains.
     fn default() -> Self {
         Self {
             alpha: f64::INFINITY.into(),
             beta: 0.1.into(),
             multiple_of: 1,
             min_experts: 1,
-            top_k: 2,
             max_pruned_fraction: None,
         }
     }
@@ -65,9 +95,7 @@ impl PruneLimits {
                 expected: "a number in [0, 1]",
             });
         }
-        for (name, value) in
-            [("multiple_of", self.multiple_of), ("top_k", self.top_k), ("groups", groups)]
-        {
+        for (name, value) in [("multiple_of", self.multiple_of), ("groups", groups)] {
             if value == 0 {
                 return Err(count(name));
             }
@@ -84,15 +112,20 @@ impl PruneLimits {
     /// # Errors
     ///
     /// Names the limit or the layer that does not fit.
-    pub fn check_model(&self, experts_per_layer: &[usize]) -> Result<(), PlanError> {
+    pub fn check_model(&self, experts_per_layer: &[usize], top_k: usize) -> Result<(), PlanError> {
         self.check_layers(experts_per_layer.len())?;
         experts_per_layer
             .iter()
             .enumerate()
-            .try_for_each(|(layer, &experts)| self.check_layer(layer, experts))
+            .try_for_each(|(layer, &experts)| self.check_layer(layer, experts, top_k))
     }
 
-    pub(crate) fn check_layer(&self, layer: usize, num_experts: usize) -> Result<(), PlanError> {
+    pub(crate) fn check_layer(
+        &self,
+        layer: usize,
+        num_experts: usize,
+        top_k: usize,
+    ) -> Result<(), PlanError> {
         if num_experts == 0 {
             return Err(PlanError::NoExperts { layer });
         }
@@ -103,8 +136,8 @@ impl PruneLimits {
                 multiple_of: self.multiple_of,
             });
         }
-        if num_experts < self.top_k {
-            return Err(PlanError::BelowTopK { layer, kept: num_experts, top_k: self.top_k });
+        if num_experts < top_k {
+            return Err(PlanError::BelowTopK { layer, kept: num_experts, top_k });
         }
         Ok(())
     }
@@ -123,12 +156,12 @@ impl PruneLimits {
 
     /// Experts that a layer of `num_experts` keeps when the load constraints allow to prune
     /// `allowed`.
-    pub(crate) fn kept(&self, num_experts: usize, allowed: usize) -> usize {
+    pub(crate) fn kept(&self, num_experts: usize, allowed: usize, top_k: usize) -> usize {
         let allowed = match self.max_pruned_fraction {
             Some(fraction) => allowed.min((fraction * num_experts as f64).floor() as usize),
             None => allowed,
         };
-        let at_least = self.min_experts.max(self.top_k).max(num_experts - allowed);
+        let at_least = self.min_experts.max(top_k).max(num_experts - allowed);
         // Saturation only matters for an absurd minimum, which keeps the whole layer anyway.
         at_least.checked_next_multiple_of(self.multiple_of).unwrap_or(usize::MAX).min(num_experts)
     }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    GroupBalance, LayerLoad, PlanError, PruneLimits, rearrange,
+    ExpertLayout, GroupBalance, LayerLoad, PlanError, PruneLimits, rearrange,
     rearrange::{cut_in_order, optimal_balance},
 };
 
@@ -103,6 +103,9 @@ pub struct PrunePlan {
     pub limits: PruneLimits,
     /// Device groups that the kept experts of a layer are spread over.
     pub num_groups: usize,
+    /// Experts that each token visits; plans of earlier versions do not say.
+    #[serde(default = "one")]
+    pub top_k: usize,
     /// One entry per layer.
     pub layers: Vec<LayerPlan>,
 }
@@ -117,18 +120,26 @@ impl PrunePlan {
     pub fn new(
         loads: &[LayerLoad],
         limits: &PruneLimits,
-        num_groups: usize,
+        layout: ExpertLayout,
     ) -> Result<Self, PlanError> {
-        limits.validate(num_groups)?;
+        layout.validate()?;
+        limits.validate(layout.groups)?;
         if loads.is_empty() {
             return Err(PlanError::NoLayers);
         }
         limits.check_layers(loads.len())?;
-        let layers = loads
-            .iter()
-            .enumerate()
-            .map(|(layer, load)| plan_layer(layer, load, limits, num_groups));
-        Ok(Self { limits: limits.clone(), num_groups, layers: layers.collect::<Result<_, _>>()? })
+        let mut layers = Vec::with_capacity(loads.len());
+        for (layer, load) in loads.iter().enumerate() {
+            layers.push(plan_layer(layer, load, limits, layout)?);
+        }
+        let ExpertLayout { top_k, groups: num_groups } = layout;
+        Ok(Self { limits: limits.clone(), num_groups, top_k, layers })
+    }
+
+    /// Old indices of the experts that every layer keeps, in their new order: what
+    /// `PrunableExperts::keep_experts` of `yuan-model` takes.
+    pub fn kept(&self) -> Vec<Vec<usize>> {
+        self.layers.iter().map(|layer| layer.kept.clone()).collect()
     }
 
     /// Reads a plan from JSON and checks it, since plans may be edited by hand.
@@ -223,12 +234,9 @@ impl PrunePlan {
         if let Some(expert) = seen.iter().position(|&listed| !listed) {
             return Err(PlanError::Missing { layer, expert });
         }
-        if plan.kept.len() < self.limits.top_k {
-            return Err(PlanError::BelowTopK {
-                layer,
-                kept: plan.kept.len(),
-                top_k: self.limits.top_k,
-            });
+        if plan.kept.len() < self.top_k {
+            let kept = plan.kept.len();
+            return Err(PlanError::BelowTopK { layer, kept, top_k: self.top_k });
         }
         let equal_parts = plan.groups.len() == self.num_groups
             && plan.groups.iter().all(|group| group.len() * self.num_groups == plan.kept.len());
@@ -239,23 +247,27 @@ impl PrunePlan {
     }
 }
 
+fn one() -> usize {
+    1
+}
+
 fn plan_layer(
     layer: usize,
     load: &LayerLoad,
     limits: &PruneLimits,
-    num_groups: usize,
+    layout: ExpertLayout,
 ) -> Result<LayerPlan, PlanError> {
     let num_experts = load.num_experts();
-    limits.check_layer(layer, num_experts)?;
+    limits.check_layer(layer, num_experts, layout.top_k)?;
     if load.total() == 0 {
         return Err(PlanError::NoLoad { layer });
     }
     let order = load.ascending();
     let allowed = allowed_prefix(load, &order, limits.alpha.at(layer), limits.beta.at(layer));
-    let cut = num_experts - limits.kept(num_experts, allowed);
+    let cut = num_experts - limits.kept(num_experts, allowed, layout.top_k);
     let mut pruned = order[..cut].to_vec();
     pruned.sort_unstable();
-    let groups = rearrange(load.tokens_per_expert(), &order[cut..], num_groups);
+    let groups = rearrange(load.tokens_per_expert(), &order[cut..], layout.groups);
     Ok(LayerPlan { load: load.clone(), kept: groups.concat(), pruned, groups })
 }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{LayerLoad, LayerPlan, PerLayer, PlanError, PruneLimits, PrunePlan};
+use crate::{ExpertLayout, LayerLoad, LayerPlan, PerLayer, PlanError, PruneLimits, PrunePlan};
 
 /// The size of the model whose loads were recorded, as far as a prune changes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,7 +53,7 @@ impl WhatIf {
         };
         let kept = plan.experts_per_layer();
         let pruned_load = plan.pruned_load_fraction();
-        let top_k = plan.limits.top_k as f64;
+        let top_k = plan.top_k as f64;
         let most = weighted(&|layer| (layer.pruned_load_fraction() * top_k).min(1.0));
         Self {
             alpha: plan.limits.alpha.clone(),
@@ -80,7 +80,7 @@ impl WhatIf {
     pub fn sweep(
         loads: &[LayerLoad],
         base: &PruneLimits,
-        groups: usize,
+        layout: ExpertLayout,
         size: Option<ModelSize>,
         alphas: &[f64],
         betas: &[f64],
@@ -89,7 +89,7 @@ impl WhatIf {
         pairs
             .map(|(alpha, beta)| {
                 let limits = PruneLimits { alpha: alpha.into(), beta: beta.into(), ..base.clone() };
-                Ok(Self::of(&PrunePlan::new(loads, &limits, groups)?, size))
+                Ok(Self::of(&PrunePlan::new(loads, &limits, layout)?, size))
             })
             .collect()
     }

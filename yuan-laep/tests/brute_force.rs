@@ -1,7 +1,15 @@
 //! The planner against a literal, expert-by-expert reading of the definitions of LAEP.
 
 use proptest::prelude::*;
-use yuan_laep::{GroupBalance, LayerLoad, PlanError, PruneLimits, PrunePlan, rearrange};
+use yuan_laep::{
+    ExpertLayout, GroupBalance, LayerLoad, PlanError, PruneLimits, PrunePlan, rearrange,
+};
+
+const TOP_K: usize = 2;
+
+fn layout(groups: usize) -> ExpertLayout {
+    ExpertLayout { top_k: TOP_K, groups }
+}
 
 /// Algorithm 1 as written: expert i may go iff its load is at most `α T / N` and the loads of
 /// all experts not after it in ascending order sum to at most `β T`.
@@ -22,10 +30,8 @@ fn prunable(load: &[u64], limits: &PruneLimits) -> Vec<usize> {
 fn largest_allowed_cut(load: &[u64], limits: &PruneLimits) -> usize {
     let n = load.len();
     let allowed = prunable(load, limits).len();
-    let minimum = (0..)
-        .step_by(limits.multiple_of)
-        .find(|&m| m >= limits.min_experts.max(limits.top_k))
-        .unwrap();
+    let minimum =
+        (0..).step_by(limits.multiple_of).find(|&m| m >= limits.min_experts.max(TOP_K)).unwrap();
     (0..=n)
         .rev()
         .find(|&cut| {
@@ -63,7 +69,6 @@ fn cases() -> impl Strategy<Value = (Vec<u64>, PruneLimits, usize)> {
                     beta: beta.into(),
                     multiple_of,
                     min_experts,
-                    top_k: 2,
                     max_pruned_fraction: fraction,
                 };
                 (load, limits, groups)
@@ -78,7 +83,7 @@ proptest! {
     #[test]
     fn the_plan_is_what_the_definition_says((load, limits, groups) in cases()) {
         prop_assume!(load.iter().sum::<u64>() > 0);
-        let plan = PrunePlan::new(&[LayerLoad::new(load.clone())], &limits, groups).unwrap();
+        let plan = PrunePlan::new(&[LayerLoad::new(load.clone())], &limits, layout(groups)).unwrap();
         let layer = &plan.layers[0];
 
         // As many go as every constraint allows, and it is the least loaded that go.
@@ -142,13 +147,10 @@ fn both_constraints_are_inclusive() {
     // T = 100, N = 4: alpha 0.4 allows up to 10 exactly, beta 0.2 allows a sum of 20 exactly.
     let load = [LayerLoad::new(vec![10, 10, 30, 50])];
     let at = |alpha: f64, beta: f64| {
-        let limits = PruneLimits {
-            alpha: alpha.into(),
-            beta: beta.into(),
-            top_k: 1,
-            ..PruneLimits::default()
-        };
-        PrunePlan::new(&load, &limits, 1).unwrap().layers[0].pruned.len()
+        let limits =
+            PruneLimits { alpha: alpha.into(), beta: beta.into(), ..PruneLimits::default() };
+        let layout = ExpertLayout { top_k: 1, groups: 1 };
+        PrunePlan::new(&load, &limits, layout).unwrap().layers[0].pruned.len()
     };
     assert_eq!(at(0.4, 0.2), 2);
     assert_eq!(at(0.39, 0.2), 0);
@@ -161,7 +163,7 @@ fn impossible_requests_name_what_is_wrong() {
     let load = |tokens: &[u64]| vec![LayerLoad::new(tokens.to_vec())];
     let limits = PruneLimits::default();
     let error = |loads: &[LayerLoad], limits: &PruneLimits, groups| {
-        PrunePlan::new(loads, limits, groups).unwrap_err()
+        PrunePlan::new(loads, limits, layout(groups)).unwrap_err()
     };
 
     assert_eq!(error(&[], &limits, 1), PlanError::NoLayers);
@@ -187,16 +189,20 @@ fn impossible_requests_name_what_is_wrong() {
         PruneLimits { beta: f64::INFINITY.into(), ..limits.clone() },
         PruneLimits { max_pruned_fraction: Some(1.5), ..limits.clone() },
         PruneLimits { multiple_of: 0, ..limits.clone() },
-        PruneLimits { top_k: 0, ..limits.clone() },
     ] {
         assert!(matches!(error(&load(&[1, 2]), &bad, 1), PlanError::Limit { .. }), "{bad:?}");
+    }
+    for layout in [ExpertLayout { top_k: 0, groups: 1 }, ExpertLayout { top_k: 1, groups: 0 }] {
+        let error = PrunePlan::new(&load(&[1, 2]), &limits, layout).unwrap_err();
+        assert!(matches!(error, PlanError::Limit { .. }), "{layout:?}");
     }
 }
 
 #[test]
 fn an_edited_plan_is_checked() {
     let plan =
-        PrunePlan::new(&[LayerLoad::new(vec![1, 40, 30, 29])], &PruneLimits::default(), 1).unwrap();
+        PrunePlan::new(&[LayerLoad::new(vec![1, 40, 30, 29])], &PruneLimits::default(), layout(1))
+            .unwrap();
     assert_eq!(plan.layers[0].pruned, [0]);
     let edited = |edit: &dyn Fn(&mut PrunePlan)| {
         let mut plan = plan.clone();
@@ -210,10 +216,7 @@ fn an_edited_plan_is_checked() {
         PlanError::NoSuchExpert { layer: 0, expert: 9, num_experts: 4 }
     );
     assert_eq!(edited(&|p| p.layers[0].kept.swap(0, 1)), PlanError::GroupsDiffer { layer: 0 });
-    assert_eq!(
-        edited(&|p| p.limits.top_k = 4),
-        PlanError::BelowTopK { layer: 0, kept: 3, top_k: 4 }
-    );
+    assert_eq!(edited(&|p| p.top_k = 4), PlanError::BelowTopK { layer: 0, kept: 3, top_k: 4 });
     assert_eq!(
         plan.check_against(&[5], 2),
         Err(PlanError::ExpertCount { layer: 0, expected: 5, found: 4 })
@@ -229,7 +232,7 @@ fn an_edited_plan_is_checked() {
 fn a_table_names_every_layer_and_the_total() {
     let loads = [LayerLoad::new(vec![1, 40, 30, 29]), LayerLoad::new(vec![25, 25, 25, 25])];
     let limits = PruneLimits { multiple_of: 1, ..PruneLimits::default() };
-    let table = PrunePlan::new(&loads, &limits, 1).unwrap().to_string();
+    let table = PrunePlan::new(&loads, &limits, layout(1)).unwrap().to_string();
     let rows: Vec<&str> = table.lines().collect();
     assert_eq!(rows.len(), 5, "{table}");
     assert!(rows[2].contains("1.00 %") && rows[2].trim_start().starts_with('0'), "{table}");
@@ -246,4 +249,18 @@ fn loads_that_are_not_loads_are_refused() {
     }
     let window = LoadFile::from_json(r#"{"layers": [[1, 2]], "note": "kept out"}"#).unwrap().window;
     assert_eq!(window.layers, [LayerLoad::new(vec![1, 2])]);
+}
+
+#[test]
+fn a_plan_of_an_earlier_version_is_still_read() {
+    let plan =
+        PrunePlan::new(&[LayerLoad::new(vec![1, 40, 30, 29])], &PruneLimits::default(), layout(1));
+    let mut old: serde_json::Value = serde_json::from_str(&plan.unwrap().to_json()).unwrap();
+    old["limits"]["top_k"] = old.as_object_mut().unwrap().remove("top_k").unwrap();
+    let read = PrunePlan::from_json(&old.to_string()).unwrap();
+    assert_eq!(read.kept(), [[1, 2, 3]]);
+    assert_eq!(
+        read.check_against(&[4], 4),
+        Err(PlanError::BelowTopK { layer: 0, kept: 3, top_k: 4 })
+    );
 }

@@ -2,8 +2,8 @@
 
 use proptest::prelude::*;
 use yuan_laep::{
-    GroupBalance, LayerLoad, LoadStatistics, ModelSize, PruneLimits, PrunePlan, WhatIf,
-    optimal_balance, rearrange,
+    ExpertLayout, GroupBalance, LayerLoad, LoadStatistics, ModelSize, PruneLimits, PrunePlan,
+    WhatIf, optimal_balance, rearrange,
 };
 
 #[test]
@@ -146,13 +146,15 @@ fn a_sweep_says_what_each_plan_would_do() {
         [LayerLoad::new(vec![5, 400, 30, 900, 2, 250, 350, 63]), LayerLoad::new(vec![10; 8])];
     let size = ModelSize { parameters: 1000, parameters_per_expert: 50, top_k: 2 };
     let limits = PruneLimits { multiple_of: 2, ..PruneLimits::default() };
+    let layout = ExpertLayout { top_k: 2, groups: 2 };
     let rows =
-        WhatIf::sweep(&loads, &limits, 2, Some(size), &[0.3, f64::INFINITY], &[0.01, 0.1]).unwrap();
+        WhatIf::sweep(&loads, &limits, layout, Some(size), &[0.3, f64::INFINITY], &[0.01, 0.1])
+            .unwrap();
     assert_eq!(rows.len(), 4);
     for row in &rows {
         let limits =
             PruneLimits { alpha: row.alpha.clone(), beta: row.beta.clone(), ..limits.clone() };
-        let plan = PrunePlan::new(&loads, &limits, 2).unwrap();
+        let plan = PrunePlan::new(&loads, &limits, layout).unwrap();
         assert_eq!(row.pruned, plan.num_pruned());
         assert_eq!(row.parameters, Some(50 * plan.num_pruned() as u64));
     }

@@ -53,9 +53,9 @@ impl Attention {
                 .init(device)
         };
         Self {
-            filter: config.use_lf_gate.then(|| LocalizedFilter::new(config, device)),
-            query_key: linear(hidden, 2 * projection, config.initializer_range),
-            value: linear(hidden, projection, config.initializer_range),
+            filter: config.localized_filter.then(|| LocalizedFilter::new(config, device)),
+            query_key: linear(hidden, 2 * projection, config.init_std),
+            value: linear(hidden, projection, config.init_std),
             output: linear(projection, hidden, config.output_initializer_range()),
             dropout: DropoutConfig::new(config.attention_dropout).init(),
             num_heads: config.num_attention_heads,
@@ -160,7 +160,7 @@ impl Attention {
 impl YuanConfig {
     /// Initial standard deviation of projections back to the residual stream (Megatron's rule).
     pub(crate) fn output_initializer_range(&self) -> f64 {
-        self.initializer_range / (2.0 * self.num_hidden_layers() as f64).sqrt()
+        self.init_std / (2.0 * self.num_layers() as f64).sqrt()
     }
 }
 

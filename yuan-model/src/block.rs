@@ -10,7 +10,8 @@ use crate::{
     YuanConfig,
     attention::{Attention, DocumentMask},
     cache::{LayerCache, Span},
-    moe::{MoeLayer, MoeOptions, MoeOutput},
+    layered::{ExpertLoad, LayerOutput},
+    moe::{MoeLayer, MoeOptions},
     norm::RmsNorm,
     rope::Rotary,
 };
@@ -33,9 +34,9 @@ impl Block {
     /// The layer with index `layer`.
     pub fn new(config: &YuanConfig, layer: usize, device: &Device) -> Self {
         Self {
-            attention_norm: RmsNorm::new(config.hidden_size, config.rms_norm_eps, device),
+            attention_norm: RmsNorm::new(config.hidden_size, config.norm_epsilon, device),
             attention: Attention::new(config, device),
-            moe_norm: RmsNorm::new(config.hidden_size, config.rms_norm_eps, device),
+            moe_norm: RmsNorm::new(config.hidden_size, config.norm_epsilon, device),
             moe: MoeLayer::new(config, layer, device),
             dropout: DropoutConfig::new(config.hidden_dropout).init(),
         }
@@ -48,7 +49,7 @@ impl Block {
         rotary: &Rotary,
         documents: Option<&DocumentMask>,
         options: MoeOptions,
-    ) -> MoeOutput {
+    ) -> LayerOutput<Tensor<3>> {
         let x = self.attend(x, rotary, documents);
         self.visit_experts(x, options)
     }
@@ -62,7 +63,7 @@ impl Block {
         span: &Span<'_>,
         real: Option<&Tensor<3>>,
         options: MoeOptions,
-    ) -> MoeOutput {
+    ) -> LayerOutput<Tensor<3>> {
         let normed = self.attention_norm.forward(x.clone());
         let attended = self.attention.forward_cached(normed, rotary, cache, span, real);
         self.visit_experts(self.add(x, attended), options)
@@ -85,8 +86,13 @@ impl Block {
         x + self.dropout.forward(branch)
     }
 
-    fn visit_experts(&self, x: Tensor<3>, options: MoeOptions) -> MoeOutput {
+    fn visit_experts(&self, x: Tensor<3>, options: MoeOptions) -> LayerOutput<Tensor<3>> {
         let moe = self.moe.forward(self.moe_norm.forward(x.clone()), options);
-        MoeOutput { hidden: self.add(x, moe.hidden), ..moe }
+        LayerOutput {
+            hidden: self.add(x, moe.hidden),
+            load: ExpertLoad::Device(moe.tokens_per_expert),
+            rows_per_device: None,
+            balance_loss: moe.balance_loss,
+        }
     }
 }

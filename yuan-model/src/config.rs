@@ -29,19 +29,19 @@ pub struct YuanConfig {
     /// Width of queries, keys and values over all heads, P = n · head width.
     pub attention_projection_size: usize,
     /// Inner width of one expert, F.
-    pub ffn_hidden_size: usize,
+    pub expert_hidden_size: usize,
     /// Experts of every layer; its length is the number of layers. Layers differ after pruning.
     pub experts_per_layer: Vec<usize>,
     /// Experts that each token visits, k.
-    pub moe_top_k: usize,
+    pub top_k: usize,
     /// Kind of router.
     pub router_type: RouterType,
     /// Localized filtering of the attention's input; on in every published model.
-    pub use_lf_gate: bool,
+    pub localized_filter: bool,
     /// Biases in the two filter convolutions (Flash yes, Ultra no).
-    pub use_lfa_bias: bool,
+    pub filter_bias: bool,
     /// ε of every RMSNorm.
-    pub rms_norm_eps: f64,
+    pub norm_epsilon: f64,
     /// Base of the rotary frequencies.
     pub rotary_base: f64,
     /// Share of each head that is rotated.
@@ -49,22 +49,22 @@ pub struct YuanConfig {
     /// Replaces the head width before `rotary_percent` is applied (`rotary_dim`).
     pub rotary_dim: Option<usize>,
     /// Divides positions (`seq_len_interpolation_factor`).
-    pub seq_len_interpolation_factor: Option<f64>,
+    pub position_divisor: Option<f64>,
     /// The YaRN variant of the rotary frequencies (`use_yarn`).
     pub yarn: Option<YarnConfig>,
     /// Longest sequence that the model was made for.
-    pub max_position_embeddings: usize,
+    pub max_seq_len: usize,
     /// Standard deviation of the initial linear weights.
-    pub initializer_range: f64,
+    pub init_std: f64,
     /// Standard deviation of the initial embedding, where it differs from
-    /// [`initializer_range`](Self::initializer_range); a key of ours,
+    /// [`init_std`](Self::init_std); in `config.json` a key of this library,
     /// `embedding_initializer_range`.
     ///
     /// A wide embedding keeps tokens apart in the residual stream while a small model warms up,
     /// without which its routers send nearly everything to the same few experts.
-    pub embedding_initializer_range: Option<f64>,
+    pub embedding_init_std: Option<f64>,
     /// Whether every router carries a bias for choosing experts, which balancing without an
-    /// auxiliary loss moves (DeepSeek-V3); a key of ours, `router_selection_bias`. Off in the
+    /// auxiliary loss moves (DeepSeek-V3); in `config.json` a key of this library, `router_selection_bias`. Off in the
     /// published models.
     pub router_selection_bias: bool,
     /// Dropout on the attention probabilities, in training only.
@@ -75,7 +75,7 @@ pub struct YuanConfig {
     pub logit_scale: f64,
     /// Document-blocked attention in packed rows (`reset_attention_mask`); off in the published
     /// models.
-    pub reset_attention_mask: bool,
+    pub isolate_documents: bool,
     /// Special tokens.
     pub tokens: SpecialTokens,
 }
@@ -99,7 +99,7 @@ pub struct SpecialTokens {
 
 impl YuanConfig {
     /// Layers, L.
-    pub fn num_hidden_layers(&self) -> usize {
+    pub fn num_layers(&self) -> usize {
         self.experts_per_layer.len()
     }
 
@@ -124,12 +124,12 @@ impl YuanConfig {
         let sizes = [
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
-            ("num_hidden_layers", self.num_hidden_layers()),
+            ("num_hidden_layers", self.num_layers()),
             ("num_attention_heads", self.num_attention_heads),
             ("attention_projection_size", self.attention_projection_size),
-            ("ffn_hidden_size", self.ffn_hidden_size),
-            ("moe_config.moe_top_k", self.moe_top_k),
-            ("max_position_embeddings", self.max_position_embeddings),
+            ("ffn_hidden_size", self.expert_hidden_size),
+            ("moe_config.moe_top_k", self.top_k),
+            ("max_position_embeddings", self.max_seq_len),
         ];
         if let Some((key, _)) = sizes.iter().find(|(_, size)| *size == 0) {
             return refuse(format!("{key} must be at least 1"));
@@ -143,17 +143,17 @@ impl YuanConfig {
                 self.attention_projection_size, self.num_attention_heads
             ));
         }
-        if self.use_lf_gate && !self.hidden_size.is_multiple_of(2) {
+        if self.localized_filter && !self.hidden_size.is_multiple_of(2) {
             return refuse(format!(
                 "use_lf_gate needs an even hidden_size, not {}",
                 self.hidden_size
             ));
         }
-        let too_few = |&(_, &experts): &(usize, &usize)| experts < self.moe_top_k;
+        let too_few = |&(_, &experts): &(usize, &usize)| experts < self.top_k;
         if let Some((layer, experts)) = self.experts_per_layer.iter().enumerate().find(too_few) {
             return refuse(format!(
                 "layer {layer} has {experts} experts, fewer than moe_config.moe_top_k = {}",
-                self.moe_top_k
+                self.top_k
             ));
         }
         if self.rough_parameter_count() > Self::MOST_PARAMETERS {
@@ -171,6 +171,7 @@ impl YuanConfig {
             ("pad", tokens.pad),
             ("eod", tokens.eod),
             ("sep", tokens.sep),
+            ("mask", tokens.mask),
         ];
         for (name, id) in ids {
             if let Some(id) = id.filter(|&id| id as usize >= self.vocab_size) {
@@ -192,12 +193,12 @@ impl YuanConfig {
             self.vocab_size,
             self.hidden_size,
             self.attention_projection_size,
-            self.ffn_hidden_size,
+            self.expert_hidden_size,
         ]
         .map(|size| size as f64);
         let experts: f64 =
-            self.experts_per_layer.iter().map(|&experts| experts.max(self.moe_top_k) as f64).sum();
-        let layers = self.num_hidden_layers() as f64;
+            self.experts_per_layer.iter().map(|&experts| experts.max(self.top_k) as f64).sum();
+        let layers = self.num_layers() as f64;
         2.0 * v * h
             + layers * (4.0 * p * h + 2.0 * h * h + 8.0 * h)
             + experts * (3.0 * h * f + 3.0 * h + 1.0)
@@ -228,10 +229,10 @@ impl YuanConfig {
     fn validate_numbers(&self) -> Result<(), ConfigError> {
         let refuse = |message: String| Err(ConfigError::Contradiction(message));
         let positive = [
-            ("rms_norm_eps", self.rms_norm_eps),
-            ("initializer_range", self.initializer_range),
-            ("embedding_initializer_range", self.embedding_initializer_range.unwrap_or(1.0)),
-            ("seq_len_interpolation_factor", self.seq_len_interpolation_factor.unwrap_or(1.0)),
+            ("rms_norm_eps", self.norm_epsilon),
+            ("initializer_range", self.init_std),
+            ("embedding_initializer_range", self.embedding_init_std.unwrap_or(1.0)),
+            ("seq_len_interpolation_factor", self.position_divisor.unwrap_or(1.0)),
         ];
         if let Some((key, value)) =
             positive.iter().find(|(_, value)| !(*value > 0.0 && value.is_finite()))

@@ -59,6 +59,18 @@ pub fn device(name: &str) -> Result<Device, NoDevice> {
     }
 }
 
+/// A device for what is not worth another one: the CPU, if this build has a backend for it, else
+/// the first device there is.
+///
+/// # Panics
+///
+/// If this build has no backend at all.
+pub fn host_device() -> Device {
+    let first = available().into_iter().next();
+    let name = first.expect("one of the features flex, ndarray, wgpu and cuda must be on");
+    device(&name).expect("it was found a moment ago")
+}
+
 /// How the name of a device of another process begins.
 pub const REMOTE: &str = "ws://";
 

@@ -21,11 +21,11 @@ pub struct LocalizedFilter {
 impl LocalizedFilter {
     /// The filter of one layer.
     pub fn new(config: &YuanConfig, device: &Device) -> Self {
-        let (hidden, bias) = (config.hidden_size, config.use_lfa_bias);
+        let (hidden, bias) = (config.hidden_size, config.filter_bias);
         Self {
             conv1: PairConv::new(hidden, hidden / 2, bias, device),
             conv2: PairConv::new(hidden / 2, hidden, bias, device),
-            output_norm: RmsNorm::new(hidden, config.rms_norm_eps, device),
+            output_norm: RmsNorm::new(hidden, config.norm_epsilon, device),
         }
     }
 

@@ -33,6 +33,7 @@ pub mod files;
 pub mod filter;
 pub mod generate;
 pub mod hf;
+pub mod layered;
 pub mod loss;
 pub mod masks;
 pub mod mesh;
@@ -42,6 +43,7 @@ pub mod named;
 pub mod norm;
 pub mod ops;
 pub mod params;
+mod precision;
 pub mod rope;
 pub mod storage;
 pub mod surgery;
@@ -50,15 +52,17 @@ pub mod text;
 pub use block::Block;
 pub use cache::Cache;
 pub use config::{RouterType, SpecialTokens, YuanConfig};
-pub use device::{NoDevice, device};
+pub use device::{NoDevice, device, host_device};
 pub use error::{ConfigError, ModelError};
 pub use generate::{GenerateError, GenerationOptions};
+pub use layered::{DeviceRows, ExpertLoad, Layered, LossOutput};
 pub use mesh::{DeviceMesh, MeshModel};
 pub use model::{Batch, ForwardOptions, ModelOutput, YuanModel};
 pub use moe::BalanceLosses;
 pub use params::ParameterCount;
+pub use precision::Precision;
 pub use rope::YarnConfig;
-pub use surgery::{ExpertAxis, PrunableExperts, Selection};
+pub use surgery::{ExpertAxis, PrunableExperts, RefusedCut, Selection};
 
 /// FNV-1a: stable over machines and versions, which the standard hasher does not promise.
 pub fn fnv1a(text: &str) -> u64 {

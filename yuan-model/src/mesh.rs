@@ -17,7 +17,7 @@ pub mod exchange;
 mod model;
 mod placement;
 
-pub use model::{MeshLayerOutput, MeshModel, MeshOutput, Shard};
+pub use model::{MeshModel, Shard};
 
 /// Devices in `data` rows of `expert`, row by row.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,5 +1,7 @@
 //! The whole language model: embedding → blocks → norm → head.
 
+use std::convert::Infallible;
+
 use burn::{
     module::{Initializer, Module},
     nn::{Embedding, EmbeddingConfig, Linear, LinearConfig},
@@ -7,8 +9,10 @@ use burn::{
 };
 
 use crate::{
-    Block, Cache, ConfigError, YuanConfig,
+    Block, Cache, ConfigError, ModelError, YuanConfig,
     attention::{DocumentMask, project},
+    layered::{ExpertLoad, LayerOutput, LayerSums, Layered, through_layers},
+    loss::masked_mean,
     moe::{BalanceLosses, MoeOptions},
     norm::RmsNorm,
     ops,
@@ -89,19 +93,19 @@ impl YuanModel {
     pub fn new(config: &YuanConfig, device: &Device) -> Result<Self, ConfigError> {
         config.validate()?;
         let normal = |std| Initializer::Normal { mean: 0.0, std };
-        let embedding_std = config.embedding_initializer_range.unwrap_or(config.initializer_range);
+        let embedding_std = config.embedding_init_std.unwrap_or(config.init_std);
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         Ok(Self {
             embedding: EmbeddingConfig::new(vocab, hidden)
                 .with_initializer(normal(embedding_std))
                 .init(device),
-            blocks: (0..config.num_hidden_layers())
+            blocks: (0..config.num_layers())
                 .map(|layer| Block::new(config, layer, device))
                 .collect(),
-            final_norm: RmsNorm::new(hidden, config.rms_norm_eps, device),
+            final_norm: RmsNorm::new(hidden, config.norm_epsilon, device),
             head: LinearConfig::new(hidden, vocab)
                 .with_bias(false)
-                .with_initializer(normal(config.initializer_range))
+                .with_initializer(normal(config.init_std))
                 .init(device),
             config: config.clone(),
         })
@@ -135,27 +139,30 @@ impl YuanModel {
         options: ForwardOptions,
     ) -> HiddenOutput {
         let [_, seq] = input_ids.dims();
-        let documents = match (&options.position_ids, self.config.reset_attention_mask) {
+        let documents = match (&options.position_ids, self.config.isolate_documents) {
             (Some(position_ids), true) => Some(DocumentMask::new(position_ids.clone())),
             _ => None,
         };
         let rotary = Rotary::new(&self.config, options.position_ids, seq, &input_ids.device());
-        let mut x = self.embed(input_ids, options.compute_dtype);
-        let mut tokens_per_expert = Vec::with_capacity(self.blocks.len());
-        let mut balance_losses = Vec::new();
-        for (layer, block) in self.blocks.iter().enumerate() {
+        let x = self.embed(input_ids, options.compute_dtype);
+        let layers = through_layers(self.blocks.len(), x, |layer, x| {
             let moe = MoeOptions {
                 selection_bias: options.selection_bias.as_ref().map(|bias| bias[layer].clone()),
                 padding: options.padding.clone(),
                 balance: options.balance,
             };
-            let output = block.forward(x, &rotary, documents.as_ref(), moe);
-            x = output.hidden;
-            tokens_per_expert.push(output.tokens_per_expert);
-            balance_losses.extend(output.balance_loss);
+            Ok::<_, Infallible>(self.blocks[layer].forward(x, &rotary, documents.as_ref(), moe))
+        });
+        let Ok((x, sums)) = layers;
+        self.hidden_output(x, sums)
+    }
+
+    fn hidden_output(&self, x: Tensor<3>, sums: LayerSums) -> HiddenOutput {
+        HiddenOutput {
+            hidden: self.final_norm.forward(x),
+            tokens_per_expert: sums.loads.into_iter().map(ExpertLoad::into_tensor).collect(),
+            balance_loss: sums.balance_loss,
         }
-        let balance_loss = balance_losses.into_iter().reduce(|sum, more| sum + more);
-        HiddenOutput { hidden: self.final_norm.forward(x), tokens_per_expert, balance_loss }
     }
 
     /// Normed hidden states of new tokens, `[batch, tokens]`, after those in the cache, which they
@@ -175,16 +182,16 @@ impl YuanModel {
         let rotary = Rotary::new(&self.config, Some(span.position_ids(&device)), tokens, &device);
         let padding = span.padding_mask(&device);
         let real = padding.clone().map(|padding| padding.bool_not().float().unsqueeze_dim::<3>(2));
-        let mut x = self.embed(input_ids, None);
-        let mut tokens_per_expert = Vec::with_capacity(self.blocks.len());
-        for (block, layer) in self.blocks.iter().zip(layers) {
+        let x = self.embed(input_ids, None);
+        let passed = through_layers(self.blocks.len(), x, |layer, x| {
             let options = MoeOptions { padding: padding.clone(), ..MoeOptions::default() };
-            let output = block.forward_cached(x, &rotary, layer, &span, real.as_ref(), options);
-            x = output.hidden;
-            tokens_per_expert.push(output.tokens_per_expert);
-        }
+            let (block, cached) = (&self.blocks[layer], &mut layers[layer]);
+            let real = real.as_ref();
+            Ok::<_, Infallible>(block.forward_cached(x, &rotary, cached, &span, real, options))
+        });
+        let Ok((x, sums)) = passed;
         cache.advance(tokens);
-        HiddenOutput { hidden: self.final_norm.forward(x), tokens_per_expert, balance_loss: None }
+        self.hidden_output(x, sums)
     }
 
     /// The table's rows of `[batch, seq]` tokens, in the given type or the table's: `[batch, seq,
@@ -231,4 +238,57 @@ impl YuanModel {
         }
         self
     }
+}
+
+/// A batch, and what follows from the positions of its tokens.
+#[derive(Debug)]
+pub struct Inputs {
+    batch: Batch,
+    rotary: Rotary,
+    documents: Option<DocumentMask>,
+}
+
+impl Layered for YuanModel {
+    type Inputs = Inputs;
+
+    fn inputs(&self, batch: Batch) -> Result<Inputs, ModelError> {
+        let ([_, seq], device) = (batch.input_ids.dims(), batch.input_ids.device());
+        let positions = batch.position_ids.clone();
+        let documents = self.config.isolate_documents.then(|| DocumentMask::new(positions.clone()));
+        let rotary = Rotary::new(&self.config, Some(positions), seq, &device);
+        Ok(Inputs { batch, rotary, documents })
+    }
+
+    fn num_layers(&self) -> usize {
+        self.blocks.len()
+    }
+
+    fn embed(&self, inputs: &Inputs, dtype: FloatDType) -> Vec<Tensor<3>> {
+        vec![YuanModel::embed(self, inputs.batch.input_ids.clone(), Some(dtype))]
+    }
+
+    fn layer(
+        &self,
+        layer: usize,
+        x: Vec<Tensor<3>>,
+        inputs: &Inputs,
+        balance: BalanceLosses,
+    ) -> Result<LayerOutput<Vec<Tensor<3>>>, ModelError> {
+        let options = MoeOptions { balance, ..MoeOptions::default() };
+        let (rotary, documents) = (&inputs.rotary, inputs.documents.as_ref());
+        let output = self.blocks[layer].forward(only(x), rotary, documents, options);
+        let LayerOutput { hidden, load, rows_per_device, balance_loss } = output;
+        Ok(LayerOutput { hidden: vec![hidden], load, rows_per_device, balance_loss })
+    }
+
+    fn loss_of_hidden(&self, x: Vec<Tensor<3>>, inputs: &Inputs) -> Result<Tensor<1>, ModelError> {
+        let hidden = self.final_norm.forward(only(x));
+        Ok(masked_mean(self.token_losses(hidden, inputs.batch.labels.clone()), None))
+    }
+}
+
+/// The residual stream of the one device.
+fn only(x: Vec<Tensor<3>>) -> Tensor<3> {
+    let [x] = <[Tensor<3>; 1]>::try_from(x).expect("a model on one device has one stream");
+    x
 }

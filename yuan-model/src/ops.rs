@@ -13,6 +13,10 @@
         reason = "users ask for ndarray, which upstream deprecates in favour of flex"
     )
 )]
+#![cfg_attr(
+    not(any(feature = "flex", feature = "ndarray", feature = "wgpu", feature = "cuda")),
+    allow(unused_variables, reason = "there is no backend to hand the arguments to")
+)]
 
 use burn::backend::{
     Backend, Dispatch, TensorMetadata, backend_extension,

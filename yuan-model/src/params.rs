@@ -57,14 +57,14 @@ impl YuanConfig {
             self.vocab_size,
             self.hidden_size,
             self.attention_projection_size,
-            self.ffn_hidden_size,
+            self.expert_hidden_size,
         ]
         .map(|n| n as u64);
-        let layers = self.num_hidden_layers() as u64;
+        let layers = self.num_layers() as u64;
         let experts: u64 = self.experts_per_layer.iter().map(|&n| n as u64).sum();
         let expert = 3 * h * f;
-        let filter_bias = if self.use_lfa_bias { h / 2 + h } else { 0 };
-        let filter = if self.use_lf_gate { 2 * h * h + filter_bias + h } else { 0 };
+        let filter_bias = if self.filter_bias { h / 2 + h } else { 0 };
+        let filter = if self.localized_filter { 2 * h * h + filter_bias + h } else { 0 };
         let router_rows = match self.router_type {
             RouterType::Attention => 3,
             RouterType::Linear => 1,
@@ -78,7 +78,7 @@ impl YuanConfig {
             routers: router_rows * experts * h
                 + if self.router_selection_bias { experts } else { 0 },
             experts: experts * expert,
-            active_experts: layers * self.moe_top_k as u64 * expert,
+            active_experts: layers * self.top_k as u64 * expert,
         }
     }
 }

@@ -25,12 +25,9 @@ impl YuanConfig {
         let width = self.rotary_width();
         match &self.yarn {
             None => frequencies(width, self.rotary_base),
-            Some(yarn) => yarn_frequencies(
-                width,
-                self.rotary_base,
-                self.max_position_embeddings,
-                yarn.scale_factor,
-            ),
+            Some(yarn) => {
+                yarn_frequencies(width, self.rotary_base, self.max_seq_len, yarn.scale_factor)
+            }
         }
     }
 }
@@ -82,7 +79,7 @@ impl Rotary {
         let position_ids = position_ids
             .unwrap_or_else(|| Tensor::<1, Int>::arange(0..seq as i64, device).unsqueeze::<2>())
             .float();
-        let position_ids = match config.seq_len_interpolation_factor {
+        let position_ids = match config.position_divisor {
             Some(factor) => position_ids.mul_scalar(1.0 / factor),
             None => position_ids,
         };

@@ -4,6 +4,8 @@
 //! Yuan. The cut keeps every parameter's id, so that whatever is tied to it (gradients, optimizer
 //! moments) can be cut by the same [`Selection`]s.
 
+use std::fmt;
+
 use burn::{
     module::{Module, ModuleMapper, Param, ParamId},
     tensor::{Device, Int, Tensor, TensorData},
@@ -48,17 +50,40 @@ pub trait PrunableExperts: Module {
     ///
     /// If a layer is missing, or keeps an unknown expert, one twice, or fewer than `top_k`; the
     /// model comes back unchanged with what is wrong.
-    fn keep_experts(
-        self,
-        kept: &[Vec<usize>],
-    ) -> Result<(Self, Vec<Selection>), (Self, ModelError)> {
+    fn keep_experts(self, kept: &[Vec<usize>]) -> Result<(Self, Vec<Selection>), RefusedCut<Self>> {
         let selections = match selections(&self, kept) {
             Ok(selections) => selections,
-            Err(error) => return Err((self, error)),
+            Err(error) => return Err(RefusedCut { model: Box::new(self), error }),
         };
         let mut model = self.map(&mut Cut { selections: &selections });
         model.set_experts_per_layer(kept.iter().map(Vec::len).collect());
         Ok((model, selections))
+    }
+}
+
+/// A cut that was not made: what is wrong with it, and the model as it was.
+///
+/// It is an error like any other; `?` drops the model.
+#[derive(Debug)]
+pub struct RefusedCut<M> {
+    /// The model, unchanged.
+    pub model: Box<M>,
+    /// What is wrong.
+    pub error: ModelError,
+}
+
+impl<M> fmt::Display for RefusedCut<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+/// The sentence holds its cause, which is therefore no `source`.
+impl<M: fmt::Debug> std::error::Error for RefusedCut<M> {}
+
+impl<M> From<RefusedCut<M>> for ModelError {
+    fn from(refused: RefusedCut<M>) -> Self {
+        refused.error
     }
 }
 
@@ -168,7 +193,7 @@ impl PrunableExperts for YuanModel {
     }
 
     fn top_k(&self) -> usize {
-        self.config().moe_top_k
+        self.config().top_k
     }
 
     fn expert_axes(&self) -> Vec<Vec<ExpertAxis>> {

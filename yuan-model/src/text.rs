@@ -15,8 +15,10 @@ use tokenizers::{
 
 use crate::{YuanConfig, files::FileError};
 
+#[cfg(feature = "chat")]
 mod chat;
 
+#[cfg(feature = "chat")]
 pub use chat::{ChatTemplate, Message};
 
 /// Why text could not become tokens, or tokens text.
@@ -37,7 +39,7 @@ pub enum TextError {
     /// The tokenizer failed on a text or on tokens.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
-    /// The chat template refused the messages or has a mistake.
+    /// The chat template refused the messages or has a mistake (feature `chat`).
     #[error("chat template: {0}")]
     Template(String),
 }
@@ -50,6 +52,7 @@ pub struct Tokenizer {
     special_tokens: BTreeMap<String, String>,
     /// `eos_token_id` of `generation_config.json`.
     generation_stops: Vec<u32>,
+    #[cfg(feature = "chat")]
     chat_template: Option<ChatTemplate>,
 }
 
@@ -89,6 +92,7 @@ impl Tokenizer {
             tokenizer,
             special_tokens: special_tokens.collect(),
             generation_stops,
+            #[cfg(feature = "chat")]
             chat_template: ChatTemplate::find(directory, &config)?,
         })
     }
@@ -137,7 +141,10 @@ impl Tokenizer {
         stops.dedup();
         stops
     }
+}
 
+#[cfg(feature = "chat")]
+impl Tokenizer {
     /// The chat template, if the directory has one.
     pub fn chat_template(&self) -> Option<&ChatTemplate> {
         self.chat_template.as_ref()

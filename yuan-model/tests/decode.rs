@@ -147,11 +147,7 @@ fn check_unequal(
         let width = logits.dims()[1];
         let counted: i64 = output.tokens_per_expert[0].clone().sum().into_scalar::<i64>();
         let new: usize = if step == 0 { prompt_lengths.iter().sum() } else { rows.len() };
-        assert_eq!(
-            counted as usize,
-            new * model.config().moe_top_k,
-            "{name}: padding is not counted"
-        );
+        assert_eq!(counted as usize, new * model.config().top_k, "{name}: padding is not counted");
         for (index, (row, prompt)) in rows.iter().zip(prompt_lengths).enumerate() {
             let alone = Tensor::<1, Int>::from_data(&row[..prompt + step], device).unsqueeze::<2>();
             let alone = model.forward(alone, ForwardOptions::default()).logits;
@@ -198,17 +194,17 @@ proptest! {
     fn any_model_in_any_pieces_gives_the_full_pass(
         seed in 0_u64..1000,
         attention_router in any::<bool>(),
-        use_lf_gate in any::<bool>(),
-        use_lfa_bias in any::<bool>(),
+        localized_filter in any::<bool>(),
+        filter_bias in any::<bool>(),
         pieces in prop::collection::vec(1_usize..6, 0..4),
         seq in 1_usize..14,
         batch in 1_usize..4,
     ) {
         let config = YuanConfig {
             router_type: if attention_router { RouterType::Attention } else { RouterType::Linear },
-            use_lf_gate,
-            use_lfa_bias,
-            initializer_range: 0.2,
+            localized_filter,
+            filter_bias,
+            init_std: 0.2,
             ..YuanConfig::tiny(96)
         };
         let device = Device::flex();

@@ -42,7 +42,7 @@ fn copy_as(model: &YuanModel, config: &YuanConfig, device: &Device) -> YuanModel
 fn every_token_is_counted_once_per_expert_and_padding_never() {
     for (name, device) in devices() {
         for router_type in [RouterType::Linear, RouterType::Attention] {
-            let config = YuanConfig { router_type, moe_top_k: 3, ..YuanConfig::tiny(VOCAB) };
+            let config = YuanConfig { router_type, top_k: 3, ..YuanConfig::tiny(VOCAB) };
             let model = YuanModel::new(&config, &device).unwrap();
             let input = tokens(2, 9, &device);
             let all = loads(&model, input.clone(), ForwardOptions::default());
@@ -105,7 +105,7 @@ fn recomputation_changes_neither_loss_nor_gradients_nor_loads() {
 fn documents_kept_apart_are_as_if_alone() {
     // The filter looks back over borders, in upstream too, so it is off here.
     let config =
-        YuanConfig { reset_attention_mask: true, use_lf_gate: false, ..YuanConfig::tiny(VOCAB) };
+        YuanConfig { isolate_documents: true, localized_filter: false, ..YuanConfig::tiny(VOCAB) };
     for (name, device) in devices() {
         let model = YuanModel::new(&config, &device).unwrap();
         let row = tokens(1, 11, &device);

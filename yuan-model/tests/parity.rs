@@ -114,8 +114,8 @@ fn localized_filtering_agrees() {
         let fixture = component(&name);
         let config = YuanConfig {
             hidden_size: count(&case, "hidden"),
-            use_lfa_bias: case["bias"].as_bool().unwrap(),
-            rms_norm_eps: case["output_norm_eps"].as_f64().unwrap(),
+            filter_bias: case["bias"].as_bool().unwrap(),
+            norm_epsilon: case["output_norm_eps"].as_f64().unwrap(),
             ..YuanConfig::tiny(96)
         };
         let sources = sources_under(
@@ -232,7 +232,7 @@ fn attention_agrees() {
             attention_projection_size: count(&case, "attention_projection_size"),
             rotary_base: case["rotary_base"].as_f64().unwrap(),
             rotary_percent: case["rotary_percent"].as_f64().unwrap(),
-            use_lfa_bias: case["use_lfa_bias"].as_bool().unwrap(),
+            filter_bias: case["use_lfa_bias"].as_bool().unwrap(),
             ..YuanConfig::tiny(96)
         };
         assert_eq!(config.rotary_width(), count(&case, "rotary_dim"));
@@ -283,7 +283,7 @@ fn routers_agree() {
         let config = YuanConfig {
             hidden_size: count(&case, "hidden"),
             experts_per_layer: vec![count(&case, "experts")],
-            moe_top_k: count(&case, "top_k"),
+            top_k: count(&case, "top_k"),
             router_type: router_type(&case),
             ..YuanConfig::tiny(96)
         };
@@ -309,9 +309,9 @@ fn mixtures_of_experts_agree() {
         let fixture = component(&name);
         let config = YuanConfig {
             hidden_size: count(&case, "hidden"),
-            ffn_hidden_size: count(&case, "ffn"),
+            expert_hidden_size: count(&case, "ffn"),
             experts_per_layer: vec![count(&case, "experts")],
-            moe_top_k: count(&case, "top_k"),
+            top_k: count(&case, "top_k"),
             router_type: router_type(&case),
             ..YuanConfig::tiny(96)
         };

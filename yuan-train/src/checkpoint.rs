@@ -23,10 +23,10 @@ use yuan_model::{
     storage::{Dtype, OutgoingTensor, TensorBytes, TensorFile, stored_dtype, write_tensors},
 };
 
-use crate::{AdamW, LanguageModel, TrainConfig, TrainError};
+use crate::{AdamW, AdamWConfig, LanguageModel, TrainError};
 
 /// What a checkpoint carries beside tensors.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct CheckpointState {
     /// Steps completed.
     pub step: u64,
@@ -85,10 +85,12 @@ impl Checkpoint {
     ///
     /// If the directory cannot be read.
     pub fn find(path: &Path) -> Result<Option<Self>, TrainError> {
-        if path.join("state.json").is_file() {
-            return Ok(Some(Self { path: path.into(), step: 0 }));
+        if !path.join("state.json").is_file() {
+            return Self::latest(path);
         }
-        Self::latest(path)
+        let checkpoint = Self { path: path.into(), step: 0 };
+        let step = checkpoint.state()?.step;
+        Ok(Some(Self { step, ..checkpoint }))
     }
 
     /// Writes a checkpoint; it is complete or not there.
@@ -112,13 +114,8 @@ impl Checkpoint {
     ///
     /// If a file cannot be written.
     pub fn save_initial<M: LanguageModel>(run_dir: &Path, model: &M) -> Result<Self, TrainError> {
-        let state = CheckpointState {
-            step: 0,
-            consumed_rows: 0,
-            optimizer_updates: 0,
-            callbacks: BTreeMap::new(),
-        };
-        Self::save(run_dir, model, &AdamW::new(&TrainConfig::default()), &state)
+        let (optimizer, state) = (AdamW::new(&AdamWConfig::default()), CheckpointState::default());
+        Self::save(run_dir, model, &optimizer, &state)
     }
 
     /// The state before a prune, which a guard may go back to.
@@ -179,7 +176,7 @@ impl Checkpoint {
     /// # Errors
     ///
     /// If one cannot be removed.
-    pub fn prune(run_dir: &Path, keep: usize) -> Result<(), TrainError> {
+    pub fn keep_latest(run_dir: &Path, keep: usize) -> Result<(), TrainError> {
         let mut checkpoints = Self::list(run_dir)?;
         checkpoints.truncate(checkpoints.len().saturating_sub(keep));
         checkpoints.iter().try_for_each(|old| remove_directory(&old.path))?;
@@ -194,6 +191,18 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// Everything that it carries beside tensors.
+    ///
+    /// # Errors
+    ///
+    /// If `state.json` is missing or damaged.
+    pub fn state(&self) -> Result<CheckpointState, TrainError> {
+        let file = self.path.join("state.json");
+        let text = fs::read_to_string(&file).map_err(TrainError::io("read", &file))?;
+        serde_json::from_str(&text)
+            .map_err(|error| damaged(&self.path, format!("state.json: {error}")))
+    }
+
     /// Builds model and optimizer as they were.
     ///
     /// # Errors
@@ -202,20 +211,18 @@ impl Checkpoint {
     /// misshapen.
     pub fn load<M: LanguageModel>(
         &self,
-        config: &TrainConfig,
+        optimizer: &AdamWConfig,
         place: &M::Place,
     ) -> Result<(M, AdamW, CheckpointState), TrainError> {
-        let read = |name: &str| {
-            let file = self.path.join(name);
-            fs::read_to_string(&file).map_err(TrainError::io("read", &file))
-        };
-        let state: CheckpointState = serde_json::from_str(&read("state.json")?)
-            .map_err(|error| damaged(&self.path, format!("state.json: {error}")))?;
+        let state = self.state()?;
         let model: M = self.load_model(place)?;
+        let stored = model.stored_parameters();
         let moments = TensorFile::open(&self.path.join("optimizer.safetensors"))?;
-        let mut optimizer = AdamW::new(config);
+        let mut optimizer = AdamW::new(optimizer);
         optimizer
-            .restore(&model, state.optimizer_updates, |name| read_slices(&moments, name, None).ok())
+            .restore(&model, &stored, state.optimizer_updates, |name| {
+                read_slices(&moments, name, None).ok()
+            })
             .map_err(|reason| damaged(&self.path, format!("optimizer.safetensors: {reason}")))?;
         Ok((model, optimizer, state))
     }

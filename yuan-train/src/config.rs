@@ -1,13 +1,11 @@
 //! What a run is: everything that decides its losses, saved beside its checkpoints.
 
-use std::str::FromStr;
+use serde::{Deserialize, Deserializer, Serialize};
+use yuan_model::{BalanceLosses, Precision};
 
-use serde::{Deserialize, Serialize};
+use crate::{AdamWConfig, LaepConfig, StepWork, TrainError, Trigger};
 
-use burn::tensor::FloatDType;
-use yuan_model::BalanceLosses;
-
-use crate::{TrainError, callback::LaepConfig};
+pub(crate) mod laep;
 
 /// Settings of a pre-training run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -26,24 +24,21 @@ pub struct TrainConfig {
     pub min_learning_rate: f64,
     /// Steps of linear warm-up from zero.
     pub warmup_steps: u64,
-    /// Decay of AdamW's first moment.
-    pub beta_1: f64,
-    /// Decay of AdamW's second moment.
-    pub beta_2: f64,
-    /// AdamW's ε.
-    pub epsilon: f64,
-    /// Decoupled weight decay of matrices; norms and biases have none.
-    pub weight_decay: f64,
+    /// Settings of the optimizer.
+    #[serde(flatten)]
+    pub optimizer: AdamWConfig,
     /// Largest global norm of the gradient.
     pub clip_norm: f64,
     /// Decides initial weights, order of the data and dropout.
     pub seed: u64,
-    /// Steps between validations; 0: only at the end.
-    pub validate_every: u64,
+    /// Steps between validations; absent: only at the end.
+    #[serde(default, deserialize_with = "zero_is_absent")]
+    pub validate_every: Option<u64>,
     /// Micro-batches of one validation.
     pub validation_batches: usize,
-    /// Steps between checkpoints; 0: only at the end.
-    pub checkpoint_every: u64,
+    /// Steps between checkpoints; absent: only at the end.
+    #[serde(default, deserialize_with = "zero_is_absent")]
+    pub checkpoint_every: Option<u64>,
     /// Checkpoints that are kept.
     pub keep_checkpoints: usize,
     /// Layer-adaptive expert pruning.
@@ -64,43 +59,9 @@ pub struct TrainConfig {
     #[serde(default = "most_skipped")]
     pub max_skipped: u64,
     /// How far the routers' selection biases move after a step
-    /// ([`BalanceBias`](crate::callback::BalanceBias)).
-    #[serde(default)]
-    pub bias_update_rate: f64,
-}
-
-/// Type of activations and products.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// 32 bits everywhere.
-    #[default]
-    F32,
-    /// 16 bits with the range of 32: parameters and moments stay in f32, as do router, norms,
-    /// softmax and loss.
-    Bf16,
-}
-
-impl FromStr for Precision {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        match name {
-            "f32" => Ok(Self::F32),
-            "bf16" => Ok(Self::Bf16),
-            other => Err(format!("f32 or bf16, not {other}")),
-        }
-    }
-}
-
-impl Precision {
-    /// The type to compute in.
-    pub fn dtype(self) -> FloatDType {
-        match self {
-            Self::F32 => FloatDType::F32,
-            Self::Bf16 => FloatDType::BF16,
-        }
-    }
+    /// ([`BalanceBias`](crate::BalanceBias)); absent: they stay.
+    #[serde(default, deserialize_with = "zero_rate_is_absent")]
+    pub bias_update_rate: Option<f64>,
 }
 
 fn most_skipped() -> u64 {
@@ -117,22 +78,19 @@ impl Default for TrainConfig {
             learning_rate: 1e-3,
             min_learning_rate: 1e-4,
             warmup_steps: 20,
-            beta_1: 0.9,
-            beta_2: 0.95,
-            epsilon: 1e-8,
-            weight_decay: 0.1,
+            optimizer: AdamWConfig::default(),
             clip_norm: 1.0,
             seed: 0,
-            validate_every: 20,
+            validate_every: Some(20),
             validation_batches: 8,
-            checkpoint_every: 60,
+            checkpoint_every: Some(60),
             keep_checkpoints: 2,
             laep: LaepConfig::default(),
             balance: BalanceLosses::default(),
             precision: Precision::F32,
             recompute: false,
             max_skipped: most_skipped(),
-            bias_update_rate: 0.0,
+            bias_update_rate: None,
         }
     }
 }
@@ -170,26 +128,29 @@ impl TrainConfig {
             ("accumulation", self.accumulation as u64),
             ("validation_batches", self.validation_batches as u64),
             ("keep_checkpoints", self.keep_checkpoints as u64),
+            ("validate_every", self.validate_every.unwrap_or(1)),
+            ("checkpoint_every", self.checkpoint_every.unwrap_or(1)),
         ];
-        if let Some((name, _)) = counts.iter().find(|(_, value)| *value == 0) {
-            return refuse(format!("{name} must be at least 1"));
+        for (name, value) in counts {
+            if value == 0 {
+                return refuse(format!("{name} must be at least 1"));
+            }
         }
+        let optimizer = &self.optimizer;
         let positive = [
             ("learning_rate", self.learning_rate),
-            ("epsilon", self.epsilon),
+            ("epsilon", optimizer.epsilon),
             ("clip_norm", self.clip_norm),
         ];
-        if let Some((name, value)) =
-            positive.iter().find(|(_, value)| !(*value > 0.0 && value.is_finite()))
-        {
-            return refuse(format!("{name} = {value} must be positive"));
+        for (name, value) in positive {
+            if !(value > 0.0 && value.is_finite()) {
+                return refuse(format!("{name} = {value} must be positive"));
+            }
         }
-        let shares = [("beta_1", self.beta_1), ("beta_2", self.beta_2)];
-        if let Some((name, value)) = shares.iter().find(|(_, value)| !(0.0..1.0).contains(value)) {
-            return refuse(format!("{name} = {value} must be in [0, 1)"));
-        }
-        if !(self.weight_decay >= 0.0 && self.weight_decay.is_finite()) {
-            return refuse(format!("weight_decay = {} must not be negative", self.weight_decay));
+        for (name, value) in [("beta_1", optimizer.beta_1), ("beta_2", optimizer.beta_2)] {
+            if !(0.0..1.0).contains(&value) {
+                return refuse(format!("{name} = {value} must be in [0, 1)"));
+            }
         }
         if !(0.0..=self.learning_rate).contains(&self.min_learning_rate) {
             return refuse(format!(
@@ -198,18 +159,61 @@ impl TrainConfig {
             ));
         }
         let coefficients = [
+            ("weight_decay", optimizer.weight_decay),
             ("the auxiliary loss's coefficient", self.balance.auxiliary),
             ("the sequence-wise loss's coefficient", self.balance.sequence),
             ("the router z-loss's coefficient", self.balance.router_z),
-            ("bias_update_rate", self.bias_update_rate),
+            ("bias_update_rate", self.bias_update_rate.unwrap_or(0.0)),
         ];
-        if let Some((name, value)) =
-            coefficients.iter().find(|(_, value)| !(*value >= 0.0 && value.is_finite()))
-        {
-            return refuse(format!("{name} = {value} must not be negative"));
+        for (name, value) in coefficients {
+            if !(value >= 0.0 && value.is_finite()) {
+                return refuse(format!("{name} = {value} must not be negative"));
+            }
         }
         self.laep.validate()
     }
+
+    /// Refuses settings that prune or rearrange experts, for models that cannot.
+    pub(crate) fn refuse_pruning(&self) -> Result<(), TrainError> {
+        if self.laep.trigger == Trigger::Never && self.laep.rearrange_every.is_none() {
+            return Ok(());
+        }
+        Err(TrainError::Setting(
+            "the model cannot be pruned: set laep.trigger to `never`, or implement \
+             `PrunableExperts` and `LanguageModel::callbacks` for it"
+                .into(),
+        ))
+    }
+
+    /// Refuses settings that balance by selection biases, for models that have none.
+    pub(crate) fn refuse_bias_balancing(&self) -> Result<(), TrainError> {
+        match self.bias_update_rate {
+            None => Ok(()),
+            Some(_) => Err(TrainError::Setting(
+                "bias_update_rate is set, but the model has no selection biases to move".into(),
+            )),
+        }
+    }
+
+    /// What one step computes, for a prediction of its speed.
+    pub fn work(&self) -> StepWork {
+        StepWork {
+            batch_size: self.batch_size,
+            seq_len: self.seq_len,
+            accumulation: self.accumulation,
+            precision: self.precision,
+            recompute: self.recompute,
+        }
+    }
+}
+
+/// Runs of earlier versions say 0 where nothing is meant to happen.
+pub(crate) fn zero_is_absent<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+    Ok(Option::deserialize(from)?.filter(|&number| number != 0))
+}
+
+fn zero_rate_is_absent<'de, D: Deserializer<'de>>(from: D) -> Result<Option<f64>, D::Error> {
+    Ok(Option::deserialize(from)?.filter(|&rate| rate != 0.0))
 }
 
 #[cfg(test)]
@@ -240,7 +244,23 @@ mod tests {
         assert_eq!(bad.validate().unwrap_err().to_string(), "batch_size must be at least 1");
         let bad = TrainConfig { learning_rate: f64::NAN, ..TrainConfig::default() };
         assert_eq!(bad.validate().unwrap_err().to_string(), "learning_rate = NaN must be positive");
-        let bad = TrainConfig { beta_2: 1.0, ..TrainConfig::default() };
+        let optimizer = AdamWConfig { beta_2: 1.0, ..AdamWConfig::default() };
+        let bad = TrainConfig { optimizer, ..TrainConfig::default() };
         assert_eq!(bad.validate().unwrap_err().to_string(), "beta_2 = 1 must be in [0, 1)");
+    }
+
+    #[test]
+    fn settings_of_earlier_versions_mean_what_they_meant() {
+        let mut old = serde_json::to_value(TrainConfig::default()).unwrap();
+        assert_eq!(old["beta_2"], 0.95, "the optimizer's settings stay beside the others");
+        for key in ["validate_every", "checkpoint_every", "bias_update_rate"] {
+            old[key] = 0.into();
+        }
+        old["laep"]["rearrange_every"] = 0.into();
+        old["laep"]["limits"]["top_k"] = 2.into();
+        let read: TrainConfig = serde_json::from_value(old).unwrap();
+        let expected =
+            TrainConfig { validate_every: None, checkpoint_every: None, ..TrainConfig::default() };
+        assert_eq!(read, expected);
     }
 }

@@ -2,10 +2,9 @@
 
 mod batches;
 mod documents;
-mod registry;
 mod tokens;
 
 pub use batches::RowStream;
-pub use documents::{Document, Split, read_directory, thin_out};
-pub use registry::read_crate_sources;
+pub use documents::{Document, Split, files_below, read_directory, read_document, thin_out};
+pub use tokenizers::Tokenizer;
 pub use tokens::{END_OF_DOCUMENT, TokenStreams, read_tokenizer, train_tokenizer};

@@ -40,14 +40,21 @@ pub enum TrainError {
         /// What is wrong with it.
         reason: String,
     },
-    /// Loss or gradient stopped being a number.
+    /// A directory that was to become a run is not empty.
+    #[error("{} is not empty: go on with the run in it (--resume), or name another directory", .0.display())]
+    RunExists(PathBuf),
+    /// A directory that was to be a run is none.
+    #[error("{} holds no run to resume", .0.display())]
+    NoRun(PathBuf),
+    /// The validation loss stopped being a number.
     #[error(
-        "step {step}: the {what} is {value}; lower the learning rate or resume from an earlier checkpoint"
+        "step {step}: the {what} is {value}; lower the learning rate or resume from an earlier \
+         checkpoint"
     )]
     NotFinite {
         /// The step, counted from 1.
         step: u64,
-        /// Loss or gradient norm.
+        /// Which number.
         what: &'static str,
         /// Its value.
         value: f64,
@@ -81,14 +88,6 @@ pub enum TrainError {
     /// A plan could not be made or does not fit.
     #[error(transparent)]
     Plan(#[from] PlanError),
-    /// A picture could not be drawn.
-    #[error("cannot draw the {name}: {reason}")]
-    Picture {
-        /// What it shows.
-        name: &'static str,
-        /// What the drawing library said.
-        reason: String,
-    },
     /// A callback of a user's own failed.
     #[error("callback {name}: {cause}")]
     Callback {

@@ -9,7 +9,7 @@ use yuan_model::{
     storage::{StoredTensor, TensorFile},
 };
 
-use crate::{TrainError, checkpoint::Checkpoint};
+use crate::{Checkpoint, TrainError};
 
 /// Tensors, sizes and experts of a checkpoint, and what is wrong with it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -120,7 +120,7 @@ impl Inventory {
             stored_elements: types.values().map(|entry| entry.elements).sum(),
             types,
             experts_per_layer: config.experts_per_layer.clone(),
-            top_k: config.moe_top_k,
+            top_k: config.top_k,
             parameters: count.total(),
             active_parameters: count.active(),
             other_tensors,

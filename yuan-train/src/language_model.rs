@@ -2,48 +2,23 @@
 //!
 //! To be pruned as well, a model implements [`PrunableExperts`](yuan_model::PrunableExperts).
 
-use burn::{
-    module::Module,
-    optim::GradientsParams,
-    tensor::{Device, Int, Tensor},
-};
+use burn::{module::Module, optim::GradientsParams, tensor::Device};
 use yuan_model::{
-    BalanceLosses, ConfigError, DeviceMesh,
+    Batch, ConfigError, DeviceMesh, LossOutput,
     named::{self, StoredParameter},
 };
 
-use crate::{TrainError, config::Precision};
+use crate::{Callback, LossOptions, TrainConfig, TrainError, gradients};
 
-pub use yuan_model::Batch;
+mod yuan;
 
-mod by_layer;
-mod on_device;
-mod on_mesh;
-
-/// Loss of a batch and where its tokens went.
-#[derive(Debug, Clone)]
-pub struct LossOutput {
-    /// Mean next-token cross-entropy, `[1]`.
-    pub loss: Tensor<1>,
-    /// What is minimised beside it: the weighted balancing losses, `[1]`, if any is on.
-    pub balance_loss: Option<Tensor<1>>,
-    /// Per layer: tokens that each expert received, `[num_experts]`.
-    pub tokens_per_expert: Vec<Tensor<1, Int>>,
-    /// Per layer: rows that each device of a mesh computed in its experts, summed over copies;
-    /// empty on one device.
-    pub rows_per_device: Vec<Vec<u64>>,
-}
-
-/// How a loss is computed.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct LossOptions {
-    /// Coefficients of the balancing losses.
-    pub balance: BalanceLosses,
-    /// Type of activations and products.
-    pub precision: Precision,
-    /// Keep the inputs of the layers only and compute each layer again for its gradients; the
-    /// number seeds dropout.
-    pub recompute: Option<u64>,
+/// What a model is, in numbers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelSummary {
+    /// Parameters; what several devices hold copies of counts once.
+    pub parameters: u64,
+    /// Experts of every mixture-of-experts layer; empty for a model without any.
+    pub experts_per_layer: Vec<usize>,
 }
 
 /// Where a model lives: on one device or on many.
@@ -89,7 +64,32 @@ pub trait LanguageModel: Module {
         options: LossOptions,
         share: f64,
     ) -> Result<(LossOutput, GradientsParams), TrainError> {
-        whole_graph(self, batch, options, share)
+        Ok(gradients::of_loss(self, self.loss(batch, options)?, share))
+    }
+
+    /// What the settings of a run ask of this kind of model: pruning and balancing by biases.
+    ///
+    /// The default suits a model that can do neither, and refuses settings that ask for it. A model
+    /// that implements [`PrunableExperts`](yuan_model::PrunableExperts) returns
+    /// [`PruneExperts::boxed`](crate::PruneExperts::boxed), one with selection biases
+    /// [`BalanceBias::boxed`](crate::BalanceBias::boxed) before it.
+    ///
+    /// # Errors
+    ///
+    /// If a setting asks for something that the model cannot do.
+    fn callbacks(config: &TrainConfig) -> Result<Vec<Box<dyn Callback<Self>>>, TrainError> {
+        config.refuse_pruning()?;
+        config.refuse_bias_balancing()?;
+        Ok(Vec::new())
+    }
+
+    /// Size of the model and, if it is a mixture of experts, its experts.
+    fn summary(&self) -> ModelSummary {
+        let mut parameters = 0;
+        for stored in self.stored_parameters() {
+            parameters += stored.shape.iter().product::<usize>() as u64;
+        }
+        ModelSummary { parameters, experts_per_layer: Vec::new() }
     }
 
     /// The parameters as they are saved, and what holds them: by default each by itself.
@@ -116,19 +116,4 @@ pub trait SelectionBias: Sized {
 
     /// Adds a number to the bias of every expert of every layer.
     fn shift_selection_bias(self, shifts: &[Vec<f32>]) -> Self;
-}
-
-/// One forward pass with a graph of all layers, and one backward.
-fn whole_graph<M: LanguageModel>(
-    model: &M,
-    batch: Batch,
-    options: LossOptions,
-    share: f64,
-) -> Result<(LossOutput, GradientsParams), TrainError> {
-    let output = model.loss(batch, options)?;
-    let (loss, balance_loss) =
-        (output.loss.clone().inner(), output.balance_loss.clone().map(Tensor::inner));
-    let objective = output.balance_loss.into_iter().fold(output.loss, |sum, balance| sum + balance);
-    let gradients = GradientsParams::from_grads(objective.mul_scalar(share).backward(), model);
-    Ok((LossOutput { loss, balance_loss, ..output }, gradients))
 }

@@ -1,36 +1,67 @@
-//! Pre-training of Yuan3.0 models, with LAEP (arXiv 2601.14327) as a callback.
+//! Pre-training of mixture-of-experts language models, with LAEP (arXiv 2601.14327) as a callback.
 //!
-//! Read in this order: [`config`] (what a run is), [`trainer`] (the loop, top to bottom),
-//! [`language_model`] (what it trains), [`callback`] (the seam: observe and change a run),
-//! [`optim`] (AdamW whose moments can be cut), [`reduce`] (gradients of many devices), [`watch`]
-//! (runs that cannot hang), [`data`] (text to batches), [`checkpoint`] (stop anywhere, go on
-//! exactly), [`model_directory`] and [`inventory`] (models on disk), [`report`] (what a run has to
-//! show).
+//! Read in this order: `config` (what a run is), `run` (a run on disk), `trainer` (the loop) with
+//! `trainer/step` (micro-batches to an update), `language_model` (what is trained), `session` (model
+//! and optimizer, which change together), `callback` (the seam: observe and change a run) with
+//! `event` (what happens in it) and `callback/prune_experts` (LAEP), [`data`] (text to batches),
+//! `optim` (AdamW whose moments can be cut), `checkpoint` (stop anywhere, go on exactly), `reduce`
+//! (gradients of many devices), `watch` (runs that cannot hang), `speed` (what a prune is worth),
+//! `model_directory` and `inventory` (models on disk).
 
-pub mod callback;
-pub mod checkpoint;
-pub mod config;
+mod callback;
+mod checkpoint;
+mod config;
 pub mod data;
-pub mod efficiency;
 mod error;
-pub mod inventory;
-pub mod language_model;
-pub mod memory;
-pub mod model_directory;
-pub mod optim;
-pub mod reduce;
-pub mod report;
-pub mod trainer;
-pub mod watch;
+mod event;
+mod gradients;
+mod inventory;
+mod language_model;
+mod memory;
+mod model_directory;
+mod optim;
+mod reduce;
+mod run;
+mod session;
+mod speed;
+mod trainer;
+mod watch;
 
-pub use callback::{Callback, Context, LaepConfig, PruneExperts};
-pub use config::{Precision, TrainConfig};
-pub use efficiency::SpeedModel;
+pub use burn;
+pub use yuan_model::{Batch, ExpertAxis, LossOutput, Precision, PrunableExperts};
+
+pub use callback::{
+    Callback,
+    balance_bias::BalanceBias,
+    context::Context,
+    display::Display,
+    metrics_file::MetricsFile,
+    prune_experts::PruneExperts,
+    schedule::{CheckpointEvery, ValidateEvery},
+};
+pub use checkpoint::{Checkpoint, CheckpointState};
+pub use config::{
+    TrainConfig,
+    laep::{Guard, LaepConfig, Trigger},
+};
 pub use error::TrainError;
-pub use inventory::Inventory;
-pub use language_model::{Batch, LanguageModel, LossOptions, LossOutput, Place, SelectionBias};
+pub use event::{Event, StepMetrics};
+pub use gradients::LossOptions;
+pub use inventory::{FileEntry, Inventory, TypeEntry};
+pub use language_model::{LanguageModel, ModelSummary, Place, SelectionBias};
+pub use memory::peak_resident;
 pub use model_directory::ModelDirectory;
-pub use optim::AdamW;
-pub use trainer::Trainer;
-pub use watch::Watch;
-pub use yuan_model::{ExpertAxis, PrunableExperts};
+pub use optim::{AdamW, AdamWConfig, clip_factor, global_norm_squared};
+pub use reduce::{all_reduce, reduce_gradients};
+pub use run::{NewRun, Run, fresh_model, row_streams};
+pub use speed::{SpeedModel, StepWork, measure_device, measure_link, model_shape};
+pub use trainer::{NotFinite, StepOutcome, Trainer};
+pub use watch::{Pulse, Watch};
+
+/// What a training program imports.
+pub mod prelude {
+    pub use crate::{
+        AdamW, AdamWConfig, Callback, Context, Event, LaepConfig, LanguageModel, LossOptions,
+        LossOutput, NewRun, Run, StepMetrics, TrainConfig, TrainError, Trainer, Trigger,
+    };
+}

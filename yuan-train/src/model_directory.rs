@@ -10,7 +10,7 @@ use yuan_model::{
     named,
 };
 
-use crate::{TrainError, checkpoint::Checkpoint};
+use crate::{Checkpoint, TrainError};
 
 /// A directory with a model, of which only headers have been read.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ pub enum ModelDirectory {
 }
 
 /// Name of the tokenizer's file.
-pub const TOKENIZER: &str = "tokenizer.json";
+pub(crate) const TOKENIZER: &str = "tokenizer.json";
 /// What may be beside it.
 const TOKENIZER_FILES: [&str; 5] = [
     TOKENIZER,

@@ -18,15 +18,41 @@ use yuan_model::{
     surgery::{self, Selection},
 };
 
-use crate::{LanguageModel, TrainConfig, TrainError};
+use serde::{Deserialize, Serialize};
+
+use crate::TrainError;
+
+/// Settings of [`AdamW`].
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct AdamWConfig {
+    /// Decay of the first moment, β₁.
+    pub beta_1: f64,
+    /// Decay of the second moment, β₂.
+    pub beta_2: f64,
+    /// ε, added to the root of the corrected second moment.
+    pub epsilon: f64,
+    /// Decoupled weight decay of matrices; norms and biases have none.
+    pub weight_decay: f64,
+}
+
+impl Default for AdamWConfig {
+    fn default() -> Self {
+        Self { beta_1: 0.9, beta_2: 0.95, epsilon: 1e-8, weight_decay: 0.1 }
+    }
+}
+
+impl AdamWConfig {
+    /// The same with another decoupled weight decay.
+    #[must_use]
+    pub fn with_weight_decay(self, weight_decay: f64) -> Self {
+        Self { weight_decay, ..self }
+    }
+}
 
 /// AdamW (Loshchilov and Hutter 2019); matrices decay, norms and biases (rank one) do not.
 #[derive(Debug, Clone)]
 pub struct AdamW {
-    beta_1: f64,
-    beta_2: f64,
-    epsilon: f64,
-    weight_decay: f64,
+    config: AdamWConfig,
     updates: u64,
     moments: HashMap<ParamId, Moments>,
 }
@@ -44,15 +70,8 @@ const SUFFIXES: [&str; 2] = ["first_moment", "second_moment"];
 
 impl AdamW {
     /// An optimizer without moments: each starts at zero with its parameter's first gradient.
-    pub fn new(config: &TrainConfig) -> Self {
-        Self {
-            beta_1: config.beta_1,
-            beta_2: config.beta_2,
-            epsilon: config.epsilon,
-            weight_decay: config.weight_decay,
-            updates: 0,
-            moments: HashMap::new(),
-        }
+    pub fn new(config: &AdamWConfig) -> Self {
+        Self { config: *config, updates: 0, moments: HashMap::new() }
     }
 
     /// Updates made so far; a prune keeps the count.
@@ -72,10 +91,10 @@ impl AdamW {
         self.updates += 1;
         let step = AdamWStep {
             learning_rate,
-            beta_1: self.beta_1,
-            beta_2: self.beta_2,
-            epsilon: self.epsilon,
-            weight_decay: self.weight_decay,
+            beta_1: self.config.beta_1,
+            beta_2: self.config.beta_2,
+            epsilon: self.config.epsilon,
+            weight_decay: self.config.weight_decay,
             step: self.updates,
             gradient_scale,
         };
@@ -141,15 +160,17 @@ impl AdamW {
         Ok(())
     }
 
-    /// Takes the moments of a model's parameters from `read`, and the number of updates.
+    /// Takes the moments of a model's parameters, which are saved as `stored` says, from `read`, and
+    /// the number of updates.
     ///
     /// # Errors
     ///
     /// Names the moment that is missing or has another shape than its parameter. Before the first
     /// update there are none.
-    pub fn restore<M: LanguageModel>(
+    pub fn restore<M: Module>(
         &mut self,
         model: &M,
+        stored: &[StoredParameter],
         updates: u64,
         mut read: impl FnMut(&str) -> Option<TensorData>,
     ) -> Result<(), String> {
@@ -159,7 +180,7 @@ impl AdamW {
             return Ok(());
         }
         let devices = named::parameter_devices(model);
-        for parameter in model.stored_parameters() {
+        for parameter in stored {
             if !devices.get(&parameter.parts[0].copies[0]).is_some_and(|(_, trained)| *trained) {
                 continue;
             }

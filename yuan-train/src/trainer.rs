@@ -1,4 +1,4 @@
-//! The loop: micro-batches → gradients → clip → update → callbacks.
+//! The loop: steps, the callbacks around them, validations, checkpoints and ways back.
 
 use std::{
     collections::BTreeMap,
@@ -6,90 +6,28 @@ use std::{
     time::Instant,
 };
 
-use burn::{
-    module::Module,
-    optim::GradientsAccumulator,
-    tensor::{Int, Tensor, TensorData, Transaction},
-};
 use serde_json::Value;
-use yuan_laep::LayerLoad;
-use yuan_model::{ModelError, PrunableExperts, named, surgery::Selection};
+use yuan_model::{RefusedCut, Selection};
 
 use crate::{
-    AdamW, Callback, Context, LanguageModel, LossOptions, TrainConfig, TrainError,
-    callback::{Event, Requests, StepMetrics},
-    checkpoint::{Checkpoint, CheckpointState},
+    AdamW, Callback, Checkpoint, CheckpointState, Context, Event, LanguageModel, LossOptions,
+    Place, StepMetrics, TrainConfig, TrainError,
+    callback::{
+        context::Requests,
+        schedule::{CheckpointEvery, ValidateEvery},
+    },
     data::RowStream,
-    language_model::Place,
-    optim::{clip_factor, global_norm_squared},
-    reduce::reduce_gradients,
+    session::Session,
 };
 
-/// Model and optimizer, which must change together.
-#[derive(Debug)]
-pub struct Session<M> {
-    /// Absent only while it is being updated.
-    model: Option<M>,
-    optimizer: AdamW,
-}
+mod step;
 
-impl<M> Session<M> {
-    pub(crate) fn new(model: M, optimizer: AdamW) -> Self {
-        Self { model: Some(model), optimizer }
-    }
-
-    pub(crate) fn model(&self) -> &M {
-        self.model.as_ref().expect("the model is only away during an update")
-    }
-
-    pub(crate) fn optimizer(&self) -> &AdamW {
-        &self.optimizer
-    }
-
-    fn take_model(&mut self) -> M {
-        self.model.take().expect("the model is only away during an update")
-    }
-
-    pub(crate) fn update(&mut self, update: impl FnOnce(M) -> M) {
-        self.model = Some(update(self.take_model()));
-    }
-
-    /// Returns the bytes that went from one device to another.
-    pub(crate) fn cut(
-        &mut self,
-        cut: impl FnOnce(M) -> Result<(M, Vec<Selection>), (M, ModelError)>,
-    ) -> Result<u64, TrainError>
-    where
-        M: Module,
-    {
-        let (model, outcome) = match cut(self.take_model()) {
-            Ok((model, selections)) => {
-                let moved = bytes_moved(&model, &selections) + self.optimizer.cut(&selections);
-                (model, Ok(moved))
-            }
-            Err((model, error)) => (model, Err(error.into())),
-        };
-        self.model = Some(model);
-        outcome
-    }
-}
-
-/// Bytes of a cut model's parameters that came from other devices.
-fn bytes_moved<M: Module>(model: &M, selections: &[Selection]) -> u64 {
-    if selections.iter().all(|selection| selection.moved == 0) {
-        return 0;
-    }
-    let (names, dtypes) = (named::parameter_names(model), named::dtypes_by_id(model));
-    let bytes = |selection: &Selection| {
-        let shape =
-            names.iter().find(|name| name.id == selection.param).map(|name| name.shape.clone());
-        let slice = shape.map_or(0, |shape| shape.num_elements() / shape[selection.axis].max(1));
-        selection.moved * slice * dtypes.get(&selection.param).map_or(0, burn::tensor::DType::size)
-    };
-    selections.iter().map(|selection| bytes(selection) as u64).sum()
-}
+pub use step::{NotFinite, StepOutcome};
 
 /// Trains a model on a stream of rows; see [`run`](Self::run).
+///
+/// What the configuration asks for is done by callbacks that the trainer adds itself: balancing by
+/// biases, pruning, validations and checkpoints. [`with_callback`](Self::with_callback) adds others.
 pub struct Trainer<M: LanguageModel> {
     config: TrainConfig,
     run_dir: PathBuf,
@@ -106,38 +44,24 @@ pub struct Trainer<M: LanguageModel> {
     skipped_in_a_row: u64,
 }
 
-impl<M: LanguageModel + PrunableExperts> Trainer<M> {
+impl<M: LanguageModel> Trainer<M> {
     /// A run from the start; `place` is a device that computes gradients (`device.autodiff()`), or
-    /// a mesh of them, and holds `model`.
+    /// a mesh of them, and holds `model`. `streams` are the rows to train on and to validate with.
     ///
     /// # Errors
     ///
-    /// If a setting is out of range.
+    /// If a setting is out of range, or asks for something that this kind of model cannot do.
     pub fn new(
         config: TrainConfig,
         run_dir: &Path,
         place: &M::Place,
         model: M,
-        [train, validation]: [RowStream; 2],
+        streams: [RowStream; 2],
     ) -> Result<Self, TrainError> {
         config.validate()?;
-        let optimizer = AdamW::new(&config);
-        let dtype = config.precision.dtype();
-        if !place.devices().iter().all(|device| device.supports_dtype(dtype)) {
-            return Err(TrainError::Setting(format!("the device does not compute in {dtype:?}")));
-        }
-        Ok(Self {
-            run_dir: run_dir.to_path_buf(),
-            place: place.clone(),
-            session: Session::new(model, optimizer),
-            train,
-            validation,
-            callbacks: Vec::new(),
-            saved_states: BTreeMap::new(),
-            step: 0,
-            skipped_in_a_row: 0,
-            config,
-        })
+        let optimizer = AdamW::new(&config.optimizer);
+        let session = Session::new(model, optimizer);
+        Self::open(config, run_dir, place, session, streams, CheckpointState::default())
     }
 
     /// A run that goes on from a checkpoint: model, optimizer, data position and callbacks.
@@ -152,11 +76,54 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
         checkpoint: &Checkpoint,
         streams: [RowStream; 2],
     ) -> Result<Self, TrainError> {
-        let (model, optimizer, state) = checkpoint.load::<M>(&config, place)?;
-        let mut trainer = Self::new(config, run_dir, place, model, streams)?;
-        trainer.session.optimizer = optimizer;
+        config.validate()?;
+        let (model, optimizer, state) = checkpoint.load::<M>(&config.optimizer, place)?;
+        Self::open(config, run_dir, place, Session::new(model, optimizer), streams, state)
+    }
+
+    fn open(
+        config: TrainConfig,
+        run_dir: &Path,
+        place: &M::Place,
+        session: Session<M>,
+        [train, validation]: [RowStream; 2],
+        state: CheckpointState,
+    ) -> Result<Self, TrainError> {
+        let dtype = config.precision.dtype();
+        if !place.devices().iter().all(|device| device.supports_dtype(dtype)) {
+            return Err(TrainError::Setting(format!("the device does not compute in {dtype:?}")));
+        }
+        let mut trainer = Self {
+            run_dir: run_dir.to_path_buf(),
+            place: place.clone(),
+            session,
+            train,
+            validation,
+            callbacks: Vec::new(),
+            saved_states: BTreeMap::new(),
+            step: 0,
+            skipped_in_a_row: 0,
+            config,
+        };
         trainer.saved_states = trainer.take_up(state);
+        trainer.add_configured_callbacks()?;
         Ok(trainer)
+    }
+
+    /// Those that the configuration asks for. Biases move before a prune is decided, and a prune
+    /// asks for its validation itself.
+    fn add_configured_callbacks(&mut self) -> Result<(), TrainError> {
+        let config = self.config.clone();
+        for callback in M::callbacks(&config)? {
+            self.add(callback)?;
+        }
+        if let Some(steps) = config.validate_every {
+            self.add(Box::new(ValidateEvery(steps)))?;
+        }
+        if let Some(steps) = config.checkpoint_every {
+            self.add(Box::new(CheckpointEvery(steps)))?;
+        }
+        Ok(())
     }
 
     /// Puts data and step where a checkpoint left them and returns the states of the callbacks.
@@ -166,20 +133,26 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
         state.callbacks
     }
 
-    /// Adds a callback; they are called in the order in which they were added.
+    /// Adds a callback; they are called in the order in which they were added, after those that the
+    /// configuration asks for.
     ///
     /// # Errors
     ///
     /// If a checkpoint holds a state for it that it does not understand.
     pub fn with_callback(
         mut self,
-        mut callback: impl Callback<M> + 'static,
+        callback: impl Callback<M> + 'static,
     ) -> Result<Self, TrainError> {
+        self.add(Box::new(callback))?;
+        Ok(self)
+    }
+
+    fn add(&mut self, mut callback: Box<dyn Callback<M>>) -> Result<(), TrainError> {
         if let Some(state) = self.saved_states.remove(callback.name()) {
             callback.restore(state)?;
         }
-        self.callbacks.push(Box::new(callback));
-        Ok(self)
+        self.callbacks.push(callback);
+        Ok(())
     }
 
     /// Settings of the run.
@@ -206,7 +179,7 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
     /// `cut` gives the model back unchanged when it refuses.
     pub fn cut(
         &mut self,
-        cut: impl FnOnce(M) -> Result<(M, Vec<Selection>), (M, ModelError)>,
+        cut: impl FnOnce(M) -> Result<(M, Vec<Selection>), RefusedCut<M>>,
     ) -> Result<u64, TrainError> {
         self.session.cut(cut)
     }
@@ -227,30 +200,25 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
         if requests.discard_snapshot {
             Checkpoint::discard_snapshot(&self.run_dir)?;
         }
-        let model = self.session.model();
+        let summary = self.session.model().summary();
         self.tell(&Event::Start {
             step: self.step,
             steps: self.config.steps,
-            parameters: model.num_parameters(),
-            experts_per_layer: model.experts_per_layer(),
+            parameters: summary.parameters,
+            experts_per_layer: summary.experts_per_layer,
         })?;
-        while self.step < self.config.steps {
-            match self.turn() {
-                Ok(true) => {}
-                Ok(false) => break,
-                Err(error @ TrainError::NotFinite { .. }) => self.recover(error)?,
-                Err(error) => return Err(error),
-            }
-        }
+        while self.step < self.config.steps && self.turn()? {}
         Ok(())
     }
 
     /// One step with everything around it; whether the run goes on.
     fn turn(&mut self) -> Result<bool, TrainError> {
-        let metrics = match self.train_step() {
-            Ok(metrics) => metrics,
-            Err(error @ TrainError::NotFinite { .. }) => return self.skip(error).map(|()| true),
-            Err(error) => return Err(error),
+        let metrics = match self.train_step()? {
+            StepOutcome::Taken(metrics) => metrics,
+            StepOutcome::NotFinite(found) => {
+                self.skip(found)?;
+                return Ok(true);
+            }
         };
         self.skipped_in_a_row = 0;
         let mut requests = Requests::default();
@@ -259,6 +227,13 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
         let is_last = self.step == self.config.steps;
         if requests.validate || requests.stop || is_last {
             let loss = self.validate()?;
+            if !loss.is_finite() {
+                let (step, what) = (self.step, "validation loss");
+                return match self.go_back()? {
+                    true => Ok(true),
+                    false => Err(TrainError::NotFinite { step, what, value: loss }),
+                };
+            }
             self.tell(&Event::Validation { step: self.step, loss })?;
         }
         if requests.snapshot {
@@ -273,7 +248,7 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
         let last = is_last || requests.stop;
         if requests.checkpoint || last {
             self.save_checkpoint()?;
-            Checkpoint::prune(&self.run_dir, self.config.keep_checkpoints)?;
+            Checkpoint::keep_latest(&self.run_dir, self.config.keep_checkpoints)?;
         }
         if requests.discard_snapshot {
             Checkpoint::discard_snapshot(&self.run_dir)?;
@@ -282,128 +257,56 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
     }
 
     /// Leaves a batch out whose loss or gradient is no number: the step is taken with the next one.
-    fn skip(&mut self, error: TrainError) -> Result<(), TrainError> {
-        match self.recover(error) {
-            Err(TrainError::NotFinite { step, what, value }) => {
-                self.skipped_in_a_row += 1;
-                let in_a_row = self.skipped_in_a_row;
-                if in_a_row > self.config.max_skipped {
-                    return Err(TrainError::NeverFinite { step, what, value, in_a_row });
-                }
-                self.tell(&Event::Skip {
-                    step: self.step,
-                    what: what.into(),
-                    value: value.to_string(),
-                })
-            }
-            recovered => {
-                self.skipped_in_a_row = 0;
-                recovered
-            }
+    fn skip(&mut self, found: NotFinite) -> Result<(), TrainError> {
+        if self.go_back()? {
+            self.skipped_in_a_row = 0;
+            return Ok(());
         }
+        self.skipped_in_a_row += 1;
+        if self.skipped_in_a_row > self.config.max_skipped {
+            let (step, in_a_row) = (self.step + 1, self.skipped_in_a_row);
+            let NotFinite { what, value } = found;
+            return Err(TrainError::NeverFinite { step, what, value, in_a_row });
+        }
+        let (what, value) = (found.what.into(), found.value.to_string());
+        self.tell(&Event::Skip { step: self.step, what, value })
     }
 
-    /// Goes back to the snapshot if a callback wants to after a loss that is no number; else the
-    /// error stands.
-    fn recover(&mut self, error: TrainError) -> Result<(), TrainError> {
+    /// Goes back to the snapshot if a callback wants to after a number that is not finite; whether
+    /// it did.
+    fn go_back(&mut self) -> Result<bool, TrainError> {
         let mut requests = Requests::default();
         self.call(&mut requests, |callback, context| {
             callback.on_not_finite(context);
             Ok(())
         })?;
-        if requests.roll_back { self.roll_back() } else { Err(error) }
+        if requests.roll_back {
+            self.roll_back()?;
+        }
+        Ok(requests.roll_back)
     }
 
-    /// One optimizer step.
+    /// One optimizer step; after one that was [not finite](StepOutcome::NotFinite) the model is as
+    /// it was, and the next call takes the same step with the next batch.
     ///
     /// # Errors
     ///
-    /// If loss or gradient is not finite, or the device fails.
-    pub fn train_step(&mut self) -> Result<StepMetrics, TrainError> {
+    /// If the device fails, or the batch does not fit the devices.
+    pub fn train_step(&mut self) -> Result<StepOutcome, TrainError> {
         let started = Instant::now();
-        let devices = self.place.devices();
-        // Dropout draws from the device: a seed per step makes a resumed run draw alike.
-        let step_seed = self.config.seed.wrapping_add(self.step + 1);
-        for (index, device) in devices.iter().enumerate() {
-            device.seed(step_seed.wrapping_add((index as u64).wrapping_mul(OTHER_DEVICE)));
-        }
-        let model = self.session.take_model();
-        let mut accumulator = GradientsAccumulator::<M>::new();
-        let mut sums: Option<StepSums> = None;
-        for micro_batch in 0..self.config.accumulation {
-            let batch = self.train.next_batch(self.config.batch_size, &devices[0]);
-            let options = LossOptions {
-                balance: self.config.balance,
-                precision: self.config.precision,
-                recompute: self
-                    .config
-                    .recompute
-                    .then(|| step_seed.wrapping_add(micro_batch as u64) ^ RECOMPUTED),
-            };
-            let share = 1.0 / self.config.accumulation as f64;
-            let (output, gradients) = match model.loss_and_gradients(batch, options, share) {
-                Ok(computed) => computed,
-                Err(error) => {
-                    self.session.model = Some(model);
-                    return Err(error);
-                }
-            };
-            let part = StepSums {
-                loss: output.loss.mul_scalar(share),
-                balance: output.balance_loss.map(|loss| loss.mul_scalar(share)),
-                loads: output.tokens_per_expert,
-                rows_per_device: output.rows_per_device,
-            };
-            sums = Some(match sums {
-                None => part,
-                Some(sums) => sums.plus(part),
-            });
-            accumulator.accumulate(&model, gradients);
-        }
-        let stored = model.stored_parameters();
-        let gradients = reduce_gradients(&model, accumulator.grads(), &stored);
-        let norm_squared = global_norm_squared(&model, &gradients, &stored);
-        let step = self.step + 1;
-        let read = match sums {
-            Some(sums) => sums.read(step, norm_squared),
-            None => Err(TrainError::Setting("accumulation must be at least 1".into())),
-        };
-        let ReadStep { loss, balance_loss, norm, loads, rows_per_device } = match read {
-            Ok(numbers) => numbers,
-            Err(error) => {
-                self.session.model = Some(model);
-                return Err(error);
-            }
-        };
-        let learning_rate = self.config.learning_rate_at(self.step);
-        let scale = clip_factor(norm, self.config.clip_norm);
-        self.session.model =
-            Some(self.session.optimizer.step(model, gradients, learning_rate, scale));
-        self.step = step;
-        Ok(StepMetrics {
-            step,
-            loss,
-            balance_loss,
-            learning_rate,
-            gradient_norm: norm,
-            tokens: self.config.tokens_per_step() as u64,
-            seconds: started.elapsed().as_secs_f64(),
-            max_over_mean: loads.iter().map(LayerLoad::max_over_mean).collect(),
-            // Where one device has all experts there is nothing to balance.
-            device_max_over_mean: rows_per_device
-                .iter()
-                .filter(|rows| rows.num_experts() > 1)
-                .map(LayerLoad::max_over_mean)
-                .collect(),
-            loads,
-        })
+        let (devices, config) = (self.place.devices(), &self.config);
+        let taken = step::take(&mut self.session, &devices, &mut self.train, config, self.step)?;
+        let StepOutcome::Taken(metrics) = taken else { return Ok(taken) };
+        self.step = metrics.step;
+        let seconds = started.elapsed().as_secs_f64();
+        Ok(StepOutcome::Taken(StepMetrics { seconds, ..metrics }))
     }
 
-    /// Mean loss over the same rows of the validation stream every time.
+    /// Mean loss over the same rows of the validation stream every time, in nats per token.
     ///
     /// # Errors
     ///
-    /// If the loss is not finite, or the device fails.
+    /// If the device fails.
     pub fn validate(&mut self) -> Result<f64, TrainError> {
         let model = self.session.model().valid();
         let device = self.place.devices()[0].clone().inner();
@@ -412,30 +315,30 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
         let mut sum = 0.0;
         for _ in 0..self.config.validation_batches {
             let batch = self.validation.next_batch(self.config.batch_size, &device);
-            sum += read_floats(model.loss(batch, options)?.loss)?[0];
+            let loss = model.loss(batch, options)?.loss.try_into_data();
+            sum += step::float(Some(loss.map_err(|error| TrainError::Device(error.to_string()))?));
         }
-        let value = sum / self.config.validation_batches as f64;
-        let not_finite = TrainError::NotFinite { step: self.step, what: "validation loss", value };
-        if value.is_finite() { Ok(value) } else { Err(not_finite) }
+        Ok(sum / self.config.validation_batches as f64)
     }
 
     fn state(&self) -> CheckpointState {
-        let states = self.callbacks.iter().filter_map(|c| Some((c.name().to_owned(), c.state()?)));
+        let mut callbacks = BTreeMap::new();
+        for callback in &self.callbacks {
+            if let Some(state) = callback.state() {
+                callbacks.insert(callback.name().to_owned(), state);
+            }
+        }
         CheckpointState {
             step: self.step,
             consumed_rows: self.train.consumed(),
             optimizer_updates: self.session.optimizer().updates(),
-            callbacks: states.collect(),
+            callbacks,
         }
     }
 
     fn save_checkpoint(&mut self) -> Result<(), TrainError> {
-        Checkpoint::save(
-            &self.run_dir,
-            self.session.model(),
-            self.session.optimizer(),
-            &self.state(),
-        )?;
+        let (model, optimizer) = (self.session.model(), self.session.optimizer());
+        Checkpoint::save(&self.run_dir, model, optimizer, &self.state())?;
         self.tell(&Event::Checkpoint { step: self.step })
     }
 
@@ -447,9 +350,9 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
     /// decides the same again.
     fn roll_back(&mut self) -> Result<(), TrainError> {
         // Its moments need not be in memory beside those of the snapshot.
-        self.session.optimizer = AdamW::new(&self.config);
+        self.session.set_optimizer(AdamW::new(&self.config.optimizer));
         let snapshot = Checkpoint::snapshot(&self.run_dir);
-        let (model, optimizer, state) = snapshot.load::<M>(&self.config, &self.place)?;
+        let (model, optimizer, state) = snapshot.load::<M>(&self.config.optimizer, &self.place)?;
         let left = self.step;
         self.session = Session::new(model, optimizer);
         let mut states = self.take_up(state);
@@ -459,7 +362,7 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
         self.tell(&Event::RollBack { step: left, to_step: self.step })?;
         self.save_checkpoint()?;
         Checkpoint::remove_after(&self.run_dir, self.step)?;
-        Checkpoint::prune(&self.run_dir, self.config.keep_checkpoints)?;
+        Checkpoint::keep_latest(&self.run_dir, self.config.keep_checkpoints)?;
         Checkpoint::discard_snapshot(&self.run_dir)
     }
 
@@ -478,6 +381,7 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
                 session: &mut self.session,
                 requests,
                 events: &mut events,
+                has_snapshot: Checkpoint::has_snapshot(&self.run_dir),
             };
             hook(callback.as_mut(), &mut context)?;
         }
@@ -487,80 +391,4 @@ impl<M: LanguageModel + PrunableExperts> Trainer<M> {
     fn tell(&mut self, event: &Event) -> Result<(), TrainError> {
         self.callbacks.iter_mut().try_for_each(|callback| callback.on_event(event))
     }
-}
-
-/// Keeps the seeds of recomputed layers apart from those of steps.
-const RECOMPUTED: u64 = 0x5eed_0000_0000_0000;
-
-/// Keeps the seeds of a mesh's devices apart.
-const OTHER_DEVICE: u64 = 0x9e37_79b9_7f4a_7c15;
-
-/// What the micro-batches of one step add up to, on their device.
-struct StepSums {
-    loss: Tensor<1>,
-    balance: Option<Tensor<1>>,
-    loads: Vec<Tensor<1, Int>>,
-    rows_per_device: Vec<Vec<u64>>,
-}
-
-/// The same on the host.
-struct ReadStep {
-    loss: f64,
-    balance_loss: Option<f64>,
-    norm: f64,
-    loads: Vec<LayerLoad>,
-    rows_per_device: Vec<LayerLoad>,
-}
-
-impl StepSums {
-    fn plus(self, part: Self) -> Self {
-        let loads = self.loads.into_iter().zip(part.loads).map(|(sum, more)| sum + more).collect();
-        let balance = self.balance.zip(part.balance).map(|(sum, more)| sum + more);
-        let add =
-            |(sum, more): (Vec<u64>, Vec<u64>)| sum.iter().zip(more).map(|(a, b)| a + b).collect();
-        let rows_per_device =
-            self.rows_per_device.into_iter().zip(part.rows_per_device).map(add).collect();
-        Self { loss: self.loss + part.loss, balance, loads, rows_per_device }
-    }
-
-    /// Reads losses, gradient norm and loads from the device in a single transfer.
-    fn read(self, step: u64, norm_squared: Option<Tensor<1>>) -> Result<ReadStep, TrainError> {
-        let norm_squared = norm_squared.unwrap_or_else(|| self.loss.zeros_like());
-        let has_balance = self.balance.is_some();
-        let floats = [Some(self.loss), Some(norm_squared), self.balance].into_iter().flatten();
-        let transaction = floats.fold(Transaction::default(), Transaction::register);
-        let transaction = self.loads.into_iter().fold(transaction, Transaction::register);
-        let mut read = transaction
-            .try_execute()
-            .map_err(|error| TrainError::Device(error.to_string()))?
-            .into_iter();
-        let mut float = || {
-            let value = read.next().and_then(|data| data.convert::<f32>().iter::<f32>().next());
-            f64::from(value.unwrap_or(f32::NAN))
-        };
-        let (loss, norm) = (float(), float().sqrt());
-        let balance_loss = has_balance.then(float);
-        let checked = [
-            ("loss", loss),
-            ("balancing loss", balance_loss.unwrap_or(0.0)),
-            ("gradient norm", norm),
-        ];
-        if let Some(&(what, value)) = checked.iter().find(|(_, value)| !value.is_finite()) {
-            return Err(TrainError::NotFinite { step, what, value });
-        }
-        let counts =
-            |data: TensorData| data.convert::<i64>().iter::<i64>().map(|n| n as u64).collect();
-        Ok(ReadStep {
-            loss,
-            balance_loss,
-            norm,
-            loads: read.map(|data| LayerLoad::new(counts(data))).collect(),
-            rows_per_device: self.rows_per_device.into_iter().map(LayerLoad::new).collect(),
-        })
-    }
-}
-
-fn read_floats(tensor: Tensor<1>) -> Result<Vec<f64>, TrainError> {
-    let data = tensor.try_into_data().map_err(|error| TrainError::Device(error.to_string()))?;
-    Ok(data.convert::<f32>().iter::<f32>().map(f64::from).collect())
 }

@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Callback, TrainError, callback::Event};
+use crate::{Callback, Event, TrainError};
 
 /// What a run is watched for.
 #[derive(Debug, Clone)]

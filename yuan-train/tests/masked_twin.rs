@@ -11,12 +11,12 @@ use burn::{
     tensor::{Device, Int, Tensor, TensorData},
 };
 use yuan_model::{
-    ForwardOptions, PrunableExperts, RouterType, YuanConfig, YuanModel,
+    ForwardOptions, PrunableExperts, RefusedCut, RouterType, YuanConfig, YuanModel,
     loss::{masked_mean, token_losses},
     named,
     surgery::Selection,
 };
-use yuan_train::{AdamW, TrainConfig};
+use yuan_train::{AdamW, AdamWConfig};
 
 const VOCAB: usize = 40;
 
@@ -43,10 +43,10 @@ fn loss(
 
 /// A model and optimizer in mid-run: moments are there and differ from expert to expert.
 fn mid_run(router_type: RouterType, device: &Device) -> (YuanModel, AdamW) {
-    let config = YuanConfig { router_type, initializer_range: 0.2, ..YuanConfig::tiny(VOCAB) };
+    let config = YuanConfig { router_type, init_std: 0.2, ..YuanConfig::tiny(VOCAB) };
     device.seed(5);
     let mut model = named::initialized(YuanModel::new(&config, device).unwrap());
-    let mut optimizer = AdamW::new(&TrainConfig::default());
+    let mut optimizer = AdamW::new(&AdamWConfig::default());
     for step in 0..4 {
         let grads = loss(&model, tokens(step, device), None).backward();
         let grads = GradientsParams::from_grads(grads, &model);
@@ -185,11 +185,11 @@ fn a_refused_cut_gives_the_model_back_unchanged() {
     ];
     let mut model = model;
     for (kept, message) in cases {
-        let Err((unchanged, error)) = model.keep_experts(&kept) else {
+        let Err(RefusedCut { model: unchanged, error }) = model.keep_experts(&kept) else {
             panic!("{kept:?} was accepted")
         };
         assert_eq!(error.to_string(), message);
         assert_eq!(cut_values(&unchanged, None, &[]), before);
-        model = unchanged;
+        model = *unchanged;
     }
 }

@@ -63,9 +63,9 @@ fn loss_gradients_and_loads_are_the_same() {
         ] {
             let config = YuanConfig {
                 router_type,
-                reset_attention_mask: reset,
-                use_lfa_bias: true,
-                initializer_range: 0.2,
+                isolate_documents: reset,
+                filter_bias: true,
+                init_std: 0.2,
                 experts_per_layer: vec![8, 5, 3],
                 ..YuanConfig::tiny(VOCAB)
             };

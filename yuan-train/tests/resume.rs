@@ -13,17 +13,12 @@ use burn::{
     tensor::{Device, Tensor},
 };
 use tempfile::tempdir;
-use yuan_laep::{PruneLimits, StabilityTest};
+use yuan_laep::{ExpertLayout, PruneLimits, PrunePlan, StabilityTest};
 use yuan_model::{YuanConfig, YuanModel, named};
+use yuan_report::History;
 use yuan_train::{
-    Callback, Context, LaepConfig, PruneExperts, TrainConfig, TrainError, Trainer,
-    callback::{
-        BalanceBias, CheckpointEvery, Event, Guard, MetricsFile, StepMetrics, Trigger,
-        ValidateEvery,
-    },
-    checkpoint::Checkpoint,
-    data::RowStream,
-    report::History,
+    Callback, Checkpoint, Context, Event, Guard, LaepConfig, MetricsFile, NotFinite, PruneExperts,
+    StepMetrics, StepOutcome, TrainConfig, TrainError, Trainer, Trigger, data::RowStream,
 };
 
 /// Burn has one random state per process and device: runs that draw from it take turns.
@@ -36,6 +31,7 @@ fn take_turns() -> MutexGuard<'static, ()> {
 
 const VOCAB: usize = 32;
 const STEPS: u64 = 14;
+const LAYOUT: ExpertLayout = ExpertLayout { top_k: 2, groups: 2 };
 
 fn config(trigger: Trigger) -> TrainConfig {
     TrainConfig {
@@ -46,9 +42,9 @@ fn config(trigger: Trigger) -> TrainConfig {
         learning_rate: 1e-2,
         min_learning_rate: 1e-3,
         warmup_steps: 3,
-        validate_every: 4,
+        validate_every: Some(4),
         validation_batches: 2,
-        checkpoint_every: 3,
+        checkpoint_every: Some(3),
         keep_checkpoints: 2,
         seed: 11,
         laep: LaepConfig {
@@ -80,34 +76,17 @@ fn open(config: &TrainConfig, run_dir: &Path) -> Trainer<YuanModel> {
         }
         None => {
             device.seed(config.seed);
-            let model = YuanConfig {
-                hidden_dropout: 0.1,
-                initializer_range: 0.1,
-                ..YuanConfig::tiny(VOCAB)
-            };
+            let model =
+                YuanConfig { hidden_dropout: 0.1, init_std: 0.1, ..YuanConfig::tiny(VOCAB) };
             let model = named::initialized(YuanModel::new(&model, &device).unwrap());
             Trainer::new(config.clone(), run_dir, &device, model, streams()).unwrap()
         }
     };
-    let laep = PruneExperts::new(config.laep.clone()).unwrap();
-    let trainer = trainer
-        .with_callback(laep)
-        .unwrap()
-        .with_callback(ValidateEvery(config.validate_every))
-        .unwrap();
-    let trainer = trainer.with_callback(CheckpointEvery(config.checkpoint_every)).unwrap();
     trainer.with_callback(MetricsFile::default()).unwrap()
 }
 
-/// Everything of a run but how long its steps took and where it was interrupted.
 fn story(run_dir: &Path) -> Vec<Event> {
-    let history = History::read(run_dir).unwrap();
-    let timeless = |event: &Event| match event {
-        Event::Start { .. } => None,
-        Event::Step(metrics) => Some(Event::Step(StepMetrics { seconds: 0.0, ..metrics.clone() })),
-        other => Some(other.clone()),
-    };
-    history.events().iter().filter_map(timeless).collect()
+    History::read(run_dir).unwrap().story()
 }
 
 /// Ends a run at a step as a crash would: with an error, in the middle of everything.
@@ -263,7 +242,7 @@ impl Callback<YuanModel> for PoisonAfter {
 fn a_loss_that_is_no_number_under_the_guard_undoes_the_prune() {
     let _turn = take_turns();
     let config = with_guard(Trigger::Steps(vec![7]), Guard { margin: 10.0, steps: 4 });
-    let config = TrainConfig { validate_every: 0, ..config };
+    let config = TrainConfig { validate_every: None, ..config };
     let run = tempdir().unwrap();
     let mut trainer = open(&config, run.path()).with_callback(PoisonAfter(Some(9))).unwrap();
     trainer.run().unwrap();
@@ -303,7 +282,7 @@ fn the_state_before_a_prune_is_kept_until_the_guard_is_satisfied() {
     let run = tempdir().unwrap();
     let snapshot = run.path().join("before-prune");
     // No validation comes before step 12.
-    let config = TrainConfig { validate_every: 0, ..config };
+    let config = TrainConfig { validate_every: None, ..config };
     open(&config, run.path()).with_callback(CrashAt::first(11)).unwrap().run().unwrap_err();
     assert!(snapshot.join("model.safetensors").exists());
     open(&config, run.path()).run().unwrap();
@@ -315,10 +294,9 @@ fn a_plan_from_elsewhere_is_applied_or_refused() {
     let _turn = take_turns();
     let load = |tokens: Vec<u64>| yuan_laep::LayerLoad::new(tokens);
     let limits = PruneLimits { beta: 0.2.into(), multiple_of: 2, ..PruneLimits::default() };
-    let plan =
-        |layers: &[yuan_laep::LayerLoad]| yuan_laep::PrunePlan::new(layers, &limits, 2).unwrap();
+    let plan = |layers: &[yuan_laep::LayerLoad]| PrunePlan::new(layers, &limits, LAYOUT).unwrap();
     let ramp = load((1..=8).collect());
-    let run_with = |plan: yuan_laep::PrunePlan| {
+    let run_with = |plan: PrunePlan| {
         let mut config = config(Trigger::Steps(vec![3]));
         config.laep.plan = Some(plan);
         let run = tempdir().unwrap();
@@ -330,7 +308,7 @@ fn a_plan_from_elsewhere_is_applied_or_refused() {
     assert_eq!(run_with(good.clone()), (Ok(()), vec![6, 6], STEPS));
     // Another model's, or an edited one: one sentence before the first step, and the model is as it
     // was.
-    let refused = |plan: yuan_laep::PrunePlan| {
+    let refused = |plan: PrunePlan| {
         let (outcome, experts, step) = run_with(plan);
         assert_eq!((experts, step), (vec![8, 8], 0));
         outcome.unwrap_err()
@@ -344,7 +322,7 @@ fn a_plan_from_elsewhere_is_applied_or_refused() {
 fn an_edited_plan_that_makes_no_sense_is_refused_with_the_settings() {
     let ramp = yuan_laep::LayerLoad::new((1..=8).collect());
     let limits = PruneLimits { beta: 0.2.into(), multiple_of: 2, ..PruneLimits::default() };
-    let good = yuan_laep::PrunePlan::new(&[ramp], &limits, 2).unwrap();
+    let good = PrunePlan::new(&[ramp], &limits, LAYOUT).unwrap();
     let refusal = |edit: &dyn Fn(&mut yuan_laep::LayerPlan)| {
         let mut plan = good.clone();
         edit(&mut plan.layers[0]);
@@ -370,24 +348,17 @@ fn an_edited_plan_that_makes_no_sense_is_refused_with_the_settings() {
 #[test]
 fn the_selection_bias_follows_the_loads_and_is_cut_and_saved_with_the_model() {
     let _turn = take_turns();
-    let config = config(Trigger::Steps(vec![7]));
+    let config = TrainConfig { bias_update_rate: Some(0.01), ..config(Trigger::Steps(vec![7])) };
     let device = Device::flex().autodiff();
     device.seed(3);
-    let model = YuanConfig {
-        router_selection_bias: true,
-        initializer_range: 0.1,
-        ..YuanConfig::tiny(VOCAB)
-    };
+    let model =
+        YuanConfig { router_selection_bias: true, init_std: 0.1, ..YuanConfig::tiny(VOCAB) };
     let model = named::initialized(YuanModel::new(&model, &device).unwrap());
     let run = tempdir().unwrap();
     let loads = Loads::default();
     let mut trainer = Trainer::new(config.clone(), run.path(), &device, model, streams())
         .unwrap()
-        .with_callback(BalanceBias { update_rate: 0.01 })
-        .unwrap()
         .with_callback(loads.clone())
-        .unwrap()
-        .with_callback(PruneExperts::new(config.laep.clone()).unwrap())
         .unwrap()
         .with_callback(MetricsFile::default())
         .unwrap();
@@ -567,7 +538,10 @@ fn accumulation_equals_one_large_batch() {
         device.seed(1);
         let model = named::initialized(YuanModel::new(&YuanConfig::tiny(VOCAB), &device).unwrap());
         let mut trainer = Trainer::new(config, run.path(), &device, model, streams()).unwrap();
-        trainer.train_step().unwrap()
+        match trainer.train_step().unwrap() {
+            StepOutcome::Taken(metrics) => metrics,
+            StepOutcome::NotFinite(found) => panic!("{found:?}"),
+        }
     };
     let (whole, parts) = (step(4, 1), step(1, 4));
     assert!((whole.loss - parts.loss).abs() < 1e-6, "{} {}", whole.loss, parts.loss);
@@ -585,7 +559,11 @@ fn a_loss_that_is_no_number_ends_the_run() {
         model.head.weight.map(|w| w.inner().mul_scalar(f32::NAN).autodiff().require_grad());
     let mut trainer =
         Trainer::new(config(Trigger::Never), run.path(), &device, model, streams()).unwrap();
-    let message = trainer.train_step().unwrap_err().to_string();
+    let outcome = trainer.train_step().unwrap();
+    assert!(
+        matches!(outcome, StepOutcome::NotFinite(NotFinite { what: "loss", value }) if value.is_nan())
+    );
+    let message = trainer.run().unwrap_err().to_string();
     assert!(message.starts_with("step 1: the loss is NaN"), "{message}");
 }
 

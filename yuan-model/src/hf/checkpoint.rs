@@ -194,7 +194,7 @@ impl HfCheckpoint {
         options: &LoadOptions,
     ) -> Result<YuanModel, CheckpointError> {
         let config = self.part(options)?;
-        let layers = options.layers.clone().unwrap_or(0..self.config.num_hidden_layers());
+        let layers = options.layers.clone().unwrap_or(0..self.config.num_layers());
         let sources = self.config.parameter_sources_of(layers, options.experts.as_deref());
         let sources: BTreeMap<&str, &ParameterSource> =
             sources.iter().map(|source| (source.path.as_str(), source)).collect();
@@ -214,7 +214,7 @@ impl HfCheckpoint {
     /// The configuration of the part that the options ask for.
     fn part(&self, options: &LoadOptions) -> Result<YuanConfig, CheckpointError> {
         let mut config = self.config.clone();
-        let layers = config.num_hidden_layers();
+        let layers = config.num_layers();
         if let Some(experts) = &options.experts {
             check_experts(&config, experts)?;
             config.experts_per_layer = experts.iter().map(Vec::len).collect();
@@ -239,7 +239,7 @@ pub(super) fn check_experts(config: &YuanConfig, experts: &[Vec<usize>]) -> Resu
         return Err(ModelError::LayerCount { expected: layers.len(), found: experts.len() });
     }
     let mut layers = layers.iter().zip(experts).enumerate();
-    layers.try_for_each(|(layer, (&all, kept))| check_kept(layer, kept, all, config.moe_top_k))
+    layers.try_for_each(|(layer, (&all, kept))| check_kept(layer, kept, all, config.top_k))
 }
 
 /// The configuration in a checkpoint directory, and `config.json` as it is.

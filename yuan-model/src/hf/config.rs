@@ -45,7 +45,7 @@ impl YuanConfig {
     pub fn to_json(&self) -> String {
         let uniform = self.experts_per_layer.windows(2).all(|pair| pair[0] == pair[1]);
         let mut moe = json!({
-            "moe_top_k": self.moe_top_k,
+            "moe_top_k": self.top_k,
             "norm_topk_prob": true,
             "router_type": match self.router_type {
                 RouterType::Attention => "attn_router",
@@ -53,7 +53,7 @@ impl YuanConfig {
             },
             "num_attention_router_heads": self.num_attention_heads,
             "gated_linear_unit": true,
-            "ffn_hidden_size": self.ffn_hidden_size,
+            "ffn_hidden_size": self.expert_hidden_size,
         });
         moe["per_layer_experts_blocks"] = json!(self.experts_per_layer);
         if uniform {
@@ -66,38 +66,38 @@ impl YuanConfig {
             "model_type": "yuan",
             "vocab_size": self.vocab_size,
             "hidden_size": self.hidden_size,
-            "num_hidden_layers": self.num_hidden_layers(),
+            "num_hidden_layers": self.num_layers(),
             "num_attention_heads": self.num_attention_heads,
             "num_key_value_heads": self.num_attention_heads,
             "attention_projection_size": self.attention_projection_size,
             "head_dim": self.head_dim(),
-            "ffn_hidden_size": self.ffn_hidden_size,
-            "intermediate_size": self.ffn_hidden_size,
+            "ffn_hidden_size": self.expert_hidden_size,
+            "intermediate_size": self.expert_hidden_size,
             "moe_config": moe,
             "use_moe": true,
-            "use_lf_gate": self.use_lf_gate,
+            "use_lf_gate": self.localized_filter,
             "lf_conv2d_group": 1,
             "lf_conv2d_num_pad": 0,
-            "use_lfa_bias": self.use_lfa_bias,
+            "use_lfa_bias": self.filter_bias,
             "use_bias": false,
             "hidden_act": "silu",
-            "rms_norm_eps": self.rms_norm_eps,
+            "rms_norm_eps": self.norm_epsilon,
             "rotary_base": self.rotary_base,
             "rotary_percent": self.rotary_percent,
             "use_yarn": yarn.is_some(),
-            "max_position_embeddings": self.max_position_embeddings,
+            "max_position_embeddings": self.max_seq_len,
             "tie_word_embeddings": false,
             "attn_dropout": self.attention_dropout,
             "dropout": self.hidden_dropout,
-            "reset_attention_mask": self.reset_attention_mask,
-            "initializer_range": self.initializer_range,
+            "reset_attention_mask": self.isolate_documents,
+            "initializer_range": self.init_std,
             "logit_scale": self.logit_scale,
         });
         let tokens = &self.tokens;
         let optional = [
             ("rotary_dim", self.rotary_dim.map(Value::from)),
-            ("seq_len_interpolation_factor", self.seq_len_interpolation_factor.map(Value::from)),
-            ("embedding_initializer_range", self.embedding_initializer_range.map(Value::from)),
+            ("seq_len_interpolation_factor", self.position_divisor.map(Value::from)),
+            ("embedding_initializer_range", self.embedding_init_std.map(Value::from)),
             ("router_selection_bias", self.router_selection_bias.then_some(Value::Bool(true))),
             ("yarn_scale_factor", yarn.map(|y| json!(y.scale_factor))),
             (
@@ -142,7 +142,7 @@ impl Keys<'_> {
                 from_heads,
             )?
             .unwrap_or(hidden_size);
-        let ffn_hidden_size = self
+        let expert_hidden_size = self
             .agree(
                 "ffn_hidden_size",
                 self.count("ffn_hidden_size")?,
@@ -151,7 +151,7 @@ impl Keys<'_> {
             )?
             .or(self.count("intermediate_size")?)
             .ok_or(ConfigError::Missing("ffn_hidden_size"))?;
-        let max_position_embeddings = self
+        let max_seq_len = self
             .count("max_position_embeddings")?
             .or(self.count("model_max_length")?)
             .unwrap_or(4096);
@@ -160,16 +160,12 @@ impl Keys<'_> {
             hidden_size,
             num_attention_heads,
             attention_projection_size,
-            ffn_hidden_size,
+            expert_hidden_size,
             experts_per_layer: self.experts_per_layer(layers)?,
-            moe_top_k: moe_count(self.moe, "moe_top_k")?.unwrap_or(2),
-            router_type: match self.moe.get("router_type").and_then(Value::as_str) {
-                Some("attn_router") => RouterType::Attention,
-                Some(_) => RouterType::Linear,
-                None => return Err(ConfigError::Missing("moe_config.router_type")),
-            },
-            use_lf_gate: self.flag("use_lf_gate")?.unwrap_or(true),
-            use_lfa_bias: self
+            top_k: moe_count(self.moe, "moe_top_k")?.unwrap_or(2),
+            router_type: self.router_type()?,
+            localized_filter: self.flag("use_lf_gate")?.unwrap_or(true),
+            filter_bias: self
                 .agree(
                     "use_lfa_bias",
                     self.flag("use_lfa_bias")?,
@@ -177,15 +173,15 @@ impl Keys<'_> {
                     self.flag("lf_conv2d_add_bias")?,
                 )?
                 .unwrap_or(false),
-            rms_norm_eps: self.number("rms_norm_eps")?.unwrap_or(1e-6),
+            norm_epsilon: self.number("rms_norm_eps")?.unwrap_or(1e-6),
             rotary_base: self.number("rotary_base")?.ok_or(ConfigError::Missing("rotary_base"))?,
             rotary_percent: self.number("rotary_percent")?.unwrap_or(1.0),
             rotary_dim: self.count("rotary_dim")?,
-            seq_len_interpolation_factor: self.number("seq_len_interpolation_factor")?,
-            yarn: self.yarn(max_position_embeddings)?,
-            max_position_embeddings,
-            initializer_range: self.number("initializer_range")?.unwrap_or(0.02),
-            embedding_initializer_range: self.number("embedding_initializer_range")?,
+            position_divisor: self.number("seq_len_interpolation_factor")?,
+            yarn: self.yarn(max_seq_len)?,
+            max_seq_len,
+            init_std: self.number("initializer_range")?.unwrap_or(0.02),
+            embedding_init_std: self.number("embedding_initializer_range")?,
             router_selection_bias: self.flag("router_selection_bias")?.unwrap_or(false),
             attention_dropout: self
                 .agree(
@@ -197,9 +193,24 @@ impl Keys<'_> {
                 .unwrap_or(0.0),
             hidden_dropout: self.number("dropout")?.unwrap_or(0.0),
             logit_scale: self.number("logit_scale")?.unwrap_or(1.0),
-            reset_attention_mask: self.flag("reset_attention_mask")?.unwrap_or(false),
+            isolate_documents: self.flag("reset_attention_mask")?.unwrap_or(false),
             tokens: self.tokens()?,
         })
+    }
+
+    fn router_type(&self) -> Result<RouterType, ConfigError> {
+        let key = "moe_config.router_type";
+        match present(self.moe, "router_type") {
+            None => Err(ConfigError::Missing(key)),
+            Some(Value::String(name)) if name == "attn_router" => Ok(RouterType::Attention),
+            Some(Value::String(name)) if name == "linear" => Ok(RouterType::Linear),
+            Some(Value::String(name)) => Err(ConfigError::Unsupported {
+                key,
+                value: format!("{name:?}"),
+                reason: "routers are `linear` or `attn_router`",
+            }),
+            Some(other) => Err(wrong_kind(key, other, "the name of a router")),
+        }
     }
 
     fn refuse_unsupported(&self) -> Result<(), ConfigError> {
@@ -220,6 +231,12 @@ impl Keys<'_> {
                 "use_yarn is the scaling there is",
             ),
             ("causal_mask", self.flag("causal_mask")?, true, "attention is causal"),
+            (
+                "moe_config.norm_topk_prob",
+                flag(self.moe, "norm_topk_prob")?,
+                true,
+                "the weights of a token's experts sum to one",
+            ),
             (
                 "moe_config.gated_linear_unit",
                 flag(self.moe, "gated_linear_unit")?,
@@ -286,14 +303,14 @@ impl Keys<'_> {
         }
     }
 
-    fn yarn(&self, max_position_embeddings: usize) -> Result<Option<YarnConfig>, ConfigError> {
+    fn yarn(&self, max_seq_len: usize) -> Result<Option<YarnConfig>, ConfigError> {
         if !self.flag("use_yarn")?.unwrap_or(false) {
             return Ok(None);
         }
         let scaled = self.count("scaled_max_position_embeddings")?;
         Ok(Some(YarnConfig {
             scale_factor: self.number("yarn_scale_factor")?.unwrap_or(128.0),
-            scaled_max_position_embeddings: scaled.unwrap_or(max_position_embeddings),
+            scaled_max_position_embeddings: scaled.unwrap_or(max_seq_len),
         }))
     }
 
@@ -391,7 +408,7 @@ mod tests {
         let yarn = YarnConfig { scale_factor: 4.0, scaled_max_position_embeddings: 256 };
         let odd = YuanConfig {
             rotary_dim: Some(16),
-            seq_len_interpolation_factor: Some(2.0),
+            position_divisor: Some(2.0),
             yarn: Some(yarn),
             attention_dropout: 0.1,
             ..YuanConfig::tiny(96)

@@ -52,7 +52,7 @@ impl ParameterSource {
 impl YuanConfig {
     /// Every parameter of the model with the checkpoint tensors that it is made of.
     pub fn parameter_sources(&self) -> Vec<ParameterSource> {
-        self.parameter_sources_of(0..self.num_hidden_layers(), None)
+        self.parameter_sources_of(0..self.num_layers(), None)
     }
 
     /// The parameters of a model of these layers only, with these experts of every layer of the
@@ -109,7 +109,7 @@ impl YuanConfig {
         kept: Option<&[usize]>,
     ) -> Vec<ParameterSource> {
         let (hidden, ffn, experts) =
-            (self.hidden_size, self.ffn_hidden_size, self.experts_per_layer[old]);
+            (self.hidden_size, self.expert_hidden_size, self.experts_per_layer[old]);
         let (projection, transposed) = (self.attention_projection_size, TensorLayout::Transposed);
         let mut sources = Vec::new();
         let mut add = |path: &str, name: &str, shape: &[usize], layout| {
@@ -122,7 +122,7 @@ impl YuanConfig {
             });
         };
         add("attention_norm.weight", "input_layernorm.weight", &[hidden], TensorLayout::Same);
-        if self.use_lf_gate {
+        if self.localized_filter {
             let (filter, gate) = ("attention.filter", "self_attn.lf_gate");
             for (conv, d_in, d_out) in
                 [("conv1", hidden, hidden / 2), ("conv2", hidden / 2, hidden)]
@@ -135,7 +135,7 @@ impl YuanConfig {
                     &shape,
                     TensorLayout::Taps,
                 );
-                if self.use_lfa_bias {
+                if self.filter_bias {
                     add(
                         &format!("{path}.bias"),
                         &format!("{name}.bias"),
@@ -218,7 +218,7 @@ mod tests {
     fn the_sources_are_the_parameters_of_the_model() {
         for config in [
             YuanConfig::tiny(96),
-            YuanConfig { use_lfa_bias: true, use_lf_gate: true, ..YuanConfig::tiny(96) },
+            YuanConfig { filter_bias: true, localized_filter: true, ..YuanConfig::tiny(96) },
             YuanConfig { router_selection_bias: true, ..YuanConfig::tiny(96) },
         ] {
             let model = YuanModel::new(&config, &Device::default()).unwrap();
@@ -233,12 +233,9 @@ mod tests {
     #[test]
     fn the_formula_counts_what_is_built() {
         let attention = YuanConfig { router_type: RouterType::Attention, ..YuanConfig::tiny(96) };
-        let without_filter = YuanConfig { use_lf_gate: false, ..YuanConfig::tiny(96) };
-        let uneven = YuanConfig {
-            use_lfa_bias: true,
-            experts_per_layer: vec![8, 3, 2],
-            ..attention.clone()
-        };
+        let without_filter = YuanConfig { localized_filter: false, ..YuanConfig::tiny(96) };
+        let uneven =
+            YuanConfig { filter_bias: true, experts_per_layer: vec![8, 3, 2], ..attention.clone() };
         let biased = YuanConfig { router_selection_bias: true, ..uneven.clone() };
         for config in [YuanConfig::tiny(96), attention, without_filter, uneven, biased] {
             let model = YuanModel::new(&config, &Device::default()).unwrap();

@@ -138,7 +138,7 @@ impl HfCheckpoint {
         if let Some(dtype) = options.dtype {
             set_dtype(&mut config, dtype);
         }
-        let layers = self.config().num_hidden_layers();
+        let layers = self.config().num_layers();
         let old = self.config().parameter_sources_of(0..layers, experts);
         let mut pruned = self.config().clone();
         if let Some(experts) = experts {

@@ -5,7 +5,7 @@ use std::{collections::HashMap, ops::Range};
 
 use burn::{
     module::Module,
-    tensor::{Device, FloatDType, Int, Tensor, TensorData},
+    tensor::{Device, FloatDType, Int, Tensor},
 };
 
 use super::{
@@ -15,6 +15,7 @@ use super::{
 use crate::{
     Batch, ConfigError, ModelError, YuanConfig, YuanModel,
     attention::DocumentMask,
+    layered::{DeviceRows, ExpertLoad, LayerOutput, Layered},
     loss::masked_mean,
     moe::{BalanceLosses, Experts, Routed},
     named, ops,
@@ -34,20 +35,6 @@ pub struct MeshModel {
     pub(super) config: YuanConfig,
     #[module(skip)]
     pub(super) mesh: DeviceMesh,
-}
-
-/// Loss of a batch and where its tokens went.
-#[derive(Debug, Clone)]
-pub struct MeshOutput {
-    /// Mean next-token cross-entropy over the batch, `[1]`, on the mesh's home.
-    pub loss: Tensor<1>,
-    /// Weighted sum of the balancing losses of all layers over the batch, `[1]`, if any is on.
-    pub balance_loss: Option<Tensor<1>>,
-    /// Per layer: tokens that each expert received from all devices, `[num_experts]`, on the mesh's
-    /// home.
-    pub tokens_per_expert: Vec<Tensor<1, Int>>,
-    /// Per layer: rows that the devices at each place of a row received, summed over the rows.
-    pub rows_per_device: Vec<Vec<u64>>,
 }
 
 impl MeshModel {
@@ -135,137 +122,6 @@ impl MeshModel {
         self
     }
 
-    /// Loss of a batch, whose rows are spread over the devices in their order.
-    ///
-    /// The same as that of the model on one device, balancing losses included.
-    ///
-    /// # Errors
-    ///
-    /// If the rows of the batch cannot be spread evenly, or a device fails.
-    pub fn loss(
-        &self,
-        batch: Batch,
-        balance: BalanceLosses,
-        dtype: FloatDType,
-    ) -> Result<MeshOutput, ModelError> {
-        let shards = self.shards(batch)?;
-        let mut x = self.embed(&shards, dtype);
-        let (mut tokens_per_expert, mut rows_per_device) = (Vec::new(), Vec::new());
-        let mut balance_losses = Vec::new();
-        for layer in 0..self.config.num_hidden_layers() {
-            let output = self.layer(layer, x, &shards, balance)?;
-            x = output.hidden;
-            tokens_per_expert.push(output.tokens_per_expert);
-            rows_per_device.push(output.rows_per_device);
-            balance_losses.extend(output.balance_loss);
-        }
-        Ok(MeshOutput {
-            loss: self.loss_of_hidden(x, &shards)?,
-            balance_loss: balance_losses.into_iter().reduce(|sum, more| sum + more),
-            tokens_per_expert,
-            rows_per_device,
-        })
-    }
-
-    /// The table's rows of every device's tokens, in the given type: `[batch share, seq, hidden]`
-    /// each.
-    pub fn embed(&self, shards: &[Shard], dtype: FloatDType) -> Vec<Tensor<3>> {
-        let embed = |(model, shard): (&YuanModel, &Shard)| {
-            model.embed(shard.input_ids.clone(), Some(dtype))
-        };
-        self.replicas.iter().zip(shards).map(embed).collect()
-    }
-
-    /// Mean cross-entropy over the batch of what the last layer left on every device, `[1]`, on the
-    /// mesh's home.
-    ///
-    /// # Errors
-    ///
-    /// If there are no devices.
-    pub fn loss_of_hidden(
-        &self,
-        x: Vec<Tensor<3>>,
-        shards: &[Shard],
-    ) -> Result<Tensor<1>, ModelError> {
-        let nothing = || ModelError::Mesh("a mesh needs at least one device".into());
-        let home = shards.first().map(Shard::device).ok_or_else(nothing)?;
-        let losses = self.replicas.iter().zip(x).zip(shards).map(|((model, x), shard)| {
-            let hidden = model.final_norm.forward(x);
-            ops::transfer(
-                masked_mean(model.token_losses(hidden, shard.labels.clone()), None),
-                &home,
-            )
-        });
-        // As many tokens on every device: the mean of means is the mean.
-        let sum = losses.reduce(|sum, loss| sum + loss).ok_or_else(nothing)?;
-        Ok(sum.div_scalar(self.replicas.len() as f64))
-    }
-
-    /// One layer on all devices.
-    ///
-    /// # Errors
-    ///
-    /// If a device fails.
-    pub fn layer(
-        &self,
-        layer: usize,
-        x: Vec<Tensor<3>>,
-        shards: &[Shard],
-        balance: BalanceLosses,
-    ) -> Result<MeshLayerOutput, ModelError> {
-        let blocks = || self.replicas.iter().map(|replica| &replica.blocks[layer]);
-        let (mut residual, mut routed, mut rows) = (Vec::new(), Vec::new(), Vec::new());
-        for ((block, x), shard) in blocks().zip(x).zip(shards) {
-            let x = block.attend(x, &shard.rotary, shard.documents.as_ref());
-            let (to, tokens) = block.moe.route(block.moe_norm.forward(x.clone()), None);
-            residual.push(x);
-            routed.push(to);
-            rows.push(tokens);
-        }
-        let balance_loss = balance_loss(&routed, shards, balance);
-        // Reading the counts of one device must not keep the others from starting; a flush may
-        // wait, so all have work first.
-        for tokens in &rows {
-            tokens.device().flush().map_err(ModelError::device)?;
-        }
-        let counts: Vec<Vec<usize>> = routed
-            .iter()
-            .map(|routed| routed.dispatch.rows_per_expert())
-            .collect::<Result<_, _>>()?;
-        let tokens_per_expert = sum_of_counts(&counts, &shards[0].device());
-
-        let width = self.mesh.expert();
-        let mut rows_per_device = vec![0; width];
-        let devices: Vec<Device> = shards.iter().map(Shard::device).collect();
-        let mut returned = Vec::with_capacity(rows.len());
-        let (mut rows, mut counts) = (rows.into_iter(), counts.into_iter());
-        for (replicas, devices) in self.replicas.chunks(width).zip(devices.chunks(width)) {
-            let exchange =
-                Exchange::new(counts.by_ref().take(width).collect(), &self.placement[layer]);
-            rows_per_device
-                .iter_mut()
-                .zip(exchange.rows_per_device())
-                .for_each(|(sum, n)| *sum += n as u64);
-            let arrived = exchange.send(rows.by_ref().take(width).collect());
-            let computed = replicas.iter().zip(arrived).map(|(replica, arrived)| {
-                let Arrived { rows, rows_per_expert } = arrived?;
-                Some(replica.blocks[layer].moe.experts.forward(rows, || rows_per_expert))
-            });
-            returned.extend(exchange.send_back(computed.collect(), devices));
-        }
-        let combine = |(((block, x), routed), rows): (
-            ((&crate::Block, Tensor<3>), Routed),
-            Option<Tensor<2>>,
-        )| {
-            // Every token visits an expert: nothing returns only where there are no tokens.
-            let Some(rows) = rows else { return x };
-            let hidden = routed.combine(rows, x.dims());
-            block.add(x, hidden)
-        };
-        let hidden = blocks().zip(residual).zip(routed).zip(returned).map(combine).collect();
-        Ok(MeshLayerOutput { hidden, tokens_per_expert, rows_per_device, balance_loss })
-    }
-
     /// Cuts a batch into one part for each device, in order.
     ///
     /// # Errors
@@ -299,12 +155,154 @@ impl MeshModel {
                 labels: part(&batch.labels),
                 documents: self
                     .config
-                    .reset_attention_mask
+                    .isolate_documents
                     .then(|| DocumentMask::new(position_ids.clone())),
                 rotary: Rotary::new(&self.config, Some(position_ids), seq, &device),
             }
         };
         Ok(self.mesh.devices().iter().enumerate().map(shard).collect())
+    }
+}
+
+/// Runs every layer on all devices, with an exchange of tokens in each; the batch's rows are spread
+/// over the devices in their order. Losses, balancing losses included, are those of one device.
+impl Layered for MeshModel {
+    type Inputs = Vec<Shard>;
+
+    fn inputs(&self, batch: Batch) -> Result<Vec<Shard>, ModelError> {
+        self.shards(batch)
+    }
+
+    fn num_layers(&self) -> usize {
+        self.config.num_layers()
+    }
+
+    fn embed(&self, shards: &Vec<Shard>, dtype: FloatDType) -> Vec<Tensor<3>> {
+        let mut embedded = Vec::with_capacity(shards.len());
+        for (replica, shard) in self.replicas.iter().zip(shards) {
+            embedded.push(replica.embed(shard.input_ids.clone(), Some(dtype)));
+        }
+        embedded
+    }
+
+    fn layer(
+        &self,
+        layer: usize,
+        x: Vec<Tensor<3>>,
+        shards: &Vec<Shard>,
+        balance: BalanceLosses,
+    ) -> Result<LayerOutput<Vec<Tensor<3>>>, ModelError> {
+        let (routed, rows) = self.route(layer, x, shards);
+        let balance_loss = balance_loss(&routed, shards, balance);
+        // Reading the counts of one device must not keep the others from starting; a flush may
+        // wait, so all have work first.
+        for tokens in &rows {
+            tokens.device().flush().map_err(ModelError::device)?;
+        }
+        let mut counts = Vec::with_capacity(routed.len());
+        for device in &routed {
+            counts.push(device.to.dispatch.rows_per_expert()?);
+        }
+        let load = ExpertLoad::Host(sum_over_devices(&counts));
+        let devices: Vec<Device> = shards.iter().map(Shard::device).collect();
+        let (returned, rows_per_device) = self.visit_experts(layer, rows, counts, &devices);
+
+        let mut hidden = Vec::with_capacity(devices.len());
+        let blocks = self.replicas.iter().map(|replica| &replica.blocks[layer]);
+        for ((block, device), rows) in blocks.zip(routed).zip(returned) {
+            let x = device.residual;
+            hidden.push(match rows {
+                Some(rows) => {
+                    let combined = device.to.combine(rows, x.dims());
+                    block.add(x, combined)
+                }
+                // Every token visits an expert: nothing returns only where there are no tokens.
+                None => x,
+            });
+        }
+        let rows_per_device = Some(DeviceRows::new(rows_per_device));
+        Ok(LayerOutput { hidden, load, rows_per_device, balance_loss })
+    }
+
+    fn loss_of_hidden(
+        &self,
+        x: Vec<Tensor<3>>,
+        shards: &Vec<Shard>,
+    ) -> Result<Tensor<1>, ModelError> {
+        let home = shards[0].device();
+        let mut sum: Option<Tensor<1>> = None;
+        for ((replica, x), shard) in self.replicas.iter().zip(x).zip(shards) {
+            let hidden = replica.final_norm.forward(x);
+            let loss = masked_mean(replica.token_losses(hidden, shard.labels.clone()), None);
+            let loss = ops::transfer(loss, &home);
+            sum = Some(match sum {
+                Some(sum) => sum + loss,
+                None => loss,
+            });
+        }
+        let sum = sum.ok_or_else(|| ModelError::Mesh("a mesh needs at least one device".into()))?;
+        // As many tokens on every device: the mean of means is the mean.
+        Ok(sum.div_scalar(self.replicas.len() as f64))
+    }
+}
+
+/// One device between routing and combining.
+struct RoutedDevice {
+    /// The residual stream after attention, `[batch share, seq, hidden]`.
+    residual: Tensor<3>,
+    /// Where its tokens go.
+    to: Routed,
+}
+
+impl MeshModel {
+    /// Attention and routing on every device; also the tokens of each, sorted by expert.
+    fn route(
+        &self,
+        layer: usize,
+        x: Vec<Tensor<3>>,
+        shards: &[Shard],
+    ) -> (Vec<RoutedDevice>, Vec<Tensor<2>>) {
+        let (mut routed, mut rows) = (Vec::new(), Vec::new());
+        for ((replica, x), shard) in self.replicas.iter().zip(x).zip(shards) {
+            let block = &replica.blocks[layer];
+            let residual = block.attend(x, &shard.rotary, shard.documents.as_ref());
+            let normed = block.moe_norm.forward(residual.clone());
+            let (to, tokens) = block.moe.route(normed, None);
+            routed.push(RoutedDevice { residual, to });
+            rows.push(tokens);
+        }
+        (routed, rows)
+    }
+
+    /// Sends the rows of every device to their experts and back; also the rows that the devices at
+    /// each place of a mesh's rows computed.
+    fn visit_experts(
+        &self,
+        layer: usize,
+        rows: Vec<Tensor<2>>,
+        counts: Vec<Vec<usize>>,
+        devices: &[Device],
+    ) -> (Vec<Option<Tensor<2>>>, Vec<u64>) {
+        let width = self.mesh.expert();
+        let mut rows_per_device = vec![0; width];
+        let mut returned = Vec::with_capacity(rows.len());
+        let (mut rows, mut counts) = (rows.into_iter(), counts.into_iter());
+        for (replicas, devices) in self.replicas.chunks(width).zip(devices.chunks(width)) {
+            let counts = counts.by_ref().take(width).collect();
+            let exchange = Exchange::new(counts, &self.placement[layer]);
+            for (sum, rows) in rows_per_device.iter_mut().zip(exchange.rows_per_device()) {
+                *sum += rows as u64;
+            }
+            let arrived = exchange.send(rows.by_ref().take(width).collect());
+            let mut computed = Vec::with_capacity(width);
+            for (replica, arrived) in replicas.iter().zip(arrived) {
+                computed.push(arrived.map(|Arrived { rows, rows_per_expert }| {
+                    replica.blocks[layer].moe.experts.forward(rows, || rows_per_expert)
+                }));
+            }
+            returned.extend(exchange.send_back(computed, devices));
+        }
+        (returned, rows_per_device)
     }
 }
 
@@ -323,37 +321,35 @@ impl Shard {
     }
 }
 
-/// What one layer did on all devices.
-#[derive(Debug, Clone)]
-pub struct MeshLayerOutput {
-    /// The residual stream on every device, `[batch share, seq, hidden]`.
-    pub hidden: Vec<Tensor<3>>,
-    /// Tokens that each expert received from all devices, `[num_experts]`, on the mesh's home.
-    pub tokens_per_expert: Tensor<1, Int>,
-    /// Rows that the devices at each place of a row received, summed over the rows.
-    pub rows_per_device: Vec<u64>,
-    /// Weighted sum of the balancing losses that are on, `[1]`, on the mesh's home.
-    pub balance_loss: Option<Tensor<1>>,
-}
-
 /// The balancing losses over all tokens of the batch, as one device would compute them.
-fn balance_loss(routed: &[Routed], shards: &[Shard], balance: BalanceLosses) -> Option<Tensor<1>> {
+fn balance_loss(
+    routed: &[RoutedDevice],
+    shards: &[Shard],
+    balance: BalanceLosses,
+) -> Option<Tensor<1>> {
     let home = shards[0].device();
-    let sums = routed.iter().zip(shards).map(|(routed, shard)| {
-        let sums = balance.sums(&routed.tokens(shard.input_ids.dims()[0], None))?;
-        Some(ops::transfer(sums, &home))
-    });
-    let sums = sums.collect::<Option<Vec<_>>>()?.into_iter().reduce(|sum, more| sum + more)?;
-    let [_, experts] = routed[0].routing.logits.dims();
-    Some(balance.of_sums(sums, experts))
+    let mut total: Option<Tensor<1>> = None;
+    for (device, shard) in routed.iter().zip(shards) {
+        let batch = shard.input_ids.dims()[0];
+        let sums = ops::transfer(balance.sums(&device.to.tokens(batch, None))?, &home);
+        total = Some(match total {
+            Some(total) => total + sums,
+            None => sums,
+        });
+    }
+    let [_, experts] = routed[0].to.routing.logits.dims();
+    Some(balance.of_sums(total?, experts))
 }
 
-/// Sums over the devices.
-fn sum_of_counts(counts: &[Vec<usize>], home: &Device) -> Tensor<1, Int> {
-    let experts = counts.first().map_or(0, Vec::len);
-    let sum = |expert| counts.iter().map(|counts| counts[expert] as i64).sum();
-    let sums: Vec<i64> = (0..experts).map(sum).collect();
-    Tensor::from_data(TensorData::from(sums.as_slice()), home)
+/// Tokens of every expert, from `counts[device][expert]`.
+fn sum_over_devices(counts: &[Vec<usize>]) -> Vec<u64> {
+    let mut sums = vec![0; counts.first().map_or(0, Vec::len)];
+    for counts in counts {
+        for (sum, &count) in sums.iter_mut().zip(counts) {
+            *sum += count as u64;
+        }
+    }
+    sums
 }
 
 /// A number of experts for each of `devices`, as equal as can be.

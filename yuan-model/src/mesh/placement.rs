@@ -9,7 +9,7 @@ use burn::{
 
 use super::{MeshModel, model::evenly};
 use crate::{
-    ExpertAxis, ModelError, PrunableExperts, Selection, YuanConfig,
+    ExpertAxis, ModelError, PrunableExperts, RefusedCut, Selection, YuanConfig,
     named::{self, Part, StoredParameter},
     surgery::{self, with_value},
 };
@@ -60,9 +60,9 @@ impl MeshModel {
     pub fn place_experts(
         mut self,
         placement: &[Vec<Vec<usize>>],
-    ) -> Result<(Self, Vec<Selection>), (Self, ModelError)> {
+    ) -> Result<(Self, Vec<Selection>), RefusedCut<Self>> {
         if let Err(error) = self.check_placement(placement) {
-            return Err((self, error));
+            return Err(RefusedCut { model: Box::new(self), error });
         }
         let (width, mut selections) = (self.mesh.expert(), Vec::new());
         for (layer, groups) in placement.iter().enumerate() {
@@ -108,7 +108,7 @@ impl MeshModel {
                     format!("its experts must be spread over all {devices} devices of a row");
                 return Err(ModelError::Experts { layer, reason });
             }
-            let (experts, top_k) = (self.config.experts_per_layer[layer], self.config.moe_top_k);
+            let (experts, top_k) = (self.config.experts_per_layer[layer], self.config.top_k);
             surgery::check_kept(layer, &groups.concat(), experts, top_k)?;
         }
         Ok(())
@@ -121,7 +121,7 @@ impl PrunableExperts for MeshModel {
     }
 
     fn top_k(&self) -> usize {
-        self.config.moe_top_k
+        self.config.top_k
     }
 
     /// Those of the first row of devices.
@@ -149,21 +149,18 @@ impl PrunableExperts for MeshModel {
 
     /// The kept experts are cut, in their order, into parts as equal as can be: the groups of a
     /// plan that has as many as a row has devices, or a multiple.
-    fn keep_experts(
-        self,
-        kept: &[Vec<usize>],
-    ) -> Result<(Self, Vec<Selection>), (Self, ModelError)> {
+    fn keep_experts(self, kept: &[Vec<usize>]) -> Result<(Self, Vec<Selection>), RefusedCut<Self>> {
         let width = self.mesh.expert();
-        let groups = |kept: &Vec<usize>| {
-            let mut rest = kept.as_slice();
-            let take = |size| {
+        let mut placement = Vec::with_capacity(kept.len());
+        for kept in kept {
+            let (mut groups, mut rest) = (Vec::with_capacity(width), kept.as_slice());
+            for size in evenly(kept.len(), width) {
                 let (group, behind) = rest.split_at(size);
+                groups.push(group.to_vec());
                 rest = behind;
-                group.to_vec()
-            };
-            evenly(kept.len(), width).into_iter().map(take).collect()
-        };
-        let placement: Vec<Vec<Vec<usize>>> = kept.iter().map(groups).collect();
+            }
+            placement.push(groups);
+        }
         self.place_experts(&placement)
     }
 }
@@ -177,15 +174,16 @@ fn expert_ids(experts: &crate::moe::Experts) -> [ParamId; 2] {
 fn regroup(params: Vec<&mut Param<Tensor<3>>>, groups: &[Vec<usize>]) -> Vec<Selection> {
     let sources: Vec<_> = params.iter().map(|param| param.id).collect();
     let old: Vec<_> = params.iter().map(|param| param.val()).collect();
-    let regroup = |(param, kept): (&mut Param<Tensor<3>>, &Vec<usize>)| {
-        let mut selection =
-            Selection { sources: sources.clone(), ..Selection::within(param.id, 0, kept.clone()) };
+    let mut selections = Vec::with_capacity(groups.len());
+    for (param, kept) in params.into_iter().zip(groups) {
+        let own = Selection::within(param.id, 0, kept.clone());
+        let mut selection = Selection { sources: sources.clone(), ..own };
         let (experts, moved) = selection.gather(&old, &param.val().device().inner());
         cut(param, |_| experts);
         selection.moved = moved;
-        selection
-    };
-    params.into_iter().zip(groups).map(regroup).collect()
+        selections.push(selection);
+    }
+    selections
 }
 
 fn cut<const D: usize>(param: &mut Param<Tensor<D>>, value: impl FnOnce(Tensor<D>) -> Tensor<D>) {

@@ -25,10 +25,10 @@ impl Experts {
 
     /// So many experts: those of a layer that one of several devices holds.
     pub(crate) fn some(config: &YuanConfig, experts: usize, device: &Device) -> Self {
-        let (hidden, ffn) = (config.hidden_size, config.ffn_hidden_size);
+        let (hidden, ffn) = (config.hidden_size, config.expert_hidden_size);
         let normal = |std| Initializer::Normal { mean: 0.0, std };
         Self {
-            gate_up: normal(config.initializer_range).init([experts, hidden, 2 * ffn], device),
+            gate_up: normal(config.init_std).init([experts, hidden, 2 * ffn], device),
             down: normal(config.output_initializer_range()).init([experts, ffn, hidden], device),
         }
     }

@@ -37,13 +37,13 @@ impl Router {
     pub fn new(config: &YuanConfig, layer: usize, device: &Device) -> Self {
         let is_attention = config.router_type == RouterType::Attention;
         let columns = config.experts_per_layer[layer] * if is_attention { 3 } else { 1 };
-        let normal = Initializer::Normal { mean: 0.0, std: config.initializer_range };
+        let normal = Initializer::Normal { mean: 0.0, std: config.init_std };
         let weight = normal.init([config.hidden_size, columns], device);
         let selection_bias = config.router_selection_bias.then(|| {
             let zeros = Initializer::Zeros.init([config.experts_per_layer[layer]], device);
             zeros.set_require_grad(false)
         });
-        Self { weight, selection_bias, is_attention, top_k: config.moe_top_k }
+        Self { weight, selection_bias, is_attention, top_k: config.top_k }
     }
 
     /// Experts that the router chooses from.

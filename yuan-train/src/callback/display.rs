@@ -5,10 +5,7 @@ use std::io::{IsTerminal, Write, stderr};
 use indicatif::{ProgressBar, ProgressStyle};
 use yuan_laep::LoadStatistics;
 
-use crate::{
-    TrainError,
-    callback::{Callback, Context, Event, StepMetrics},
-};
+use crate::{Callback, Context, Event, StepMetrics, TrainError};
 
 /// Shows progress, loss, tokens per second and expert imbalance on standard error.
 #[derive(Debug)]

@@ -10,10 +10,7 @@ use serde_json::Value;
 
 use yuan_model::files::{FileError, write_whole};
 
-use crate::{
-    TrainError,
-    callback::{Callback, Context, Event},
-};
+use crate::{Callback, Context, Event, TrainError};
 
 /// Appends every event to `metrics.jsonl` in the run directory.
 #[derive(Debug, Default)]

@@ -4,137 +4,12 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use yuan_laep::{
-    LayerPlan, LoadFile, LoadStatistics, LoadTracker, LoadWindow, ModelSize, PruneLimits,
-    PrunePlan, StabilityTest,
+    ExpertLayout, LayerPlan, LoadFile, LoadStatistics, LoadTracker, LoadWindow, ModelSize,
+    PruneLimits, PrunePlan,
 };
 use yuan_model::{PrunableExperts, files::write_whole, named};
 
-use crate::{
-    SpeedModel, TrainError,
-    callback::{Callback, Context, Event, StepMetrics},
-};
-
-/// When to prune.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Trigger {
-    /// When the loads of every layer are stable; so many times at most, each on loads of its own.
-    Stable {
-        /// Prunes of the run.
-        rounds: usize,
-    },
-    /// After these steps, stable or not.
-    Steps(Vec<u64>),
-    /// Never: the loads are only recorded.
-    Never,
-}
-
-/// Undoes a prune that costs too much: the validation loss must return to within a margin in time.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Guard {
-    /// The loss may exceed that of right before the prune by this share of it.
-    pub margin: f64,
-    /// Steps after the prune by which it must have come so far.
-    pub steps: u64,
-}
-
-/// Settings of layer-adaptive expert pruning.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct LaepConfig {
-    /// W: optimizer steps whose loads make a window.
-    pub window_steps: u64,
-    /// When to prune.
-    pub trigger: Trigger,
-    /// What counts as stable; the plan rests on as many windows.
-    pub stability: StabilityTest,
-    /// How much may go.
-    pub limits: PruneLimits,
-    /// Device groups that the kept experts are spread over: the devices of a mesh that share the
-    /// experts, or a multiple.
-    pub groups: usize,
-    /// Windows after which all experts are spread over the groups anew by the latest loads, without
-    /// pruning any; 0: never.
-    #[serde(default)]
-    pub rearrange_every: u64,
-    /// A plan made elsewhere, applied instead of one on the run's own loads.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub plan: Option<PrunePlan>,
-    /// What the prediction of the speed-up rests on; without it there is none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub speed: Option<SpeedModel>,
-    /// What undoes a prune; without it a prune stays.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub guard: Option<Guard>,
-}
-
-impl Default for LaepConfig {
-    fn default() -> Self {
-        Self {
-            window_steps: 20,
-            trigger: Trigger::Stable { rounds: 1 },
-            stability: StabilityTest::default(),
-            limits: PruneLimits::default(),
-            groups: 1,
-            rearrange_every: 0,
-            plan: None,
-            speed: None,
-            guard: None,
-        }
-    }
-}
-
-impl LaepConfig {
-    /// Checks the settings.
-    ///
-    /// # Errors
-    ///
-    /// Names the setting that is out of range.
-    pub fn validate(&self) -> Result<(), TrainError> {
-        let refuse = |message: String| Err(TrainError::Setting(message));
-        self.stability.validate()?;
-        self.limits.validate(self.groups)?;
-        self.tracker()?;
-        match &self.trigger {
-            Trigger::Stable { rounds: 0 } => return refuse("rounds must be at least 1".into()),
-            Trigger::Steps(steps)
-                if steps.is_empty() || steps[0] == 0 || !steps.is_sorted_by(|a, b| a < b) =>
-            {
-                return refuse(format!(
-                    "the steps to prune at, {steps:?}, must ascend from 1 or more"
-                ));
-            }
-            _ => {}
-        }
-        if let Some(plan) = &self.plan {
-            plan.check()?;
-            if self.rounds() > 1 {
-                return refuse(
-                    "a plan that was made elsewhere can be applied once: one round, not more"
-                        .into(),
-                );
-            }
-        }
-        match self.guard {
-            Some(Guard { margin, .. }) if !(margin >= 0.0 && margin.is_finite()) => {
-                refuse(format!("the guard's margin = {margin} must not be negative"))
-            }
-            Some(Guard { steps: 0, .. }) => refuse("the guard needs at least 1 step".into()),
-            _ => Ok(()),
-        }
-    }
-
-    fn rounds(&self) -> usize {
-        match &self.trigger {
-            Trigger::Stable { rounds } => *rounds,
-            Trigger::Steps(steps) => steps.len(),
-            Trigger::Never => 0,
-        }
-    }
-
-    fn tracker(&self) -> Result<LoadTracker, TrainError> {
-        Ok(LoadTracker::new(self.window_steps, self.stability.windows + 1)?)
-    }
-}
+use crate::{Callback, Context, Event, LaepConfig, StepMetrics, TrainConfig, TrainError, Trigger};
 
 /// The callback: Algorithms 1 and 2 of the paper in the middle of pre-training, once or in rounds.
 #[derive(Debug)]
@@ -197,6 +72,18 @@ impl PruneExperts {
         Ok(Self { config, state, due: false, rearrangement_due: false, validation: None })
     }
 
+    /// The callback that the settings of a run ask for; for
+    /// [`LanguageModel::callbacks`](crate::LanguageModel::callbacks).
+    ///
+    /// # Errors
+    ///
+    /// If a setting is out of range.
+    pub fn boxed<M: PrunableExperts>(
+        config: &TrainConfig,
+    ) -> Result<Box<dyn Callback<M>>, TrainError> {
+        Ok(Box::new(Self::new(config.laep.clone())?))
+    }
+
     fn is_pending(&self) -> bool {
         self.state.rounds < self.config.rounds()
             && !self.state.given_up
@@ -248,8 +135,12 @@ impl PruneExperts {
         if let Some(plan) = &self.config.plan {
             return Ok(plan.clone());
         }
-        let limits = PruneLimits { top_k: context.model().top_k(), ..self.config.limits.clone() };
-        Ok(PrunePlan::new(&self.loads().layers, &limits, self.config.groups)?)
+        let (layout, limits) = (self.layout(context.model()), &self.config.limits);
+        Ok(PrunePlan::new(&self.loads().layers, limits, layout)?)
+    }
+
+    fn layout<M: PrunableExperts>(&self, model: &M) -> ExpertLayout {
+        ExpertLayout { top_k: model.top_k(), groups: self.config.groups }
     }
 
     /// Plans on the loads of the latest windows and applies the plan.
@@ -265,8 +156,7 @@ impl PruneExperts {
             plan.to_json().as_bytes(),
         )?;
         let parameters_before = context.model().num_parameters();
-        let kept: Vec<Vec<usize>> = plan.layers.iter().map(|layer| layer.kept.clone()).collect();
-        let bytes_moved = context.cut(|model| model.keep_experts(&kept))?;
+        let bytes_moved = context.cut(|model| model.keep_experts(&plan.kept()))?;
 
         self.state.tracker.reset();
         self.state.stable = None;
@@ -300,8 +190,9 @@ impl PruneExperts {
         context: &mut Context<'_, M>,
     ) -> Result<(), TrainError> {
         let nothing = PruneLimits { max_pruned_fraction: Some(0.0), ..self.config.limits.clone() };
-        let plan = PrunePlan::new(&self.loads().layers, &nothing, self.config.groups)?;
-        let order: Vec<Vec<usize>> = plan.layers.iter().map(|layer| layer.kept.clone()).collect();
+        let layout = self.layout(context.model());
+        let plan = PrunePlan::new(&self.loads().layers, &nothing, layout)?;
+        let order = plan.kept();
         let bytes_moved = context.cut(|model| model.keep_experts(&order))?;
         self.state.tracker.reorder(&order);
         self.state.windows_in_place = 0;
@@ -367,7 +258,7 @@ impl<M: PrunableExperts> Callback<M> for PruneExperts {
             let (experts, top_k) = (context.model().experts_per_layer(), context.model().top_k());
             match &self.config.plan {
                 Some(plan) => plan.check_against(&experts, top_k)?,
-                None => self.config.limits.check_model(&experts)?,
+                None => self.config.limits.check_model(&experts, top_k)?,
             }
         }
         match self.state.watched {
@@ -408,7 +299,8 @@ impl<M: PrunableExperts> Callback<M> for PruneExperts {
         }
         self.state.windows_in_place += u64::from(complete);
         let every = self.config.rearrange_every;
-        self.rearrangement_due = complete && every > 0 && self.state.windows_in_place >= every;
+        let due = every.is_some_and(|every| self.state.windows_in_place >= every);
+        self.rearrangement_due = complete && due;
         let deadline = self.state.watched.is_some_and(|watched| metrics.step == watched.until);
         if self.due || deadline {
             // What the model is worth before the cut, and whether it recovered from it.

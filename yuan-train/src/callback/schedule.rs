@@ -1,9 +1,6 @@
 //! Validation and checkpoints every so many steps.
 
-use crate::{
-    TrainError,
-    callback::{Callback, Context, StepMetrics},
-};
+use crate::{Callback, Context, StepMetrics, TrainError};
 
 /// Asks for a validation every `n` steps.
 #[derive(Debug, Clone, Copy)]

@@ -74,7 +74,11 @@ pub fn read_directory(directory: &Path) -> Result<Vec<Document>, TrainError> {
 }
 
 /// The file as a document, unless it is empty, too large or no UTF-8 text.
-pub(super) fn read_document(name: String, file: &Path) -> Result<Option<Document>, TrainError> {
+///
+/// # Errors
+///
+/// If the file cannot be read.
+pub fn read_document(name: String, file: &Path) -> Result<Option<Document>, TrainError> {
     let size = fs::metadata(file).map_err(TrainError::io("read", file))?.len();
     if size == 0 || size > LARGEST_FILE {
         return Ok(None);
@@ -87,7 +91,11 @@ pub(super) fn read_document(name: String, file: &Path) -> Result<Option<Document
 }
 
 /// All files below a directory, ordered by path; links are not followed.
-pub(super) fn files_below(directory: &Path) -> Result<Vec<PathBuf>, TrainError> {
+///
+/// # Errors
+///
+/// If a directory cannot be read.
+pub fn files_below(directory: &Path) -> Result<Vec<PathBuf>, TrainError> {
     let mut files = Vec::new();
     let mut left = vec![directory.to_path_buf()];
     while let Some(directory) = left.pop() {

@@ -1,0 +1,149 @@
+//! The default corpus, with nothing to download: the crates that this project was built from.
+//!
+//! Cargo has unpacked them in its registry: English documentation and Rust code, and
+//! `Cargo.lock` pins every byte.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use serde::Deserialize;
+
+use yuan_train::{
+    TrainError,
+    data::{Document, files_below, read_document},
+};
+
+/// Text that one crate may contribute, so that none dominates.
+const BYTES_PER_CRATE: usize = 1 << 16;
+
+/// Reads sources and Markdown of the registry crates that the workspace at `manifest` needs on
+/// every platform (so that the corpus is the same everywhere), ordered by crate and path.
+///
+/// # Errors
+///
+/// If Cargo cannot list the crates, or none of them is there.
+pub fn read_crate_sources(manifest: &Path) -> Result<Vec<Document>, TrainError> {
+    let mut documents = Vec::new();
+    for (name, root) in platform_independent_crates(&metadata(manifest)?) {
+        let mut left = BYTES_PER_CRATE;
+        for file in files_below(&root)? {
+            if !file.extension().is_some_and(|extension| extension == "rs" || extension == "md") {
+                continue;
+            }
+            let path =
+                file.strip_prefix(&root).unwrap_or(&file).to_string_lossy().replace('\\', "/");
+            if let Some(document) =
+                read_document(format!("{name}/{path}"), &file)?.filter(|d| d.text.len() <= left)
+            {
+                left -= document.text.len();
+                documents.push(document);
+            }
+        }
+    }
+    if documents.is_empty() {
+        return Err(TrainError::Corpus(
+            "cargo knows no registry crates to read; name a directory of text instead".into(),
+        ));
+    }
+    Ok(documents)
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+    resolve: Resolve,
+    workspace_members: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Package {
+    id: String,
+    name: String,
+    version: String,
+    source: Option<String>,
+    manifest_path: PathBuf,
+}
+
+#[derive(Deserialize)]
+struct Resolve {
+    nodes: Vec<Node>,
+}
+
+#[derive(Deserialize)]
+struct Node {
+    id: String,
+    deps: Vec<Dependency>,
+}
+
+#[derive(Deserialize)]
+struct Dependency {
+    pkg: String,
+    dep_kinds: Vec<DependencyKind>,
+}
+
+#[derive(Deserialize)]
+struct DependencyKind {
+    kind: Option<String>,
+    target: Option<String>,
+}
+
+fn metadata(manifest: &Path) -> Result<Metadata, TrainError> {
+    let failed = |reason: String| {
+        TrainError::Corpus(format!(
+            "cargo cannot list the crates of {}: {}; name a directory of text instead",
+            manifest.display(),
+            reason.lines().next().unwrap_or("it gave no reason").trim_start_matches("error: ")
+        ))
+    };
+    // The host's crates are there, since this program was built from them; others may not be.
+    let host = env!("YUAN_TARGET");
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args([
+            "metadata",
+            "--format-version",
+            "1",
+            "--locked",
+            "--offline",
+            "--filter-platform",
+            host,
+        ])
+        .arg("--manifest-path")
+        .arg(manifest)
+        .output()
+        .map_err(|error| failed(error.to_string()))?;
+    if !output.status.success() {
+        return Err(failed(String::from_utf8_lossy(&output.stderr).into_owned()));
+    }
+    serde_json::from_slice(&output.stdout).map_err(|error| failed(error.to_string()))
+}
+
+/// Registry crates reached from the workspace by dependencies that no platform restricts, by name.
+fn platform_independent_crates(metadata: &Metadata) -> BTreeMap<String, PathBuf> {
+    let packages: HashMap<&str, &Package> =
+        metadata.packages.iter().map(|p| (p.id.as_str(), p)).collect();
+    let nodes: HashMap<&str, &Node> =
+        metadata.resolve.nodes.iter().map(|n| (n.id.as_str(), n)).collect();
+    let mut found = BTreeMap::new();
+    let mut left: Vec<&str> = metadata.workspace_members.iter().map(String::as_str).collect();
+    let mut seen: std::collections::HashSet<&str> = left.iter().copied().collect();
+    while let Some(id) = left.pop() {
+        if let Some(package) = packages.get(id).filter(|package| package.source.is_some()) {
+            let root = package.manifest_path.parent().unwrap_or(Path::new(".")).to_path_buf();
+            found.insert(format!("{}-{}", package.name, package.version), root);
+        }
+        let Some(node) = nodes.get(id) else { continue };
+        let everywhere = |kind: &DependencyKind| kind.kind.is_none() && kind.target.is_none();
+        for dependency in
+            node.deps.iter().filter(|dependency| dependency.dep_kinds.iter().any(everywhere))
+        {
+            if seen.insert(&dependency.pkg) {
+                left.push(&dependency.pkg);
+            }
+        }
+    }
+    found
+}

@@ -1,0 +1,95 @@
+//! How the program speaks: results on standard output, notes on standard error, one line an error.
+
+use std::{
+    fmt::Display,
+    io::{self, IsTerminal, Write, stderr, stdout},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::Args;
+
+/// Options of every command.
+#[derive(Args)]
+#[command(next_help_heading = "Output")]
+pub struct Options {
+    /// Say nothing but results and errors
+    #[arg(long, short, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+    /// Say more: every step of a training that does not run on a terminal
+    #[arg(long, short, global = true)]
+    verbose: bool,
+    /// Take options from this file, by their names; those that are typed win
+    #[arg(long, global = true, value_name = "TOML")]
+    config: Option<PathBuf>,
+}
+
+impl Options {
+    pub fn open(&self) -> Console {
+        // The file was merged into the arguments before they were parsed.
+        let _ = &self.config;
+        Console { quiet: self.quiet, verbose: self.verbose }
+    }
+}
+
+/// Where a command says what it has to say.
+pub struct Console {
+    quiet: bool,
+    verbose: bool,
+}
+
+impl Console {
+    pub fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+
+    /// Whether a bar that moves would be seen.
+    pub fn shows_progress(&self) -> bool {
+        !self.quiet && stderr().is_terminal()
+    }
+
+    /// Steps between the lines of a training where there is no terminal.
+    pub fn steps_between_lines(&self) -> u64 {
+        if self.verbose { 1 } else { 10 }
+    }
+
+    /// A result, on standard output.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be written.
+    pub fn say(&self, text: impl Display) -> anyhow::Result<()> {
+        Ok(writeln!(stdout(), "{text}").and_then(|()| stdout().flush())?)
+    }
+
+    /// What is going on, on standard error. That nobody reads it must not end a run.
+    pub fn note(&self, text: impl Display) {
+        if !self.quiet {
+            drop(writeln!(stderr(), "{text}"));
+        }
+    }
+}
+
+/// Ends the program: a failure is one line with all its causes, whatever `RUST_BACKTRACE` says, and
+/// status 1. Whoever closed the pipe has read enough, which is no failure.
+pub fn exit(done: anyhow::Result<()>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            drop(writeln!(stderr(), "Error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Ends the program with status 2, as for any other wrong option.
+pub fn wrong_option(error: &anyhow::Error) -> ExitCode {
+    drop(writeln!(stderr(), "error: {error:#}"));
+    ExitCode::from(2)
+}
+
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    let is_closed = |cause: &io::Error| cause.kind() == io::ErrorKind::BrokenPipe;
+    error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).any(is_closed)
+}

@@ -1,0 +1,210 @@
+//! `yuan generate`: text out of a model, as it comes.
+
+use std::{
+    io::{Read, Write},
+    ops::ControlFlow,
+    path::PathBuf,
+    time::Instant,
+};
+
+use anyhow::{Context, bail};
+use burn::tensor::FloatDType;
+use clap::Args;
+use yuan::{
+    model::{
+        GenerationOptions, YuanModel,
+        generate::{FinishReason, Generation, NewToken, Sampling},
+        storage::parse_float_dtype,
+        text::{Message, Tokenizer},
+    },
+    train::ModelDirectory,
+};
+
+use crate::console::Console;
+
+/// Options of `yuan generate`.
+#[derive(Args)]
+pub struct Options {
+    /// A run, one of its checkpoints, or a directory in Hugging Face's layout
+    #[arg(value_name = "MODEL")]
+    model: PathBuf,
+    /// Texts to continue, together; default: standard input
+    #[arg(value_name = "TEXTS")]
+    prompts: Vec<String>,
+    /// The prompt is a user's message: wrap it as the model's chat template says
+    #[arg(long)]
+    chat: bool,
+    /// What the system says first in a chat
+    #[arg(long, requires = "chat", value_name = "TEXT")]
+    system: Option<String>,
+    /// Tokens that a text may grow by
+    #[arg(long, default_value_t = 128, value_name = "TOKENS", help_heading = "Sampling")]
+    max_new_tokens: usize,
+    /// Divides the scores before a token is drawn; 0 takes the likeliest token
+    #[arg(long, default_value_t = 0.8, value_name = "DIVISOR", help_heading = "Sampling")]
+    temperature: f64,
+    /// Draw among this many of the likeliest tokens
+    #[arg(long, value_name = "TOKENS", help_heading = "Sampling")]
+    top_k: Option<usize>,
+    /// Draw among the likeliest tokens that together have this probability
+    #[arg(long, default_value_t = 0.95, value_name = "PROBABILITY", help_heading = "Sampling")]
+    top_p: f64,
+    /// Makes tokens that occurred less likely; 1 does not
+    #[arg(long, default_value_t = 1.0, value_name = "FACTOR", help_heading = "Sampling")]
+    repetition_penalty: f64,
+    /// Go on past the tokens that end a text
+    #[arg(long, help_heading = "Sampling")]
+    ignore_stop: bool,
+    /// Decides the draws
+    #[arg(long, value_name = "NUMBER", default_value_t = 0, help_heading = "Sampling")]
+    seed: u64,
+    /// Where to compute: flex, or another backend that this build has
+    #[arg(long, value_name = "DEVICE", default_value = "flex", help_heading = "Devices")]
+    device: String,
+    /// Type to compute in: f32, f16 or bf16
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = parse_float_dtype)]
+    #[arg(help_heading = "Devices")]
+    dtype: FloatDType,
+}
+
+pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
+    let device = yuan::device(&options.device)?;
+    let directory = ModelDirectory::open(&options.model)?;
+    let tokenizer = Tokenizer::load(&directory.tokenizer_directory())?;
+    let texts = texts(options)?;
+    let mut prompts = Vec::with_capacity(texts.len());
+    for text in &texts {
+        prompts.push(encode(options, &tokenizer, text)?);
+    }
+    let model = directory.load(&device, Some(options.dtype))?;
+    let stop_tokens = match options.ignore_stop {
+        true => Vec::new(),
+        false => tokenizer.stop_tokens(directory.config()),
+    };
+    let generation = GenerationOptions {
+        max_new_tokens: options.max_new_tokens,
+        sampling: Sampling {
+            temperature: options.temperature,
+            top_k: options.top_k,
+            top_p: options.top_p,
+            repetition_penalty: options.repetition_penalty,
+        },
+        stop_tokens,
+        seed: options.seed,
+    };
+    let mut pace = Pace { started: Instant::now(), first: None, tokens: 0 };
+    let generated = match &texts[..] {
+        [text] => {
+            let shown = if options.chat { "" } else { text };
+            stream_one(&model, &tokenizer, &prompts, &generation, shown, &mut pace)?
+        }
+        _ => {
+            let generated = model.generate(&prompts, &generation, |_| {
+                pace.count();
+                ControlFlow::Continue(())
+            })?;
+            for (text, generation) in texts.iter().zip(&generated) {
+                let continuation = tokenizer.decode(&generation.tokens)?;
+                let prompt = if options.chat { "" } else { text };
+                console.say(format_args!("{prompt}{continuation}\n"))?;
+            }
+            generated
+        }
+    };
+    if console.shows_progress() || prompts.len() > 1 {
+        let read = prompts.iter().map(Vec::len).sum();
+        console.note(pace.summary(read, &generated));
+    }
+    Ok(())
+}
+
+/// Generates one text and shows it as it comes; a reader that has heard enough ends the generation.
+fn stream_one(
+    model: &YuanModel,
+    tokenizer: &Tokenizer,
+    prompts: &[Vec<u32>],
+    options: &GenerationOptions,
+    shown: &str,
+    pace: &mut Pace,
+) -> anyhow::Result<Vec<Generation>> {
+    let mut out = std::io::stdout();
+    write!(out, "{shown}").and_then(|()| out.flush())?;
+    let mut stream = tokenizer.stream();
+    let mut failure: Option<anyhow::Error> = None;
+    let generated = model.generate(prompts, options, |NewToken { token, .. }| {
+        pace.count();
+        let shown = match stream.step(token) {
+            Ok(text) => write!(out, "{}", text.unwrap_or_default()).and_then(|()| out.flush()),
+            Err(error) => {
+                failure = Some(anyhow::anyhow!("tokenizer: {error}"));
+                return ControlFlow::Break(());
+            }
+        };
+        match shown {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                failure = Some(error.into());
+                ControlFlow::Break(())
+            }
+        }
+    })?;
+    if let Some(failure) = failure {
+        return Err(failure);
+    }
+    writeln!(out)?;
+    Ok(generated)
+}
+
+/// How fast tokens come.
+struct Pace {
+    started: Instant,
+    first: Option<Instant>,
+    tokens: usize,
+}
+
+impl Pace {
+    fn count(&mut self) {
+        self.first.get_or_insert_with(Instant::now);
+        self.tokens += 1;
+    }
+
+    /// What was read and generated, and how fast.
+    fn summary(&self, read: usize, generated: &[Generation]) -> String {
+        let first = self.first.unwrap_or(self.started);
+        let reading = first.duration_since(self.started).as_secs_f64();
+        // The first token of every text belongs to the reading.
+        let after_first = self.tokens.saturating_sub(generated.len()) as f64;
+        let ended = generated.iter().filter(|text| text.finish == FinishReason::Stop).count();
+        format!(
+            "[{read} tokens read in {reading:.2} s, {} generated at {:.1} tokens/s, {ended} of {} \
+             ended by themselves]",
+            self.tokens,
+            after_first / first.elapsed().as_secs_f64().max(1e-9),
+            generated.len()
+        )
+    }
+}
+
+fn texts(options: &Options) -> anyhow::Result<Vec<String>> {
+    if !options.prompts.is_empty() {
+        return Ok(options.prompts.clone());
+    }
+    let mut text = String::new();
+    std::io::stdin()
+        .read_to_string(&mut text)
+        .context("cannot read the prompt from standard input")?;
+    Ok(vec![text.trim_end().to_owned()])
+}
+
+fn encode(options: &Options, tokenizer: &Tokenizer, text: &str) -> anyhow::Result<Vec<u32>> {
+    if text.is_empty() {
+        bail!("there is no prompt: give one as an argument or on standard input");
+    }
+    if !options.chat {
+        return Ok(tokenizer.encode(text, true)?);
+    }
+    let mut messages = Vec::new();
+    messages.extend(options.system.iter().map(|text| Message::new("system", text)));
+    messages.push(Message::new("user", text));
+    Ok(tokenizer.encode_chat(&messages)?)
+}

@@ -1,0 +1,82 @@
+//! The program `yuan`: pre-train, plan, prune, convert and show mixture-of-experts models.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod ablation;
+mod console;
+mod convert;
+mod efficiency;
+mod generate;
+mod inspect;
+mod limits;
+mod merge;
+mod plan;
+mod pretrain;
+mod prune;
+mod report;
+mod worker;
+
+/// Every step allocates and frees the same large tensors, which glibc returns to the system each
+/// time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Pre-train, prune and run mixture-of-experts language models (Yuan3.0) with LAEP.
+#[derive(Parser)]
+#[command(name = "yuan", version, propagate_version = true, arg_required_else_help = true)]
+#[command(args_override_self = true)] // of an option given twice, the later holds
+#[command(after_help = "Every command explains its options: yuan COMMAND --help")]
+struct Program {
+    #[command(flatten)]
+    console: console::Options,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Pre-train a model on text; LAEP prunes it when the expert loads are stable
+    Pretrain(Box<pretrain::Options>),
+    /// Show what LAEP would prune, from token loads alone
+    Plan(plan::Options),
+    /// Continue a text, or answer with --chat
+    Generate(generate::Options),
+    /// Convert a model: a run to Hugging Face's layout and back, other types, other files
+    Convert(convert::Options),
+    /// Prune published weights by a plan, tensor by tensor
+    Prune(prune::Options),
+    /// Show what is in a checkpoint, from its headers alone
+    Inspect(inspect::Options),
+    /// Draw the report of a run anew and print its table
+    Report(report::Options),
+    /// Calculate what pruning and rearranging should do to the speed of Yuan3.0 Ultra
+    Efficiency(efficiency::Options),
+    /// Train the variants of the paper's Tables 1 and 2 in miniature and compare their losses
+    Ablation(ablation::Options),
+    /// Serve a device to trainings of other processes (feature `remote`)
+    Worker(worker::Options),
+}
+
+fn main() -> ExitCode {
+    let arguments = match merge::with_config_file(std::env::args_os()) {
+        Ok(arguments) => arguments,
+        Err(error) => return console::wrong_option(&error),
+    };
+    let program = Program::parse_from(&arguments);
+    let console = program.console.open();
+    let done = match program.command {
+        Command::Pretrain(options) => pretrain::run(&options, &console, &arguments),
+        Command::Plan(options) => plan::run(&options, &console),
+        Command::Generate(options) => generate::run(&options, &console),
+        Command::Convert(options) => convert::run(&options, &console),
+        Command::Prune(options) => prune::run(&options, &console),
+        Command::Inspect(options) => inspect::run(&options, &console),
+        Command::Report(options) => report::run(&options, &console),
+        Command::Efficiency(options) => efficiency::run(&options, &console),
+        Command::Ablation(options) => ablation::run(&options, &console),
+        Command::Worker(options) => worker::run(&options, &console),
+    };
+    console::exit(done)
+}

@@ -1,0 +1,272 @@
+//! What the user may choose, and the configurations that follow from it. What is not chosen is as
+//! in the toy run ([`yuan::toy`]).
+
+use std::{fs, path::PathBuf};
+
+use anyhow::Context;
+use clap::Args;
+use yuan::{
+    laep::{PrunePlan, StabilityTest},
+    model::{BalanceLosses, RouterType, YuanConfig},
+    toy,
+    train::{Guard, LaepConfig, Precision, TrainConfig, Trigger},
+};
+
+use crate::limits::LimitOptions;
+
+/// Options of `yuan pretrain`.
+#[derive(Args)]
+pub struct Options {
+    /// Directory of text files to learn; default: the crates that this program was built from
+    #[arg(long, value_name = "DIR", help_heading = "Data")]
+    pub data: Option<PathBuf>,
+    /// Tokens of a row
+    #[arg(long, value_name = "TOKENS", help_heading = "Data")]
+    seq: Option<usize>,
+    /// Entries of the tokenizer's vocabulary
+    #[arg(long, value_name = "ENTRIES", help_heading = "Data")]
+    vocab: Option<usize>,
+
+    /// Start from the weights and the tokenizer of this model: a run, or a directory in Hugging
+    /// Face's layout
+    #[arg(long, value_name = "DIR", help_heading = "Model")]
+    #[arg(conflicts_with_all = ["vocab", "layers", "hidden", "experts", "router", "no_lfa"])]
+    pub init: Option<PathBuf>,
+    /// Layers of the model
+    #[arg(long, value_name = "LAYERS", help_heading = "Model")]
+    layers: Option<usize>,
+    /// Width of the model
+    #[arg(long, value_name = "WIDTH", help_heading = "Model")]
+    hidden: Option<usize>,
+    /// Experts of each layer
+    #[arg(long, value_name = "EXPERTS", help_heading = "Model")]
+    experts: Option<usize>,
+    /// Router: linear (Yuan3.0 Ultra) or attention (Yuan3.0 Flash)
+    #[arg(long, value_parser = ["linear", "attention"], help_heading = "Model")]
+    router: Option<String>,
+    /// Train without localized filtering
+    #[arg(long, help_heading = "Model")]
+    no_lfa: bool,
+
+    /// Optimizer steps
+    #[arg(long, value_name = "STEPS", help_heading = "Optimisation")]
+    steps: Option<u64>,
+    /// Rows of a micro-batch
+    #[arg(long, value_name = "ROWS", help_heading = "Optimisation")]
+    batch: Option<usize>,
+    /// Micro-batches of an optimizer step
+    #[arg(long, value_name = "MICRO_BATCHES", help_heading = "Optimisation")]
+    accumulation: Option<usize>,
+    /// Peak learning rate; it falls to a tenth of it
+    #[arg(long, value_name = "RATE", help_heading = "Optimisation")]
+    learning_rate: Option<f64>,
+    /// Decides initial weights and the order of the data
+    #[arg(long, value_name = "NUMBER", help_heading = "Optimisation")]
+    seed: Option<u64>,
+    /// Coefficient of the auxiliary loss of Switch and Mixtral
+    #[arg(long, value_name = "COEFFICIENT", help_heading = "Optimisation")]
+    aux_loss: Option<f64>,
+    /// Coefficient of DeepSeek-V3's sequence-wise auxiliary loss
+    #[arg(long, value_name = "COEFFICIENT", help_heading = "Optimisation")]
+    sequence_aux_loss: Option<f64>,
+    /// Coefficient of the router z-loss
+    #[arg(long, value_name = "COEFFICIENT", help_heading = "Optimisation")]
+    z_loss: Option<f64>,
+    /// Balance without an auxiliary loss: how far the routers' biases move after a step
+    /// (DeepSeek-V3)
+    #[arg(long, value_name = "RATE", help_heading = "Optimisation")]
+    bias_update_rate: Option<f64>,
+
+    #[command(flatten)]
+    limits: LimitOptions,
+    /// Train without pruning
+    #[arg(long, help_heading = "LAEP")]
+    no_laep: bool,
+    /// Prune after this step, or after each of these (80,160), instead of waiting for stable loads
+    #[arg(long, value_name = "STEPS", value_delimiter = ',', conflicts_with = "no_laep")]
+    #[arg(help_heading = "LAEP")]
+    prune_at: Vec<u64>,
+    /// Prune so many times at most, each time when the loads have become stable again
+    #[arg(long, value_name = "PRUNES", conflicts_with_all = ["no_laep", "prune_at"])]
+    #[arg(help_heading = "LAEP")]
+    rounds: Option<usize>,
+    /// Apply this plan instead of making one
+    #[arg(long, value_name = "PLAN.json", conflicts_with = "no_laep", help_heading = "LAEP")]
+    plan: Option<PathBuf>,
+    /// Undo a prune unless the validation loss returns to within this share of what it was before
+    #[arg(long, value_name = "SHARE", conflicts_with = "no_laep", help_heading = "LAEP")]
+    guard: Option<f64>,
+    /// Steps in which it must return
+    #[arg(long, value_name = "STEPS", default_value_t = 40, requires = "guard")]
+    #[arg(help_heading = "LAEP")]
+    guard_steps: u64,
+    /// Steps whose loads are summed into one window
+    #[arg(long, value_name = "STEPS", help_heading = "LAEP")]
+    window: Option<u64>,
+    /// Windows in a row that must be stable
+    #[arg(long, value_name = "WINDOWS", help_heading = "LAEP")]
+    stable_windows: Option<usize>,
+    /// Largest share of a layer's load that may move between stable windows
+    #[arg(long, value_name = "SHARE", help_heading = "LAEP")]
+    max_change: Option<f64>,
+    /// Smallest rank correlation of the loads of stable windows
+    #[arg(long, value_name = "CORRELATION", help_heading = "LAEP")]
+    min_rank_correlation: Option<f64>,
+    /// Spread the experts over the groups anew after so many windows, pruned or not
+    #[arg(long, value_name = "WINDOWS", help_heading = "LAEP")]
+    rearrange_every: Option<u64>,
+
+    /// Where to compute: flex, or another backend that this build has; several devices
+    /// (cuda:0,cuda:1, or ws://host:port of workers) share the batch and the experts
+    #[arg(long, value_name = "DEVICES", default_value = "flex", value_delimiter = ',')]
+    #[arg(help_heading = "Devices")]
+    pub device: Vec<String>,
+    /// Of several devices: rows that each hold all experts; the devices of a row share them
+    #[arg(long, default_value_t = 1, value_name = "ROWS", help_heading = "Devices")]
+    pub data_parallel: usize,
+    /// Of devices of other processes: longest time in which nothing happens before they are given
+    /// up
+    #[arg(long, default_value_t = 600, value_name = "SECONDS", help_heading = "Devices")]
+    pub patience: u64,
+    /// Type of activations and products: f32, or bf16 with everything sensitive and the parameters
+    /// in f32
+    #[arg(long, value_name = "TYPE", help_heading = "Devices")]
+    precision: Option<Precision>,
+    /// Save memory: compute every layer a second time for its gradients instead of keeping what it
+    /// computed
+    #[arg(long, help_heading = "Devices")]
+    recompute: bool,
+    /// No fast versions: every operation as plain Burn computes it, to tell whether a fast one is
+    /// to blame for something
+    #[arg(long, help_heading = "Devices")]
+    pub portable: bool,
+
+    /// Directory of the run; default: the first free of runs/pretrain, runs/pretrain-2, …
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    pub run: Option<PathBuf>,
+    /// Go on with the run in --run from its latest checkpoint; other options are then ignored
+    #[arg(long, requires = "run", help_heading = "Output")]
+    pub resume: bool,
+    /// Steps between validations
+    #[arg(long, value_name = "STEPS", help_heading = "Output")]
+    validate_every: Option<u64>,
+    /// Steps between checkpoints
+    #[arg(long, value_name = "STEPS", help_heading = "Output")]
+    checkpoint_every: Option<u64>,
+}
+
+impl Options {
+    /// Settings of the loop.
+    ///
+    /// # Errors
+    ///
+    /// If the plan cannot be read.
+    pub fn train_config(&self) -> anyhow::Result<TrainConfig> {
+        let toy = toy::train_config();
+        let steps = self.steps.unwrap_or(toy.steps);
+        let learning_rate = self.learning_rate.unwrap_or(toy.learning_rate);
+        Ok(TrainConfig {
+            steps,
+            batch_size: self.batch.unwrap_or(toy.batch_size),
+            seq_len: self.seq.unwrap_or(toy.seq_len),
+            accumulation: self.accumulation.unwrap_or(toy.accumulation),
+            learning_rate,
+            min_learning_rate: learning_rate / 10.0,
+            warmup_steps: (steps / 12).min(2000),
+            seed: self.seed.unwrap_or(toy.seed),
+            validate_every: self.validate_every.or(toy.validate_every),
+            checkpoint_every: self.checkpoint_every.or(toy.checkpoint_every),
+            laep: self.laep_config(toy.laep)?,
+            balance: BalanceLosses {
+                auxiliary: self.aux_loss.unwrap_or(0.0),
+                sequence: self.sequence_aux_loss.unwrap_or(0.0),
+                router_z: self.z_loss.unwrap_or(0.0),
+            },
+            bias_update_rate: self.bias_update_rate.filter(|&rate| rate != 0.0),
+            recompute: self.recompute,
+            precision: self.precision.unwrap_or(toy.precision),
+            ..TrainConfig::default()
+        })
+    }
+
+    fn laep_config(&self, toy: LaepConfig) -> anyhow::Result<LaepConfig> {
+        let groups = self.groups(toy.groups);
+        let mut limits = self.limits.over(toy.limits);
+        if self.limits.multiple_of.is_none() {
+            limits.multiple_of = groups;
+        }
+        Ok(LaepConfig {
+            window_steps: self.window.unwrap_or(toy.window_steps),
+            trigger: match &self.prune_at[..] {
+                _ if self.no_laep => Trigger::Never,
+                [] => self.rounds.map_or(toy.trigger, |rounds| Trigger::Stable { rounds }),
+                steps => Trigger::Steps(steps.to_vec()),
+            },
+            stability: StabilityTest {
+                windows: self.stable_windows.unwrap_or(toy.stability.windows),
+                max_change: self.max_change.unwrap_or(toy.stability.max_change),
+                min_rank_correlation: self
+                    .min_rank_correlation
+                    .unwrap_or(toy.stability.min_rank_correlation),
+            },
+            limits,
+            groups,
+            rearrange_every: self.rearrange_every.filter(|&windows| windows != 0),
+            plan: self.plan()?,
+            speed: None,
+            guard: self.guard.map(|margin| Guard { margin, steps: self.guard_steps }),
+        })
+    }
+
+    /// The devices that share the experts, or as many as the toy has on one.
+    fn groups(&self, on_one_device: usize) -> usize {
+        let sharing = self.device.len() / self.data_parallel.max(1);
+        let default = if self.device.len() == 1 { on_one_device } else { sharing.max(1) };
+        self.limits.groups.unwrap_or(default)
+    }
+
+    fn plan(&self) -> anyhow::Result<Option<PrunePlan>> {
+        let Some(path) = &self.plan else { return Ok(None) };
+        let shown = path.display();
+        let text = fs::read_to_string(path).with_context(|| format!("cannot read {shown}"))?;
+        Ok(Some(PrunePlan::from_json(&text).with_context(|| format!("cannot use {shown}"))?))
+    }
+
+    /// Refuses a plan of another model before any text is read.
+    ///
+    /// # Errors
+    ///
+    /// Names the file and what does not fit.
+    pub fn check_plan(&self, config: &TrainConfig, model: &YuanConfig) -> anyhow::Result<()> {
+        if let (Some(plan), Some(path)) = (&config.laep.plan, &self.plan) {
+            let fits = plan.check_against(&model.experts_per_layer, model.top_k);
+            fits.with_context(|| format!("{} is no plan for this model", path.display()))?;
+        }
+        Ok(())
+    }
+
+    /// The model, with the vocabulary that is asked of the tokenizer.
+    pub fn model_config(&self) -> YuanConfig {
+        let toy = toy::model();
+        let hidden = self.hidden.unwrap_or(toy.hidden_size);
+        let layers = self.layers.unwrap_or(toy.num_layers());
+        let experts = self.experts.unwrap_or(toy.experts_per_layer[0]);
+        YuanConfig {
+            vocab_size: self.vocab.unwrap_or(toy.vocab_size),
+            hidden_size: hidden,
+            attention_projection_size: 2 * hidden,
+            expert_hidden_size: 2 * hidden,
+            experts_per_layer: vec![experts; layers],
+            localized_filter: !self.no_lfa,
+            router_selection_bias: self.bias_update_rate.is_some_and(|rate| rate > 0.0),
+            router_type: match self.router.as_deref() {
+                Some("attention") => RouterType::Attention,
+                _ => RouterType::Linear,
+            },
+            max_seq_len: self.seq.unwrap_or(0).max(toy.max_seq_len),
+            // The published σ · √H at this width.
+            init_std: 1.0 / (hidden as f64).sqrt(),
+            ..toy
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! A model as its layers: embed → layers → loss, written once for one device and for many.
+//!
+//! Everything that runs the layers goes through [`through_layers`]: a forward pass, one over a
+//! cache, the loss on one device or on a mesh, and the recomputation of layers for their gradients.
+
+use burn::{
+    module::Module,
+    tensor::{FloatDType, Int, Tensor, TensorData},
+};
+
+use crate::{Batch, ModelError, moe::BalanceLosses};
+
+/// What one layer returns; `H` is the residual stream: one tensor, or one for every device.
+#[derive(Debug, Clone)]
+pub struct LayerOutput<H> {
+    /// The residual stream after the layer, `[batch, seq, hidden]` (on a mesh each device's share).
+    pub hidden: H,
+    /// Tokens that each expert received, padding excluded; a token counts once per expert.
+    pub load: ExpertLoad,
+    /// On a mesh: rows that its devices computed in their experts.
+    pub rows_per_device: Option<DeviceRows>,
+    /// Weighted sum of the balancing losses that are on, `[1]`.
+    pub balance_loss: Option<Tensor<1>>,
+}
+
+/// Tokens that each expert of a layer received, where they are: nothing is moved to be counted.
+#[derive(Debug, Clone)]
+pub enum ExpertLoad {
+    /// On the device that counted them, `[num_experts]`.
+    Device(Tensor<1, Int>),
+    /// Already read, as a mesh has to before tokens can travel.
+    Host(Vec<u64>),
+}
+
+impl ExpertLoad {
+    /// The sum of two loads of the same layer.
+    ///
+    /// # Panics
+    ///
+    /// If one is on a device and the other was read already.
+    pub fn plus(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Device(a), Self::Device(b)) => Self::Device(a + b),
+            (Self::Host(a), Self::Host(b)) => {
+                Self::Host(a.iter().zip(b).map(|(a, b)| a + b).collect())
+            }
+            _ => panic!("loads of one model are all on the device or all on the host"),
+        }
+    }
+
+    /// The counts on the host, `[num_experts]`.
+    ///
+    /// # Errors
+    ///
+    /// If the device fails to hand over its data.
+    pub fn read(self) -> Result<Vec<u64>, ModelError> {
+        match self {
+            Self::Device(counts) => {
+                Ok(Self::counts(counts.try_into_data().map_err(ModelError::device)?))
+            }
+            Self::Host(counts) => Ok(counts),
+        }
+    }
+
+    /// Counts that were read from a device.
+    pub fn counts(data: TensorData) -> Vec<u64> {
+        data.convert::<i64>().iter::<i64>().map(|count| count as u64).collect()
+    }
+
+    pub(crate) fn into_tensor(self) -> Tensor<1, Int> {
+        match self {
+            Self::Device(counts) => counts,
+            Self::Host(_) => unreachable!("a model on one device reads no counts"),
+        }
+    }
+}
+
+/// Rows that the devices at each place of a mesh's rows computed in the experts of one layer,
+/// summed over the rows of the mesh.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceRows(Vec<u64>);
+
+impl DeviceRows {
+    /// Counts, the first device's first.
+    pub fn new(rows_per_device: Vec<u64>) -> Self {
+        Self(rows_per_device)
+    }
+
+    /// Counts, the first device's first.
+    pub fn rows_per_device(&self) -> &[u64] {
+        &self.0
+    }
+
+    /// Devices that share the experts.
+    pub fn num_devices(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Rows of the busiest device over the mean; 1 is perfect balance, 0 means no rows.
+    pub fn max_over_mean(&self) -> f64 {
+        let (max, sum) = (self.0.iter().copied().max().unwrap_or(0), self.0.iter().sum::<u64>());
+        if sum == 0 { 0.0 } else { max as f64 * self.num_devices() as f64 / sum as f64 }
+    }
+
+    /// Adds the rows of another batch.
+    pub fn add(&mut self, other: &Self) {
+        for (sum, more) in self.0.iter_mut().zip(&other.0) {
+            *sum += more;
+        }
+    }
+}
+
+/// Loss of a batch and where its tokens went.
+#[derive(Debug, Clone)]
+pub struct LossOutput {
+    /// Mean next-token cross-entropy over the batch, in nats per token, `[1]`.
+    pub loss: Tensor<1>,
+    /// What is minimised beside it: the weighted balancing losses of all layers, `[1]`, if any is
+    /// on.
+    pub balance_loss: Option<Tensor<1>>,
+    /// Per layer: tokens that each expert received.
+    pub loads: Vec<ExpertLoad>,
+    /// Per layer: rows that each device of a mesh computed in its experts; empty on one device.
+    pub rows_per_device: Vec<DeviceRows>,
+}
+
+/// What all layers together left behind, beside the residual stream.
+#[derive(Debug, Default)]
+pub struct LayerSums {
+    /// Per layer: tokens that each expert received.
+    pub loads: Vec<ExpertLoad>,
+    /// Per layer of a mesh: rows of its devices.
+    pub rows_per_device: Vec<DeviceRows>,
+    /// Sum of the balancing losses of the layers, `[1]`, if any is on.
+    pub balance_loss: Option<Tensor<1>>,
+}
+
+impl LayerSums {
+    /// With the loss of what the last layer left.
+    pub fn with_loss(self, loss: Tensor<1>) -> LossOutput {
+        let Self { loads, rows_per_device, balance_loss } = self;
+        LossOutput { loss, balance_loss, loads, rows_per_device }
+    }
+}
+
+/// A model as its layers, on one device or several: a residual stream is one tensor for each.
+pub trait Layered: Module {
+    /// What every layer is given beside the residual stream.
+    type Inputs;
+
+    /// Prepares a batch: positions, documents and, on a mesh, each device's share.
+    ///
+    /// # Errors
+    ///
+    /// If the batch does not fit the devices.
+    fn inputs(&self, batch: Batch) -> Result<Self::Inputs, ModelError>;
+
+    /// Layers, L.
+    fn num_layers(&self) -> usize;
+
+    /// The embedding of every device's tokens in the type to compute in, `[batch, seq, hidden]`.
+    fn embed(&self, inputs: &Self::Inputs, dtype: FloatDType) -> Vec<Tensor<3>>;
+
+    /// One layer on all devices.
+    ///
+    /// # Errors
+    ///
+    /// If a device fails.
+    fn layer(
+        &self,
+        layer: usize,
+        x: Vec<Tensor<3>>,
+        inputs: &Self::Inputs,
+        balance: BalanceLosses,
+    ) -> Result<LayerOutput<Vec<Tensor<3>>>, ModelError>;
+
+    /// Mean cross-entropy of what the last layer left, `[1]`.
+    ///
+    /// # Errors
+    ///
+    /// If a device fails.
+    fn loss_of_hidden(
+        &self,
+        x: Vec<Tensor<3>>,
+        inputs: &Self::Inputs,
+    ) -> Result<Tensor<1>, ModelError>;
+
+    /// Loss of a batch, with a graph of all layers where the devices record one.
+    ///
+    /// # Errors
+    ///
+    /// If the batch does not fit the devices, or one of them fails.
+    fn loss_by_layers(
+        &self,
+        batch: Batch,
+        balance: BalanceLosses,
+        dtype: FloatDType,
+    ) -> Result<LossOutput, ModelError> {
+        let inputs = self.inputs(batch)?;
+        let embedded = self.embed(&inputs, dtype);
+        let (x, sums) = through_layers(self.num_layers(), embedded, |layer, x| {
+            self.layer(layer, x, &inputs, balance)
+        })?;
+        Ok(sums.with_loss(self.loss_of_hidden(x, &inputs)?))
+    }
+}
+
+/// Runs the residual stream `x` through `layer`s `0..num_layers` and gathers what they return.
+///
+/// # Errors
+///
+/// The first error of a layer.
+pub fn through_layers<H, E>(
+    num_layers: usize,
+    mut x: H,
+    mut layer: impl FnMut(usize, H) -> Result<LayerOutput<H>, E>,
+) -> Result<(H, LayerSums), E> {
+    let mut sums = LayerSums::default();
+    for index in 0..num_layers {
+        let output = layer(index, x)?;
+        x = output.hidden;
+        sums.loads.push(output.load);
+        sums.rows_per_device.extend(output.rows_per_device);
+        sums.balance_loss = match (sums.balance_loss, output.balance_loss) {
+            (Some(sum), Some(more)) => Some(sum + more),
+            (sum, more) => sum.or(more),
+        };
+    }
+    Ok((x, sums))
+}

@@ -1,0 +1,227 @@
+//! A run as its metrics file tells it.
+
+use std::{fs, ops::Range, path::Path};
+
+use yuan_laep::{LayerLoad, LoadStatistics, PrunePlan};
+use yuan_model::files::FileError;
+use yuan_train::{Event, MetricsFile, StepMetrics};
+
+use crate::ReportError;
+
+/// The events of a run, in order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct History {
+    events: Vec<Event>,
+    /// Stretches that a roll-back undid, each from its prune to the roll-back.
+    undone: Vec<Range<usize>>,
+}
+
+/// A run up to a prune, between two of them, or after the last.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Phase {
+    /// Steps completed at its end.
+    pub step: u64,
+    /// Parameters of the model.
+    pub parameters: u64,
+    /// Experts of every layer.
+    pub experts_per_layer: Vec<usize>,
+    /// Median over its steps; none for a phase without steps.
+    pub tokens_per_second: Option<f64>,
+    /// Its last validation, as step and loss.
+    pub validation: Option<(u64, f64)>,
+    /// Loads of its last complete window.
+    pub loads: Option<Vec<LayerLoad>>,
+    /// Where all this was read.
+    pub lines: PhaseLines,
+}
+
+/// Indices of the events that a phase was read from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PhaseLines {
+    /// The start of the run, or the prune that the phase begins with: they say what the model is.
+    pub model: usize,
+    /// The last validation.
+    pub validation: Option<usize>,
+    /// The last window of loads.
+    pub load: Option<usize>,
+}
+
+/// A window of loads.
+#[derive(Debug, Clone, Copy)]
+pub struct Window<'a> {
+    /// Steps completed.
+    pub step: u64,
+    /// Tokens per expert of every layer.
+    pub layers: &'a [LayerLoad],
+    /// How unequal they are.
+    pub statistics: &'a [LoadStatistics],
+}
+
+impl History {
+    /// Everything of a run but how long it took and where it was interrupted: a run that was
+    /// resumed has the story of the uninterrupted one.
+    pub fn story(&self) -> Vec<Event> {
+        let mut story = Vec::with_capacity(self.events.len());
+        for event in &self.events {
+            match event.clone() {
+                Event::Start { .. } => {}
+                Event::Step(metrics) => {
+                    story.push(Event::Step(StepMetrics { seconds: 0.0, ..metrics }));
+                }
+                mut other => {
+                    // It rests on speeds that were measured.
+                    if let Event::Prune { predicted_gain, .. } = &mut other {
+                        *predicted_gain = None;
+                    }
+                    story.push(other);
+                }
+            }
+        }
+        story
+    }
+
+    /// Reads `metrics.jsonl` of a run directory.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be read or a line is no event.
+    pub fn read(run_dir: &Path) -> Result<Self, ReportError> {
+        let path = run_dir.join(MetricsFile::NAME);
+        let text = fs::read_to_string(&path).map_err(FileError::of("read", &path))?;
+        let event = |(number, line): (usize, &str)| {
+            serde_json::from_str(line).map_err(|error| FileError {
+                action: "understand",
+                path: path.clone(),
+                cause: std::io::Error::other(format!("line {}: {error}", number + 1)),
+            })
+        };
+        Ok(Self::new(text.lines().enumerate().map(event).collect::<Result<_, _>>()?))
+    }
+
+    /// A run of these events.
+    pub fn new(events: Vec<Event>) -> Self {
+        let (mut undone, mut latest_prune) = (Vec::new(), None);
+        for (at, event) in events.iter().enumerate() {
+            match event {
+                Event::Prune { .. } => latest_prune = Some(at),
+                Event::RollBack { .. } => {
+                    undone.extend(latest_prune.take().map(|prune| prune..at + 1))
+                }
+                _ => {}
+            }
+        }
+        Self { events, undone }
+    }
+
+    /// All events, in order.
+    pub fn events(&self) -> &[Event] {
+        &self.events
+    }
+
+    /// Every event that no roll-back undid, with its index among all [`events`](Self::events).
+    pub fn lasting(&self) -> impl Iterator<Item = (usize, &Event)> {
+        let is_undone = |at: usize| self.undone.iter().any(|range| range.contains(&at));
+        self.events.iter().enumerate().filter(move |(at, _)| !is_undone(*at))
+    }
+
+    /// The stretches of events that a roll-back undid.
+    pub fn undone(&self) -> impl Iterator<Item = &[Event]> {
+        self.undone.iter().map(|range| &self.events[range.clone()])
+    }
+
+    /// All optimizer steps that were not undone.
+    pub fn steps(&self) -> impl Iterator<Item = &StepMetrics> {
+        self.lasting().filter_map(|(_, event)| match event {
+            Event::Step(metrics) => Some(metrics),
+            _ => None,
+        })
+    }
+
+    /// All validations that were not undone, as step and loss.
+    pub fn validations(&self) -> impl Iterator<Item = (u64, f64)> {
+        self.lasting().filter_map(|(_, event)| match event {
+            Event::Validation { step, loss } => Some((*step, *loss)),
+            _ => None,
+        })
+    }
+
+    /// All windows of loads that were not undone.
+    pub fn windows(&self) -> impl Iterator<Item = Window<'_>> {
+        self.lasting().filter_map(|(_, event)| match event {
+            Event::Load { step, layers, statistics, .. } => {
+                Some(Window { step: *step, layers, statistics })
+            }
+            _ => None,
+        })
+    }
+
+    /// All prunes that were not undone, as step and plan.
+    pub fn prunes(&self) -> impl Iterator<Item = (u64, &PrunePlan)> {
+        self.lasting().filter_map(|(_, event)| match event {
+            Event::Prune { step, plan, .. } => Some((*step, plan)),
+            _ => None,
+        })
+    }
+
+    /// Steps after which the experts were spread over the devices anew without a prune, and it was
+    /// not undone.
+    pub fn rearrangements(&self) -> impl Iterator<Item = u64> {
+        self.lasting().filter_map(|(_, event)| match event {
+            Event::Rearrange { step, .. } => Some(*step),
+            _ => None,
+        })
+    }
+
+    /// The run before its first prune, after it, after the second …; nothing for an empty file.
+    pub fn phases(&self) -> Vec<Phase> {
+        let mut phases: Vec<(Phase, Vec<f64>)> = Vec::new();
+        for (line, event) in self.lasting() {
+            let begins = match event {
+                // A resumed run starts again, but it is the same run.
+                Event::Start { parameters, experts_per_layer, .. } if phases.is_empty() => {
+                    Some((*parameters, experts_per_layer))
+                }
+                Event::Prune { parameters_after, experts_after, .. } => {
+                    Some((*parameters_after, experts_after))
+                }
+                _ => None,
+            };
+            if let Some((parameters, experts_per_layer)) = begins {
+                let lines = PhaseLines { model: line, validation: None, load: None };
+                let phase = Phase {
+                    step: event.step(),
+                    parameters,
+                    experts_per_layer: experts_per_layer.clone(),
+                    tokens_per_second: None,
+                    validation: None,
+                    loads: None,
+                    lines,
+                };
+                phases.push((phase, Vec::new()));
+            } else if let Some((phase, speeds)) = phases.last_mut() {
+                phase.add(line, event, speeds);
+            }
+        }
+        let finished = phases.into_iter().map(|(phase, mut speeds)| {
+            speeds.sort_by(f64::total_cmp);
+            Phase { tokens_per_second: speeds.get(speeds.len() / 2).copied(), ..phase }
+        });
+        finished.collect()
+    }
+}
+
+impl Phase {
+    fn add(&mut self, line: usize, event: &Event, speeds: &mut Vec<f64>) {
+        self.step = event.step();
+        match event {
+            Event::Step(metrics) => speeds.push(metrics.tokens as f64 / metrics.seconds),
+            Event::Validation { step, loss } => {
+                (self.validation, self.lines.validation) = (Some((*step, *loss)), Some(line));
+            }
+            Event::Load { layers, .. } => {
+                (self.loads, self.lines.load) = (Some(layers.clone()), Some(line));
+            }
+            _ => {}
+        }
+    }
+}

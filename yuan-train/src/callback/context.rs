@@ -1,0 +1,119 @@
+//! What a callback sees of a run, and the narrow way to change it.
+
+use std::path::Path;
+
+use burn::module::Module;
+use yuan_model::{RefusedCut, Selection};
+
+use crate::{AdamW, Event, TrainConfig, TrainError, session::Session};
+
+/// What a callback asks of the loop once all callbacks have seen the step.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Requests {
+    pub(crate) validate: bool,
+    pub(crate) checkpoint: bool,
+    pub(crate) stop: bool,
+    pub(crate) snapshot: bool,
+    pub(crate) discard_snapshot: bool,
+    pub(crate) roll_back: bool,
+}
+
+/// What a callback sees of a run, and the narrow way to change it.
+pub struct Context<'a, M> {
+    pub(crate) step: u64,
+    pub(crate) config: &'a TrainConfig,
+    pub(crate) run_dir: &'a Path,
+    pub(crate) session: &'a mut Session<M>,
+    pub(crate) requests: &'a mut Requests,
+    pub(crate) events: &'a mut Vec<Event>,
+    pub(crate) has_snapshot: bool,
+}
+
+impl<M> Context<'_, M> {
+    /// Steps completed.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// Settings of the run.
+    pub fn config(&self) -> &TrainConfig {
+        self.config
+    }
+
+    /// Directory of the run.
+    pub fn run_dir(&self) -> &Path {
+        self.run_dir
+    }
+
+    /// The model as it is now.
+    pub fn model(&self) -> &M {
+        self.session.model()
+    }
+
+    /// The optimizer as it is now.
+    pub fn optimizer(&self) -> &AdamW {
+        self.session.optimizer()
+    }
+
+    /// Cuts the model, and with it, by the selections that `cut` returns, the optimizer's moments;
+    /// returns the bytes that went from one device to another.
+    ///
+    /// # Errors
+    ///
+    /// `cut` gives the model back unchanged when it refuses; the run is then as before.
+    pub fn cut(
+        &mut self,
+        cut: impl FnOnce(M) -> Result<(M, Vec<Selection>), RefusedCut<M>>,
+    ) -> Result<u64, TrainError>
+    where
+        M: Module,
+    {
+        self.session.cut(cut)
+    }
+
+    /// Replaces the model's values; its parameters must keep their ids and shapes.
+    pub fn update(&mut self, update: impl FnOnce(M) -> M) {
+        self.session.update(update);
+    }
+
+    /// Asks for the whole state of the run to be kept aside, before [`Callback::on_step_end`]
+    /// changes it.
+    pub(crate) fn request_snapshot(&mut self) {
+        self.requests.snapshot = true;
+    }
+
+    /// Whether there is a state to go back to.
+    pub(crate) fn has_snapshot(&self) -> bool {
+        self.has_snapshot
+    }
+
+    /// Says that the run need not go back any more.
+    pub(crate) fn discard_snapshot(&mut self) {
+        self.requests.discard_snapshot = true;
+    }
+
+    /// Asks for the run to go back to its snapshot after this step.
+    pub(crate) fn request_roll_back(&mut self) {
+        self.requests.roll_back = true;
+    }
+
+    /// Asks for a validation after this step.
+    pub fn request_validation(&mut self) {
+        self.requests.validate = true;
+    }
+
+    /// Asks for a checkpoint after this step.
+    pub fn request_checkpoint(&mut self) {
+        self.requests.checkpoint = true;
+    }
+
+    /// Asks for the run to end after this step, with a last validation and checkpoint.
+    pub fn request_stop(&mut self) {
+        self.requests.stop = true;
+    }
+
+    /// Tells every callback what happened.
+    pub fn emit(&mut self, event: Event) {
+        self.events.push(event);
+    }
+}

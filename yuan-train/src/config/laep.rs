@@ -1,0 +1,131 @@
+//! Settings of layer-adaptive expert pruning (LAEP): when, how much, and what undoes it.
+
+use serde::{Deserialize, Serialize};
+use yuan_laep::{LoadTracker, PruneLimits, PrunePlan, StabilityTest};
+
+use crate::{SpeedModel, TrainError};
+
+/// When to prune.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Trigger {
+    /// When the loads of every layer are stable; so many times at most, each on loads of its own.
+    Stable {
+        /// Prunes of the run.
+        rounds: usize,
+    },
+    /// After these steps, stable or not.
+    Steps(Vec<u64>),
+    /// Never: the loads are only recorded.
+    Never,
+}
+
+/// Undoes a prune that costs too much: the validation loss must return to within a margin in time.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Guard {
+    /// The loss may exceed that of right before the prune by this share of it.
+    pub margin: f64,
+    /// Steps after the prune by which it must have come so far.
+    pub steps: u64,
+}
+
+/// Settings of layer-adaptive expert pruning.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LaepConfig {
+    /// W: optimizer steps whose loads make a window.
+    pub window_steps: u64,
+    /// When to prune.
+    pub trigger: Trigger,
+    /// What counts as stable; the plan rests on as many windows.
+    pub stability: StabilityTest,
+    /// How much may go.
+    pub limits: PruneLimits,
+    /// Device groups that the kept experts are spread over: the devices of a mesh that share the
+    /// experts, or a multiple.
+    pub groups: usize,
+    /// Windows after which all experts are spread over the groups anew by the latest loads, without
+    /// pruning any; absent: only with a prune.
+    #[serde(default, deserialize_with = "super::zero_is_absent")]
+    pub rearrange_every: Option<u64>,
+    /// A plan made elsewhere, applied instead of one on the run's own loads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<PrunePlan>,
+    /// What the prediction of the speed-up rests on; without it there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speed: Option<SpeedModel>,
+    /// What undoes a prune; without it a prune stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard: Option<Guard>,
+}
+
+impl Default for LaepConfig {
+    fn default() -> Self {
+        Self {
+            window_steps: 20,
+            trigger: Trigger::Stable { rounds: 1 },
+            stability: StabilityTest::default(),
+            limits: PruneLimits::default(),
+            groups: 1,
+            rearrange_every: None,
+            plan: None,
+            speed: None,
+            guard: None,
+        }
+    }
+}
+
+impl LaepConfig {
+    /// Checks the settings.
+    ///
+    /// # Errors
+    ///
+    /// Names the setting that is out of range.
+    pub fn validate(&self) -> Result<(), TrainError> {
+        let refuse = |message: String| Err(TrainError::Setting(message));
+        self.stability.validate()?;
+        self.limits.validate(self.groups)?;
+        self.tracker()?;
+        if self.rearrange_every == Some(0) {
+            return refuse("rearrange_every must be at least 1".into());
+        }
+        match &self.trigger {
+            Trigger::Stable { rounds: 0 } => return refuse("rounds must be at least 1".into()),
+            Trigger::Steps(steps)
+                if steps.is_empty() || steps[0] == 0 || !steps.is_sorted_by(|a, b| a < b) =>
+            {
+                return refuse(format!(
+                    "the steps to prune at, {steps:?}, must ascend from 1 or more"
+                ));
+            }
+            _ => {}
+        }
+        if let Some(plan) = &self.plan {
+            plan.check()?;
+            if self.rounds() > 1 {
+                return refuse(
+                    "a plan that was made elsewhere can be applied once: one round, not more"
+                        .into(),
+                );
+            }
+        }
+        match self.guard {
+            Some(Guard { margin, .. }) if !(margin >= 0.0 && margin.is_finite()) => {
+                refuse(format!("the guard's margin = {margin} must not be negative"))
+            }
+            Some(Guard { steps: 0, .. }) => refuse("the guard needs at least 1 step".into()),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn rounds(&self) -> usize {
+        match &self.trigger {
+            Trigger::Stable { rounds } => *rounds,
+            Trigger::Steps(steps) => steps.len(),
+            Trigger::Never => 0,
+        }
+    }
+
+    pub(crate) fn tracker(&self) -> Result<LoadTracker, TrainError> {
+        Ok(LoadTracker::new(self.window_steps, self.stability.windows + 1)?)
+    }
+}

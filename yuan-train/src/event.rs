@@ -1,0 +1,186 @@
+//! What happens in a run: one [`Event`] a line of its metrics file.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use yuan_laep::{LayerLoad, LayerStability, LayerSummary, LoadStatistics, PrunePlan};
+
+/// Numbers of one optimizer step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepMetrics {
+    /// Steps completed, this one included.
+    pub step: u64,
+    /// Mean cross-entropy over the micro-batches, in nats per token.
+    pub loss: f64,
+    /// Mean of the weighted balancing losses, if any is on; what is minimised is the sum of both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balance_loss: Option<f64>,
+    /// Learning rate of the step.
+    pub learning_rate: f64,
+    /// Global norm of the gradient before clipping.
+    pub gradient_norm: f64,
+    /// Tokens of the step.
+    pub tokens: u64,
+    /// Duration of the step.
+    pub seconds: f64,
+    /// Per layer: load of the busiest expert over the mean.
+    pub max_over_mean: Vec<f64>,
+    /// Per layer: expert rows that the busiest device of a mesh computed over the mean; empty where
+    /// one has them all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub device_max_over_mean: Vec<f64>,
+    /// Per layer: tokens per expert over all micro-batches; the metrics file has sums over windows
+    /// instead.
+    #[serde(skip)]
+    pub loads: Vec<LayerLoad>,
+}
+
+/// What happened in a run; one line of the metrics file each.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Event {
+    /// A run began or was resumed.
+    Start {
+        /// Steps completed before.
+        step: u64,
+        /// Steps of the whole run.
+        steps: u64,
+        /// Parameters of the model.
+        parameters: u64,
+        /// Experts of every layer.
+        experts_per_layer: Vec<usize>,
+    },
+    /// An optimizer step.
+    Step(StepMetrics),
+    /// A batch was left out: its loss or gradient was no number.
+    Skip {
+        /// Steps completed; the next one is taken with the next batch.
+        step: u64,
+        /// Loss or gradient norm.
+        what: String,
+        /// What it was.
+        value: String,
+    },
+    /// A validation.
+    Validation {
+        /// Steps completed.
+        step: u64,
+        /// Mean validation loss, in nats per token.
+        loss: f64,
+    },
+    /// A window of expert loads is complete.
+    Load {
+        /// Steps completed.
+        step: u64,
+        /// Steps that were summed.
+        window_steps: u64,
+        /// Tokens per expert of every layer.
+        layers: Vec<LayerLoad>,
+        /// How unequal they are, layer by layer.
+        statistics: Vec<LoadStatistics>,
+        /// How much every layer moved, once there are enough windows.
+        stability: Option<Vec<LayerStability>>,
+    },
+    /// A layer changed between the paper's two phases of expert load.
+    Phase {
+        /// Steps completed.
+        step: u64,
+        /// Whether the model is in the stable phase: every layer is.
+        stable: bool,
+        /// Whether each layer is.
+        layers: Vec<bool>,
+    },
+    /// Experts were pruned and rearranged.
+    Prune {
+        /// Steps completed.
+        step: u64,
+        /// Prunes of the run, this one included.
+        round: usize,
+        /// Experts of every layer before.
+        experts_before: Vec<usize>,
+        /// Experts of every layer after.
+        experts_after: Vec<usize>,
+        /// Parameters of the model before.
+        parameters_before: u64,
+        /// Parameters of the model after.
+        parameters_after: u64,
+        /// Share of the load that went to the pruned experts.
+        pruned_load: f64,
+        /// Bytes of experts and their moments that went from one device to another.
+        #[serde(default)]
+        bytes_moved: u64,
+        /// What the plan did to every layer.
+        layers: Vec<LayerSummary>,
+        /// Speed-up that the efficiency model predicts, if the devices' speed was given.
+        predicted_gain: Option<f64>,
+        /// The plan that was applied.
+        plan: PrunePlan,
+    },
+    /// The experts of every layer were spread over the devices anew, none of them pruned.
+    Rearrange {
+        /// Steps completed.
+        step: u64,
+        /// Per layer: load of the busiest device over the mean as the experts were.
+        groups_before: Vec<f64>,
+        /// The same as they are now.
+        groups_after: Vec<f64>,
+        /// Per layer: which expert of before is at each place now.
+        #[serde(default)]
+        order: Vec<Vec<usize>>,
+        /// Bytes of experts and their moments that went from one device to another.
+        bytes_moved: u64,
+    },
+    /// The guard over a prune decided: the loss came back in time, or the prune is about to be
+    /// undone.
+    Guard {
+        /// Steps completed.
+        step: u64,
+        /// Validation loss that it decided on; none if a loss was not even a number.
+        loss: Option<f64>,
+        /// The most that it allows.
+        allowed_loss: f64,
+        /// Whether the prune stays.
+        satisfied: bool,
+    },
+    /// The run went back to where it was before its latest prune, and goes on without pruning.
+    RollBack {
+        /// Steps completed when it went back.
+        step: u64,
+        /// Steps completed where it goes on.
+        to_step: u64,
+    },
+    /// A checkpoint is complete.
+    Checkpoint {
+        /// Steps completed.
+        step: u64,
+    },
+    /// Anything a user's callback has to say.
+    Custom {
+        /// Steps completed.
+        step: u64,
+        /// What kind of thing it is.
+        name: String,
+        /// What there is to say.
+        value: Value,
+    },
+}
+
+impl Event {
+    /// Steps completed when it happened.
+    pub fn step(&self) -> u64 {
+        match self {
+            Self::Step(metrics) => metrics.step,
+            Self::Start { step, .. }
+            | Self::Skip { step, .. }
+            | Self::Validation { step, .. }
+            | Self::Load { step, .. }
+            | Self::Phase { step, .. }
+            | Self::Prune { step, .. }
+            | Self::Rearrange { step, .. }
+            | Self::Guard { step, .. }
+            | Self::RollBack { step, .. }
+            | Self::Checkpoint { step }
+            | Self::Custom { step, .. } => *step,
+        }
+    }
+}

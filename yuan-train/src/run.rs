@@ -1,0 +1,365 @@
+//! A run: its directory, and what is in it from the first file to the trainer.
+//!
+//! A run directory holds, beside what the trainer writes (checkpoints, `metrics.jsonl`, plans):
+//!
+//! - `run.json`, the [`TrainConfig`]; it is written last, so a directory with it can be resumed,
+//! - `config.json`, the model at the start of the run,
+//! - `tokenizer.json` and `tokenizer_config.json`,
+//! - `train.tokens` and `validation.tokens`.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use burn::tensor::{Device, FloatDType};
+use yuan_model::{
+    DeviceMesh, MeshModel, YuanConfig, YuanModel,
+    files::{remove_directory, write_whole},
+    named,
+};
+
+use crate::{
+    Checkpoint, LanguageModel, MetricsFile, ModelDirectory, Place, SpeedModel, TrainConfig,
+    TrainError, Trainer, Trigger,
+    data::{self, Document, RowStream, TokenStreams, Tokenizer},
+    model_directory::TOKENIZER,
+};
+
+/// Name of the settings' file in a run directory.
+const CONFIG: &str = "run.json";
+/// Name of the model's file.
+const MODEL: &str = "config.json";
+/// For the libraries that read a tokenizer by these files.
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+const TOKENIZER_CONFIG_JSON: &str =
+    "{\n  \"tokenizer_class\": \"PreTrainedTokenizerFast\",\n  \"eos_token\": \"<eod>\"\n}\n";
+
+/// A run on disk, ready to be trained or gone on with.
+///
+/// ```no_run
+/// use yuan_model::YuanConfig;
+/// use yuan_train::{NewRun, Run, TrainConfig, data};
+///
+/// let documents = data::read_directory("my-text".as_ref())?;
+/// let new = NewRun::new(TrainConfig::default(), YuanConfig::toy(4096), documents);
+/// let run = Run::create("runs/first".as_ref(), new)?;
+/// run.trainer(&yuan_model::device("flex")?.autodiff())?.run()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct Run {
+    directory: PathBuf,
+    config: TrainConfig,
+    model: YuanConfig,
+}
+
+/// What a new run is made from.
+#[derive(Debug)]
+pub struct NewRun {
+    config: TrainConfig,
+    start: Start,
+    documents: Vec<Document>,
+    speed_on: Option<DeviceMesh>,
+    show_progress: bool,
+}
+
+/// What the model starts as.
+#[derive(Debug)]
+enum Start {
+    /// Fresh weights, and a tokenizer that is trained on the documents; its vocabulary and its
+    /// end-of-document token go into the configuration.
+    Fresh(Box<YuanConfig>),
+    /// Weights and tokenizer of another model.
+    From(ModelDirectory),
+}
+
+impl NewRun {
+    /// A model with fresh weights and a tokenizer of up to `model.vocab_size` entries, trained on
+    /// the documents.
+    pub fn new(config: TrainConfig, model: YuanConfig, documents: Vec<Document>) -> Self {
+        Self {
+            config,
+            start: Start::Fresh(Box::new(model)),
+            documents,
+            speed_on: None,
+            show_progress: false,
+        }
+    }
+
+    /// Weights and tokenizer of another model: a run, one of its checkpoints, or published weights.
+    pub fn from_model(
+        config: TrainConfig,
+        model: ModelDirectory,
+        documents: Vec<Document>,
+    ) -> Self {
+        let fresh = Self::new(config, YuanConfig::toy(0), documents);
+        Self { start: Start::From(model), ..fresh }
+    }
+
+    /// Measures these devices, so that every prune comes with a prediction of the speed after it.
+    #[must_use]
+    pub fn with_speed_prediction(self, mesh: DeviceMesh) -> Self {
+        Self { speed_on: Some(mesh), ..self }
+    }
+
+    /// Shows a progress bar while the tokenizer is trained.
+    #[must_use]
+    pub fn with_progress(self, show: bool) -> Self {
+        Self { show_progress: show, ..self }
+    }
+
+    fn model(&self) -> &YuanConfig {
+        match &self.start {
+            Start::Fresh(model) => model,
+            Start::From(directory) => directory.config(),
+        }
+    }
+
+    fn tokenizer(&self) -> Result<Tokenizer, TrainError> {
+        match &self.start {
+            Start::Fresh(model) => {
+                data::train_tokenizer(&self.documents, model.vocab_size, self.show_progress)
+            }
+            Start::From(directory) => {
+                data::read_tokenizer(&directory.tokenizer_directory().join(TOKENIZER))
+            }
+        }
+    }
+}
+
+impl Run {
+    /// Prepares a run in `directory`, which must be empty or not there yet: trains the tokenizer,
+    /// tokenizes the documents and writes down what the run is.
+    ///
+    /// # Errors
+    ///
+    /// If the directory is taken, a setting does not fit the model, there is too little text, or a
+    /// file cannot be written; a directory that this call made is then gone again.
+    pub fn create(directory: &Path, new: NewRun) -> Result<Self, TrainError> {
+        if !is_free(directory) {
+            return Err(TrainError::RunExists(directory.to_path_buf()));
+        }
+        check(&new.config, new.model())?;
+        let tokenizer = new.tokenizer()?;
+        let streams = TokenStreams::new(&new.documents, &tokenizer)?;
+        // Too little text is found out before anything is written.
+        row_streams(&streams, &new.config)?;
+        let existed = directory.exists();
+        fs::create_dir_all(directory).map_err(TrainError::io("create", directory))?;
+        let written = Self::write(directory, new, &tokenizer, &streams);
+        if written.is_err() && !existed {
+            // Half a preparation is no run. What went wrong first is what the user should hear of.
+            drop(remove_directory(directory));
+        }
+        written
+    }
+
+    fn write(
+        directory: &Path,
+        new: NewRun,
+        tokenizer: &Tokenizer,
+        streams: &TokenStreams,
+    ) -> Result<Self, TrainError> {
+        streams.save(directory)?;
+        let entries = tokenizer.get_vocab_size(true);
+        let text = tokenizer.to_string(true);
+        let text = text.map_err(|error| TrainError::Tokenizer(error.to_string()))?;
+        write_whole(&directory.join(TOKENIZER), text.as_bytes())?;
+        write_whole(&directory.join(TOKENIZER_CONFIG), TOKENIZER_CONFIG_JSON.as_bytes())?;
+        let model = match new.start {
+            Start::Fresh(mut model) => {
+                model.vocab_size = entries;
+                model.tokens.eod = Some(streams.eod);
+                *model
+            }
+            Start::From(from) => write_first_checkpoint(directory, &from, entries, streams.eod)?,
+        };
+        model.validate()?;
+        write_whole(&directory.join(MODEL), model.to_json().as_bytes())?;
+        let mut config = new.config;
+        config.laep.speed = match &new.speed_on {
+            Some(mesh) => Some(SpeedModel::measure(&model, mesh, config.work())?),
+            None => config.laep.speed,
+        };
+        let text = serde_json::to_string_pretty(&config).expect("settings are plain data");
+        // Last, since a directory with this file is a run that can be resumed.
+        write_whole(&directory.join(CONFIG), text.as_bytes())?;
+        Ok(Self { directory: directory.to_path_buf(), config, model })
+    }
+
+    /// Opens a run that was created before.
+    ///
+    /// # Errors
+    ///
+    /// If the directory holds no run, or a file of it is damaged.
+    pub fn open(directory: &Path) -> Result<Self, TrainError> {
+        let path = directory.join(CONFIG);
+        let Ok(text) = fs::read_to_string(&path) else {
+            return Err(TrainError::NoRun(directory.to_path_buf()));
+        };
+        let config = serde_json::from_str(&text).map_err(|error| {
+            let path = path.display();
+            TrainError::Setting(format!("{path} is no run's configuration: {error}"))
+        })?;
+        let model = YuanConfig::load(&directory.join(MODEL))?;
+        Ok(Self { directory: directory.to_path_buf(), config, model })
+    }
+
+    /// Where it is.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Its settings.
+    pub fn config(&self) -> &TrainConfig {
+        &self.config
+    }
+
+    /// The model at its start; a prune changes that of later checkpoints.
+    pub fn model(&self) -> &YuanConfig {
+        &self.model
+    }
+
+    /// A trainer on one device that computes gradients (`device.autodiff()`): at the latest
+    /// checkpoint, or at the start.
+    ///
+    /// # Errors
+    ///
+    /// If the run's tokens or its latest checkpoint are damaged.
+    pub fn trainer(&self, device: &Device) -> Result<Trainer<YuanModel>, TrainError> {
+        self.trainer_at(device, Ok)
+    }
+
+    /// The same on a mesh of devices.
+    ///
+    /// # Errors
+    ///
+    /// As [`trainer`](Self::trainer), and if the experts' groups cannot be spread over the devices.
+    pub fn trainer_on_mesh(&self, mesh: &DeviceMesh) -> Result<Trainer<MeshModel>, TrainError> {
+        check_groups(&self.config, mesh)?;
+        self.trainer_at(mesh, |model| Ok(MeshModel::distribute(&model, mesh)?))
+    }
+
+    /// `spread` brings a fresh model to where it is trained.
+    fn trainer_at<M: LanguageModel>(
+        &self,
+        place: &M::Place,
+        spread: impl FnOnce(YuanModel) -> Result<M, TrainError>,
+    ) -> Result<Trainer<M>, TrainError> {
+        let config = self.config.clone();
+        let eod = self.model.tokens.eod.ok_or_else(|| {
+            let path = self.directory.join(MODEL);
+            TrainError::Setting(format!("{}: eod_token_id is missing", path.display()))
+        })?;
+        let streams = row_streams(&TokenStreams::load(&self.directory, eod)?, &config)?;
+        let trainer = match Checkpoint::latest(&self.directory)? {
+            Some(checkpoint) => {
+                Trainer::resume(config, &self.directory, place, &checkpoint, streams)?
+            }
+            None => {
+                let home = &place.devices()[0];
+                let model = spread(fresh_model(&self.model, config.seed, home)?)?;
+                Trainer::new(config, &self.directory, place, model, streams)?
+            }
+        };
+        trainer.with_callback(MetricsFile::default())
+    }
+}
+
+/// A model with the weights that a run of this seed starts from, on `device`.
+///
+/// # Errors
+///
+/// If the configuration contradicts itself.
+pub fn fresh_model(
+    config: &YuanConfig,
+    seed: u64,
+    device: &Device,
+) -> Result<YuanModel, TrainError> {
+    // As if the first step drew them.
+    device.seed(seed.wrapping_add(1));
+    Ok(named::initialized(YuanModel::new(config, device)?))
+}
+
+/// The rows of both splits, in the order that the seed decides.
+///
+/// # Errors
+///
+/// If there are too few tokens for a row.
+pub fn row_streams(
+    streams: &TokenStreams,
+    config: &TrainConfig,
+) -> Result<[RowStream; 2], TrainError> {
+    let rows = |tokens: &[u32], seed, what: &str| {
+        RowStream::new(tokens.to_vec(), streams.eod, config.seq_len, seed)
+            .map_err(|error| TrainError::Corpus(format!("{what}: {error}")))
+    };
+    Ok([
+        rows(&streams.train, Some(config.seed), "too little text to train on")?,
+        rows(
+            &streams.validation,
+            None,
+            "too little text to validate on: about one file in twenty is kept for it, so bring \
+             more files",
+        )?,
+    ])
+}
+
+/// A directory in which a run may be made.
+fn is_free(directory: &Path) -> bool {
+    match directory.read_dir() {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(_) => !directory.exists(),
+    }
+}
+
+/// Checks settings and model together, so that nothing is found out in the middle of the run.
+fn check(config: &TrainConfig, model: &YuanConfig) -> Result<(), TrainError> {
+    config.validate()?;
+    let (experts, top_k) = (&model.experts_per_layer, model.top_k);
+    if let Some(plan) = &config.laep.plan {
+        return Ok(plan.check_against(experts, top_k)?);
+    }
+    if config.laep.trigger != Trigger::Never {
+        config.laep.limits.check_model(experts, top_k)?;
+    }
+    Ok(())
+}
+
+/// A plan spreads the experts over groups, of which every device of a row gets as many.
+fn check_groups(config: &TrainConfig, mesh: &DeviceMesh) -> Result<(), TrainError> {
+    let (groups, devices) = (config.laep.groups, mesh.expert());
+    let is_spread = config.laep.trigger != Trigger::Never || config.laep.rearrange_every.is_some();
+    if is_spread && !groups.is_multiple_of(devices) {
+        return Err(TrainError::Setting(format!(
+            "{groups} groups cannot be spread over the {devices} devices that share the experts"
+        )));
+    }
+    Ok(())
+}
+
+/// Writes another model's weights down as the run's first checkpoint.
+fn write_first_checkpoint(
+    directory: &Path,
+    from: &ModelDirectory,
+    entries: usize,
+    eod: u32,
+) -> Result<YuanConfig, TrainError> {
+    let mut config = from.config().clone();
+    if config.vocab_size < entries {
+        return Err(TrainError::Setting(format!(
+            "the tokenizer has {entries} entries, the model only {}",
+            config.vocab_size
+        )));
+    }
+    if let Some(other) = config.tokens.eod.replace(eod).filter(|&other| other != eod) {
+        return Err(TrainError::Setting(format!(
+            "config.json says that {other} ends a document, the tokenizer {eod}"
+        )));
+    }
+    let home = yuan_model::host_device();
+    let model = from.load(&home, Some(FloatDType::F32))?;
+    Checkpoint::save_initial(directory, &model)?;
+    Ok(config)
+}

@@ -1,0 +1,250 @@
+//! How fast is this device, and what would a plan do to the speed of a Yuan model on it?
+
+use std::time::Instant;
+
+use burn::tensor::{Device, FloatDType, Tensor};
+use serde::{Deserialize, Serialize};
+use yuan_laep::{
+    LayerPlan, PrunePlan,
+    efficiency::{Cluster, DeviceSpeed, ModelShape, PlacedLayer},
+};
+use yuan_model::{DeviceMesh, Precision, YuanConfig, ops};
+
+use crate::TrainError;
+
+/// What a prediction of speed rests on.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct SpeedModel {
+    /// The devices and how the work is spread over them.
+    pub cluster: Cluster,
+    /// The model.
+    pub shape: ModelShape,
+    /// Devices that share the experts of a layer; each holds as many of a plan's groups.
+    #[serde(default = "one")]
+    pub sharing: usize,
+}
+
+/// What one optimizer step computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepWork {
+    /// Rows of a micro-batch.
+    pub batch_size: usize,
+    /// Tokens of a row.
+    pub seq_len: usize,
+    /// Micro-batches of a step.
+    pub accumulation: usize,
+    /// Type of activations and products.
+    pub precision: Precision,
+    /// Whether layers are computed again for their gradients.
+    pub recompute: bool,
+}
+
+fn one() -> usize {
+    1
+}
+
+impl SpeedModel {
+    /// Measures what the devices of a mesh and the link between them sustain now, for a model that
+    /// is trained there.
+    ///
+    /// # Errors
+    ///
+    /// If a device fails.
+    pub fn measure(
+        model: &YuanConfig,
+        mesh: &DeviceMesh,
+        work: StepWork,
+    ) -> Result<Self, TrainError> {
+        let devices: Vec<Device> =
+            mesh.devices().iter().map(|device| device.clone().inner()).collect();
+        let mut device = measure_device(&devices[0], work.precision.dtype())?;
+        if let [first, .., last] = &devices[..] {
+            device.link_bandwidth = measure_link(first, last)?;
+        }
+        let cluster = Cluster {
+            device,
+            tokens_per_device: (work.batch_size * work.seq_len) as f64 / devices.len() as f64,
+            micro_batches: work.accumulation as f64,
+            data_parallel: mesh.data() as f64,
+            passes: if work.recompute { 4.0 } else { 3.0 },
+            weight_bytes: 4.0,
+            // Value, both moments and gradient are read, value and moments written.
+            optimizer_bytes: 28.0,
+        };
+        let row_bytes = if work.precision == Precision::Bf16 { 2.0 } else { 4.0 };
+        Ok(Self {
+            cluster,
+            shape: model_shape(model, work.seq_len, row_bytes),
+            sharing: mesh.expert(),
+        })
+    }
+
+    /// Seconds of a step with the experts of every layer as `placed` says.
+    pub fn seconds(&self, plan: &PrunePlan, placed: fn(&LayerPlan) -> PlacedLayer) -> f64 {
+        let on_devices = |layer: &LayerPlan| {
+            let layer = placed(layer);
+            let groups_of_each = layer.groups.len().div_ceil(self.sharing).max(1);
+            let groups = layer.groups.chunks(groups_of_each).map(<[Vec<usize>]>::concat).collect();
+            PlacedLayer { groups, ..layer }
+        };
+        self.cluster
+            .step(&self.shape, &plan.layers.iter().map(on_devices).collect::<Vec<_>>())
+            .seconds()
+    }
+
+    /// Step time before the plan over that after it.
+    pub fn gain(&self, plan: &PrunePlan) -> f64 {
+        self.seconds(plan, PlacedLayer::before) / self.seconds(plan, PlacedLayer::rearranged)
+    }
+}
+
+/// The shape of a model as the efficiency calculation wants it; hidden states travel in
+/// `row_bytes_per_value`.
+pub fn model_shape(config: &YuanConfig, seq_len: usize, row_bytes_per_value: f64) -> ModelShape {
+    let count = config.parameter_count();
+    let layers = config.num_layers() as f64;
+    // Two FLOP per weight and token; a query meets half of the sequence on average, twice.
+    let scores = 2.0 * seq_len as f64 * config.attention_projection_size as f64;
+    let matrices = (count.attention + count.filter + count.routers) as f64 / layers;
+    let expert = 3.0 * config.hidden_size as f64 * config.expert_hidden_size as f64;
+    ModelShape {
+        dense_flops_per_layer: 2.0 * matrices + scores,
+        head_flops: 2.0 * count.head as f64,
+        expert_flops: 2.0 * expert,
+        top_k: config.top_k,
+        expert_parameters: expert,
+        dense_parameters: (count.total() - count.experts) as f64,
+        row_bytes: config.hidden_size as f64 * row_bytes_per_value,
+    }
+}
+
+/// Measures what a device sustains, in a second or less: square products in `dtype` by the
+/// operation that the model uses, and sums of two vectors in f32, each as large as it must be for
+/// the device to take some milliseconds, or as it can hold. It has no link.
+///
+/// # Errors
+///
+/// If the device fails at the smallest of them.
+pub fn measure_device(device: &Device, dtype: FloatDType) -> Result<DeviceSpeed, TrainError> {
+    // Filling costs less than drawing, and multiplying does not depend on what is multiplied.
+    let filled = |shape: [usize; 2]| Tensor::<2>::full(shape, 0.5, device);
+    let flops = largest_rate([512, 1024, 2048, 4096, 8192], |n| {
+        let [a, b] = [(); 2].map(|()| filled([n, n]).cast(dtype));
+        (2.0 * (n as f64).powi(3), move || finish(ops::dense(a.clone(), b.clone())))
+    });
+    let memory_bandwidth = largest_rate([1 << 10, 1 << 12, 1 << 14], |n| {
+        let (x, y) = (filled([n, 4096]), filled([n, 4096]));
+        // Two are read, one is written.
+        (3.0 * 4.0 * n as f64 * 4096.0, move || finish(x.clone() + y.clone()))
+    });
+    Ok(DeviceSpeed { flops: flops?, memory_bandwidth: memory_bandwidth?, link_bandwidth: f64::MAX })
+}
+
+/// Bytes a second from one device to another, measured with 64 MB, waiting included.
+///
+/// # Errors
+///
+/// If a device fails.
+pub fn measure_link(from: &Device, to: &Device) -> Result<f64, TrainError> {
+    let source = Tensor::<2>::full([1 << 12, 1 << 12], 0.5, from);
+    finish(source.clone())?;
+    let mut seconds = f64::INFINITY;
+    for _ in 0..4 {
+        let start = Instant::now();
+        finish(ops::transfer(source.clone(), to))?;
+        seconds = seconds.min(start.elapsed().as_secs_f64());
+    }
+    Ok(f64::from(1 << 26) / seconds)
+}
+
+/// Waits for a result by reading one number of it.
+fn finish(result: Tensor<2>) -> Result<(), TrainError> {
+    let read = result.slice([0..1, 0..1]).try_into_data();
+    let read = read.map_err(|error| TrainError::Device(error.to_string()))?;
+    // On a GPU only looking at the number waits for it.
+    std::hint::black_box(read.as_bytes()[0]);
+    Ok(())
+}
+
+/// Work a second of tasks of growing size, up to one that takes long enough to be timed well or
+/// that fails.
+fn largest_rate<F: FnMut() -> Result<(), TrainError>>(
+    sizes: impl IntoIterator<Item = usize>,
+    mut task: impl FnMut(usize) -> (f64, F),
+) -> Result<f64, TrainError> {
+    let mut rate = Err(TrainError::Device("there was nothing to measure".into()));
+    let mut begin: Option<Instant> = None;
+    for size in sizes {
+        // A slow device has had its time; loading libraries, which the first task waits for, does
+        // not make it slow.
+        if begin.is_some_and(|begin| begin.elapsed().as_secs_f64() > 0.5) {
+            break;
+        }
+        let (work, mut run) = task(size);
+        let mut seconds = || {
+            let start = Instant::now();
+            run().map(|()| start.elapsed().as_secs_f64())
+        };
+        // The first warms up.
+        let times: Result<Vec<f64>, _> = (0..4).map(|_| seconds()).collect();
+        let fastest = match times {
+            Ok(times) => times[1..].iter().copied().fold(f64::INFINITY, f64::min),
+            // What is too large for the device is no failure after something that was not.
+            Err(error) => return rate.or(Err(error)),
+        };
+        rate = Ok(work / fastest);
+        begin.get_or_insert_with(Instant::now);
+        if fastest > 5e-3 {
+            break;
+        }
+    }
+    rate
+}
+
+#[cfg(test)]
+mod tests {
+    use yuan_laep::{ExpertLayout, LayerLoad, PruneLimits};
+
+    use super::*;
+
+    #[test]
+    fn groups_cost_what_the_devices_that_hold_them_cost() {
+        let device = DeviceSpeed {
+            flops: 1.0,
+            memory_bandwidth: f64::INFINITY,
+            link_bandwidth: f64::INFINITY,
+        };
+        let cluster = Cluster {
+            device,
+            tokens_per_device: 10.0,
+            micro_batches: 1.0,
+            data_parallel: 1.0,
+            passes: 3.0,
+            weight_bytes: 4.0,
+            optimizer_bytes: 28.0,
+        };
+        let shape = ModelShape {
+            dense_flops_per_layer: 0.0,
+            head_flops: 0.0,
+            expert_flops: 1.0,
+            top_k: 2,
+            expert_parameters: 1.0,
+            dense_parameters: 0.0,
+            row_bytes: 0.0,
+        };
+        let limits = PruneLimits {
+            max_pruned_fraction: Some(0.0),
+            multiple_of: 4,
+            ..PruneLimits::default()
+        };
+        let load = LayerLoad::new(vec![70, 10, 10, 10]);
+        let plan = PrunePlan::new(&[load], &limits, ExpertLayout { top_k: 2, groups: 4 }).unwrap();
+        let seconds =
+            |sharing| SpeedModel { cluster, shape, sharing }.seconds(&plan, PlacedLayer::before);
+        // Rows of all devices that share, times the largest share of the load that one of them has,
+        // thrice.
+        assert_eq!(seconds(1), 3.0 * 20.0);
+        assert!((seconds(2) - 3.0 * 40.0 * 0.8).abs() < 1e-9);
+        assert!((seconds(4) - 3.0 * 80.0 * 0.7).abs() < 1e-9);
+    }
+}

@@ -1,0 +1,189 @@
+//! One optimizer step: micro-batches to gradients, sums and numbers.
+
+use burn::{
+    optim::GradientsAccumulator,
+    tensor::{Device, Tensor, TensorData, Transaction},
+};
+use yuan_laep::LayerLoad;
+use yuan_model::{DeviceRows, ExpertLoad, LossOutput};
+
+use crate::{
+    LanguageModel, LossOptions, StepMetrics, TrainConfig, TrainError,
+    data::RowStream,
+    optim::{clip_factor, global_norm_squared},
+    reduce::reduce_gradients,
+    session::Session,
+};
+
+/// What came of an attempt at a step.
+#[derive(Debug, Clone, PartialEq)]
+pub enum StepOutcome {
+    /// The parameters were updated.
+    Taken(StepMetrics),
+    /// Loss or gradient was no number, and nothing was changed.
+    NotFinite(NotFinite),
+}
+
+/// A number of a step that is infinite or no number at all.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct NotFinite {
+    /// Which number: loss, balancing loss, gradient norm or validation loss.
+    pub what: &'static str,
+    /// What it is.
+    pub value: f64,
+}
+
+/// Takes the step after `step` completed ones with the next rows of `rows`.
+pub(super) fn take<M: LanguageModel>(
+    session: &mut Session<M>,
+    devices: &[Device],
+    rows: &mut RowStream,
+    config: &TrainConfig,
+    step: u64,
+) -> Result<StepOutcome, TrainError> {
+    // Dropout draws from the device: a seed per step makes a resumed run draw alike.
+    let seed = config.seed.wrapping_add(step + 1);
+    for (index, device) in devices.iter().enumerate() {
+        device.seed(seed.wrapping_add((index as u64).wrapping_mul(OTHER_DEVICE)));
+    }
+    let model = session.model();
+    let share = 1.0 / config.accumulation as f64;
+    let mut accumulator = GradientsAccumulator::<M>::new();
+    let mut sums: Option<StepSums> = None;
+    for micro_batch in 0..config.accumulation {
+        let batch = rows.next_batch(config.batch_size, &devices[0]);
+        let recompute_seed = seed.wrapping_add(micro_batch as u64) ^ RECOMPUTED;
+        let options = LossOptions {
+            balance: config.balance,
+            precision: config.precision,
+            recompute: config.recompute.then_some(recompute_seed),
+        };
+        let (output, gradients) = model.loss_and_gradients(batch, options, share)?;
+        let part = StepSums::of(output, share);
+        sums = Some(match sums {
+            None => part,
+            Some(sums) => sums.plus(part),
+        });
+        accumulator.accumulate(model, gradients);
+    }
+    let sums = sums.expect("`TrainConfig::validate` wants at least one micro-batch");
+    let stored = model.stored_parameters();
+    let gradients = reduce_gradients(model, accumulator.grads(), &stored);
+    let norm_squared = global_norm_squared(model, &gradients, &stored);
+    let numbers = sums.read(norm_squared)?;
+    if let Some(not_finite) = numbers.not_finite() {
+        return Ok(StepOutcome::NotFinite(not_finite));
+    }
+    let learning_rate = config.learning_rate_at(step);
+    let scale = clip_factor(numbers.norm, config.clip_norm);
+    session.step(gradients, learning_rate, scale);
+    Ok(StepOutcome::Taken(StepMetrics {
+        step: step + 1,
+        loss: numbers.loss,
+        balance_loss: numbers.balance_loss,
+        learning_rate,
+        gradient_norm: numbers.norm,
+        tokens: config.tokens_per_step() as u64,
+        // The trainer times the step, its data included.
+        seconds: 0.0,
+        max_over_mean: numbers.loads.iter().map(LayerLoad::max_over_mean).collect(),
+        // Where one device has all experts there is nothing to balance.
+        device_max_over_mean: numbers
+            .rows_per_device
+            .iter()
+            .filter(|rows| rows.num_devices() > 1)
+            .map(DeviceRows::max_over_mean)
+            .collect(),
+        loads: numbers.loads,
+    }))
+}
+
+/// Keeps the seeds of recomputed layers apart from those of steps.
+const RECOMPUTED: u64 = 0x5eed_0000_0000_0000;
+
+/// Keeps the seeds of a mesh's devices apart.
+const OTHER_DEVICE: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// What the micro-batches of one step add up to, on their device.
+struct StepSums {
+    loss: Tensor<1>,
+    balance: Option<Tensor<1>>,
+    loads: Vec<ExpertLoad>,
+    rows_per_device: Vec<DeviceRows>,
+}
+
+/// The same on the host.
+struct StepNumbers {
+    loss: f64,
+    balance_loss: Option<f64>,
+    norm: f64,
+    loads: Vec<LayerLoad>,
+    rows_per_device: Vec<DeviceRows>,
+}
+
+impl StepSums {
+    fn of(output: LossOutput, share: f64) -> Self {
+        Self {
+            loss: output.loss.mul_scalar(share),
+            balance: output.balance_loss.map(|loss| loss.mul_scalar(share)),
+            loads: output.loads,
+            rows_per_device: output.rows_per_device,
+        }
+    }
+
+    fn plus(mut self, part: Self) -> Self {
+        self.loss = self.loss + part.loss;
+        self.balance = self.balance.zip(part.balance).map(|(sum, more)| sum + more);
+        let loads = self.loads.into_iter().zip(part.loads);
+        self.loads = loads.map(|(sum, more)| sum.plus(more)).collect();
+        for (sum, more) in self.rows_per_device.iter_mut().zip(&part.rows_per_device) {
+            sum.add(more);
+        }
+        self
+    }
+
+    /// Reads losses, gradient norm and loads from the device in a single transfer.
+    fn read(self, norm_squared: Option<Tensor<1>>) -> Result<StepNumbers, TrainError> {
+        let norm_squared = norm_squared.unwrap_or_else(|| self.loss.zeros_like());
+        let has_balance = self.balance.is_some();
+        let mut transaction = Transaction::default().register(self.loss).register(norm_squared);
+        if let Some(balance) = self.balance {
+            transaction = transaction.register(balance);
+        }
+        for load in &self.loads {
+            if let ExpertLoad::Device(counts) = load {
+                transaction = transaction.register(counts.clone());
+            }
+        }
+        let read = transaction.try_execute();
+        let mut read = read.map_err(|error| TrainError::Device(error.to_string()))?.into_iter();
+        let loss = float(read.next());
+        let norm = float(read.next()).sqrt();
+        let balance_loss = has_balance.then(|| float(read.next()));
+        let mut loads = Vec::with_capacity(self.loads.len());
+        for load in self.loads {
+            let counts = match load {
+                ExpertLoad::Device(_) => read.next().map(ExpertLoad::counts).unwrap_or_default(),
+                ExpertLoad::Host(counts) => counts,
+            };
+            loads.push(LayerLoad::new(counts));
+        }
+        Ok(StepNumbers { loss, balance_loss, norm, loads, rows_per_device: self.rows_per_device })
+    }
+}
+
+impl StepNumbers {
+    fn not_finite(&self) -> Option<NotFinite> {
+        let balance_loss = self.balance_loss.unwrap_or(0.0);
+        let checked =
+            [("loss", self.loss), ("balancing loss", balance_loss), ("gradient norm", self.norm)];
+        let (what, value) = checked.into_iter().find(|(_, value)| !value.is_finite())?;
+        Some(NotFinite { what, value })
+    }
+}
+
+/// The number that was read, or none.
+pub(super) fn float(data: Option<TensorData>) -> f64 {
+    let value = data.and_then(|data| data.convert::<f32>().iter::<f32>().next());
+    f64::from(value.unwrap_or(f32::NAN))
+}

@@ -1,0 +1,284 @@
+//! Runs of a tiny model on one device and on meshes, made to be compared.
+#![allow(dead_code, reason = "every test binary uses its own part")]
+
+use std::{collections::HashMap, path::Path};
+
+use burn::{
+    module::{Module, ModuleVisitor, Param, ParamId},
+    optim::GradientsParams,
+    tensor::{Device, Tensor, TensorData},
+};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use yuan_laep::{PruneLimits, StabilityTest};
+use yuan_model::{
+    DeviceMesh, DeviceRows, MeshModel, YuanConfig, YuanModel,
+    named::{self, StoredParameter},
+};
+use yuan_report::History;
+use yuan_train::{
+    AdamW, Checkpoint, Event, LaepConfig, LanguageModel, LossOptions, MetricsFile, TrainConfig,
+    Trainer, Trigger, data::RowStream, reduce_gradients,
+};
+
+pub const VOCAB: usize = 32;
+pub const STEPS: u64 = 10;
+
+/// Largest difference to one device, relative to the largest value: f32 sums in another order.
+pub const TOLERANCE: f64 = 1e-5;
+
+/// By `YUAN_DEVICE` (`cuda:0,cuda:1`), as often as it takes; one CPU does the work of all
+/// otherwise.
+pub fn devices() -> Vec<Device> {
+    let wanted = std::env::var("YUAN_DEVICE").unwrap_or_else(|_| "flex".into());
+    wanted.split(',').map(|name| yuan_model::device(name).unwrap()).collect()
+}
+
+pub fn home() -> Device {
+    devices()[0].clone().autodiff()
+}
+
+pub fn model_config() -> YuanConfig {
+    YuanConfig {
+        init_std: 0.2,
+        isolate_documents: true,
+        experts_per_layer: vec![8, 8],
+        ..YuanConfig::tiny(VOCAB)
+    }
+}
+
+/// Prunes after step 5, and rearranges the experts four windows later.
+pub fn train_config() -> TrainConfig {
+    TrainConfig {
+        steps: STEPS,
+        batch_size: 4,
+        seq_len: 16,
+        accumulation: 2,
+        learning_rate: 5e-3,
+        min_learning_rate: 1e-3,
+        warmup_steps: 2,
+        validation_batches: 2,
+        seed: 3,
+        laep: LaepConfig {
+            window_steps: 1,
+            trigger: Trigger::Steps(vec![5]),
+            stability: StabilityTest { windows: 2, ..StabilityTest::default() },
+            limits: PruneLimits { beta: 0.4.into(), multiple_of: 4, ..PruneLimits::default() },
+            groups: 4,
+            rearrange_every: Some(4),
+            ..LaepConfig::default()
+        },
+        ..TrainConfig::default()
+    }
+}
+
+pub fn streams(seq_len: usize) -> [RowStream; 2] {
+    let token = |i: u32| (i * i / 3 + i * 5) % VOCAB as u32;
+    let rows = |range: std::ops::Range<u32>, seed| {
+        RowStream::new(range.map(token).collect(), 0, seq_len, seed).unwrap()
+    };
+    [rows(0..2000, Some(3)), rows(2000..2600, None)]
+}
+
+/// The same initial weights wherever they go. They are not drawn by Burn, which has one random
+/// state for all tests.
+pub fn fresh_model(config: &YuanConfig, device: &Device) -> YuanModel {
+    let model = YuanModel::new(config, device).unwrap();
+    let stored = named::stored_parameters(&model);
+    let mut random = StdRng::seed_from_u64(3);
+    let draw = |parameter: &StoredParameter| {
+        let count: usize = parameter.shape.iter().product();
+        let (mean, spread) = if parameter.shape.len() == 1 { (1.0, 0.1) } else { (0.0, 0.35) };
+        let values: Vec<f32> =
+            (0..count).map(|_| mean + spread * random.random_range(-1.0..1.0)).collect();
+        (parameter.path.clone(), TensorData::new(values, parameter.shape.clone()))
+    };
+    let drawn: HashMap<String, TensorData> = stored.iter().map(draw).collect();
+    named::write_stored(model, &stored, |path, _| drawn.get(path).cloned())
+}
+
+pub fn fresh_mesh_model(config: &YuanConfig, mesh: &DeviceMesh) -> MeshModel {
+    MeshModel::distribute(&fresh_model(config, &Device::flex()), mesh).unwrap()
+}
+
+/// Opens the run in `run_dir` where it stands.
+pub fn open<M: LanguageModel>(
+    config: &TrainConfig,
+    run_dir: &Path,
+    place: &M::Place,
+    fresh: impl FnOnce() -> M,
+) -> Trainer<M> {
+    let streams = streams(config.seq_len);
+    let config = config.clone();
+    let trainer = match Checkpoint::latest(run_dir).unwrap() {
+        Some(checkpoint) => Trainer::resume(config, run_dir, place, &checkpoint, streams),
+        None => Trainer::new(config, run_dir, place, fresh(), streams),
+    };
+    trainer.unwrap().with_callback(MetricsFile::default()).unwrap()
+}
+
+pub fn open_on_one(config: &TrainConfig, run_dir: &Path) -> Trainer<YuanModel> {
+    let device = home();
+    open(config, run_dir, &device, || fresh_model(&model_config(), &device))
+}
+
+pub fn open_on_mesh(config: &TrainConfig, run_dir: &Path, mesh: &DeviceMesh) -> Trainer<MeshModel> {
+    open(config, run_dir, mesh, || fresh_mesh_model(&model_config(), mesh))
+}
+
+/// What must not depend on the devices: losses, gradient norms, loads, validations, prunes and
+/// rearrangements.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Story {
+    pub numbers: Vec<(u64, &'static str, f64)>,
+    pub loads: Vec<(u64, Vec<usize>)>,
+}
+
+pub fn story(run_dir: &Path) -> Story {
+    let (mut numbers, mut loads) = (Vec::new(), Vec::new());
+    for event in History::read(run_dir).unwrap().events() {
+        match event {
+            Event::Step(metrics) => {
+                numbers.push((metrics.step, "loss", metrics.loss));
+                numbers.push((metrics.step, "gradient norm", metrics.gradient_norm));
+                numbers.extend(
+                    metrics.max_over_mean.iter().map(|&x| (metrics.step, "max over mean", x)),
+                );
+                numbers.extend(metrics.balance_loss.map(|x| (metrics.step, "balance", x)));
+            }
+            Event::Validation { step, loss } => numbers.push((*step, "validation", *loss)),
+            Event::Prune { step, experts_after, .. } => loads.push((*step, experts_after.clone())),
+            Event::Rearrange { step, groups_after, .. } => {
+                numbers.extend(groups_after.iter().map(|&x| (*step, "groups", x)));
+            }
+            _ => {}
+        }
+    }
+    Story { numbers, loads }
+}
+
+#[track_caller]
+pub fn assert_same_story(found: &Story, expected: &Story) {
+    assert_eq!(found.loads, expected.loads);
+    assert_eq!(found.numbers.len(), expected.numbers.len());
+    for (found, expected) in found.numbers.iter().zip(&expected.numbers) {
+        assert_eq!((found.0, found.1), (expected.0, expected.1));
+        let difference = (found.2 - expected.2).abs() / expected.2.abs().max(1e-3);
+        assert!(
+            difference <= TOLERANCE,
+            "step {}: {} {} is not {}",
+            found.0,
+            found.1,
+            found.2,
+            expected.2
+        );
+    }
+}
+
+/// Loss and gradients of the first batch, gradients by path as one device has them.
+pub struct Gradients {
+    pub loss: f64,
+    pub balance: Option<f64>,
+    pub tokens_per_expert: Vec<Vec<i64>>,
+    pub rows_per_device: Vec<Vec<u64>>,
+    pub by_path: HashMap<String, Vec<f32>>,
+}
+
+pub fn gradients<M: LanguageModel>(model: &M, home: &Device, options: LossOptions) -> Gradients {
+    let [mut rows, _] = streams(16);
+    let (output, gradients) =
+        model.loss_and_gradients(rows.next_batch(4, home), options, 1.0).unwrap();
+    let stored = model.stored_parameters();
+    let gradients = reduce_gradients(model, gradients, &stored);
+    let rows = output.rows_per_device.iter().map(DeviceRows::rows_per_device);
+    let scalar = |x: Tensor<1>| f64::from(x.into_scalar::<f32>());
+    Gradients {
+        loss: scalar(output.loss),
+        balance: output.balance_loss.map(scalar),
+        tokens_per_expert: output
+            .loads
+            .into_iter()
+            .map(|load| load.read().unwrap().into_iter().map(|count| count as i64).collect())
+            .collect(),
+        rows_per_device: rows.map(<[u64]>::to_vec).collect(),
+        by_path: by_path(&flat(model, Some(&gradients)), &stored),
+    }
+}
+
+/// Every parameter, or its gradient, by id.
+pub fn flat<M: Module>(
+    model: &M,
+    gradients: Option<&GradientsParams>,
+) -> HashMap<ParamId, Vec<f32>> {
+    struct Flat<'a>(Option<&'a GradientsParams>, HashMap<ParamId, Vec<f32>>);
+    impl ModuleVisitor for Flat<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let tensor = match self.0 {
+                Some(gradients) => gradients.get::<D>(param.id),
+                None => Some(param.val()),
+            };
+            if let Some(tensor) = tensor {
+                let data = tensor.into_data().convert::<f32>();
+                self.1.insert(param.id, data.iter::<f32>().collect());
+            }
+        }
+    }
+    let mut visitor = Flat(gradients, HashMap::new());
+    model.visit(&mut visitor);
+    visitor.1
+}
+
+/// Puts parts together, and sees that all copies of each are the same, to the last bit.
+pub fn by_path(
+    values: &HashMap<ParamId, Vec<f32>>,
+    stored: &[StoredParameter],
+) -> HashMap<String, Vec<f32>> {
+    let whole = |parameter: &StoredParameter| {
+        let mut all = Vec::new();
+        for part in &parameter.parts {
+            let first = values.get(&part.copies[0])?;
+            assert!(
+                part.copies.iter().all(|copy| values[copy] == *first),
+                "{}: copies differ",
+                parameter.path
+            );
+            all.extend_from_slice(first);
+        }
+        Some((parameter.path.clone(), all))
+    };
+    stored.iter().filter_map(whole).collect()
+}
+
+#[track_caller]
+pub fn assert_close(
+    found: &HashMap<String, Vec<f32>>,
+    expected: &HashMap<String, Vec<f32>>,
+    tolerance: f64,
+) {
+    let paths = |values: &HashMap<String, Vec<f32>>| {
+        let mut paths: Vec<_> = values.keys().cloned().collect();
+        paths.sort();
+        paths
+    };
+    assert_eq!(paths(found), paths(expected));
+    for (path, expected) in expected {
+        let found = &found[path];
+        assert_eq!(found.len(), expected.len(), "{path}");
+        let scale = f64::from(expected.iter().fold(0.0_f32, |max, x| max.max(x.abs()))).max(1e-6);
+        let worst =
+            found.iter().zip(expected).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max);
+        assert!(worst / scale <= tolerance, "{path}: {worst:e} of {scale:e}");
+    }
+}
+
+/// Parameters and moments as one device has them.
+pub fn state<M: LanguageModel>(model: &M, optimizer: &AdamW) -> HashMap<String, Vec<f32>> {
+    let stored = model.stored_parameters();
+    let mut state = by_path(&flat(model, None), &stored);
+    optimizer
+        .save(&stored, |name, data| {
+            state.insert(name, data.convert::<f32>().iter::<f32>().collect());
+            Ok(())
+        })
+        .unwrap();
+    state
+}
