@@ -43,10 +43,9 @@ fn gradients(model: &YuanModel, gradients: &GradientsParams) -> Vec<Vec<f32>> {
     visitor.1
 }
 
-fn numbers(output: &LossOutput) -> (f32, Option<f32>, Vec<Vec<i64>>) {
+fn numbers(output: &LossOutput) -> (f32, Option<f32>, Vec<Vec<u64>>) {
     let float = |tensor: &Tensor<1>| tensor.clone().into_scalar::<f32>();
-    let loads = output.tokens_per_expert.iter();
-    let loads = loads.map(|load| load.clone().into_data().convert::<i64>().iter::<i64>().collect());
+    let loads = output.loads.iter().map(|load| load.clone().read().unwrap());
     (float(&output.loss), output.balance_loss.as_ref().map(float), loads.collect())
 }
 
