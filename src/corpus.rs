@@ -19,7 +19,7 @@ use yuan_train::{
 /// Text that one crate may contribute, so that none dominates.
 const BYTES_PER_CRATE: usize = 1 << 16;
 
-/// Reads sources and Markdown of the registry crates that the workspace at `manifest` needs on
+/// Reads sources and Markdown of the registry crates that the package of `manifest` needs on
 /// every platform (so that the corpus is the same everywhere), ordered by crate and path.
 ///
 /// # Errors
@@ -55,7 +55,6 @@ pub fn read_crate_sources(manifest: &Path) -> Result<Vec<Document>, TrainError> 
 struct Metadata {
     packages: Vec<Package>,
     resolve: Resolve,
-    workspace_members: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -70,6 +69,8 @@ struct Package {
 #[derive(Deserialize)]
 struct Resolve {
     nodes: Vec<Node>,
+    /// The package that the manifest is of.
+    root: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -101,34 +102,31 @@ fn metadata(manifest: &Path) -> Result<Metadata, TrainError> {
     // The host's crates are there, since this program was built from them; others may not be.
     let host = env!("YUAN_TARGET");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
-        .args([
-            "metadata",
-            "--format-version",
-            "1",
-            "--locked",
-            "--offline",
-            "--filter-platform",
-            host,
-        ])
-        .arg("--manifest-path")
-        .arg(manifest)
-        .output()
-        .map_err(|error| failed(error.to_string()))?;
+    let list = |offline: &[&str]| {
+        let mut command = Command::new(&cargo);
+        command.args(["metadata", "--format-version", "1", "--locked", "--filter-platform", host]);
+        command.args(offline).arg("--manifest-path").arg(manifest).output()
+    };
+    let mut output = list(&["--offline"]).map_err(|error| failed(error.to_string()))?;
+    if !output.status.success() {
+        // Cargo wants to see the manifests of all crates of the workspace, also of those that nothing
+        // was built from yet: a few of them may have to be downloaded.
+        output = list(&[]).map_err(|error| failed(error.to_string()))?;
+    }
     if !output.status.success() {
         return Err(failed(String::from_utf8_lossy(&output.stderr).into_owned()));
     }
     serde_json::from_slice(&output.stdout).map_err(|error| failed(error.to_string()))
 }
 
-/// Registry crates reached from the workspace by dependencies that no platform restricts, by name.
+/// Registry crates reached from the package by dependencies that no platform restricts, by name.
 fn platform_independent_crates(metadata: &Metadata) -> BTreeMap<String, PathBuf> {
     let packages: HashMap<&str, &Package> =
         metadata.packages.iter().map(|p| (p.id.as_str(), p)).collect();
     let nodes: HashMap<&str, &Node> =
         metadata.resolve.nodes.iter().map(|n| (n.id.as_str(), n)).collect();
     let mut found = BTreeMap::new();
-    let mut left: Vec<&str> = metadata.workspace_members.iter().map(String::as_str).collect();
+    let mut left: Vec<&str> = metadata.resolve.root.as_deref().into_iter().collect();
     let mut seen: std::collections::HashSet<&str> = left.iter().copied().collect();
     while let Some(id) = left.pop() {
         if let Some(package) = packages.get(id).filter(|package| package.source.is_some()) {

@@ -50,3 +50,22 @@ pub mod prelude {
     pub use yuan_report::Report;
     pub use yuan_train::prelude::*;
 }
+
+/// The pages of the documentation, whose programs are compiled and run with the tests.
+#[cfg(doctest)]
+mod pages {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+    #[doc = include_str!("../docs/architecture.md")]
+    struct Architecture;
+    #[doc = include_str!("../docs/checkpoints.md")]
+    struct Checkpoints;
+    #[doc = include_str!("../docs/distributed.md")]
+    struct Distributed;
+    #[doc = include_str!("../docs/laep.md")]
+    struct Laep;
+    #[doc = include_str!("../docs/performance.md")]
+    struct Performance;
+    #[doc = include_str!("../docs/training.md")]
+    struct Training;
+}

@@ -124,6 +124,15 @@ pub struct LossOutput {
     pub rows_per_device: Vec<DeviceRows>,
 }
 
+impl LossOutput {
+    /// A loss, `[1]`, and the tokens that each expert of each layer received, `[num_experts]`, on one
+    /// device and without balancing losses.
+    pub fn new(loss: Tensor<1>, tokens_per_expert: Vec<Tensor<1, Int>>) -> Self {
+        let loads = tokens_per_expert.into_iter().map(ExpertLoad::Device).collect();
+        Self { loss, balance_loss: None, loads, rows_per_device: Vec::new() }
+    }
+}
+
 /// What all layers together left behind, beside the residual stream.
 #[derive(Debug, Default)]
 pub struct LayerSums {

@@ -405,7 +405,7 @@ fn the_selection_bias_follows_the_loads_and_is_cut_and_saved_with_the_model() {
     let (loaded, ..) = Checkpoint::latest(run.path())
         .unwrap()
         .unwrap()
-        .load::<YuanModel>(&config, &device)
+        .load::<YuanModel>(&config.optimizer, &device)
         .unwrap();
     assert_eq!(bias(&loaded), found);
 }
@@ -454,7 +454,7 @@ fn a_damaged_checkpoint_is_named_and_refused() {
     let checkpoint = Checkpoint::latest(run.path()).unwrap().unwrap();
     let load = || {
         checkpoint
-            .load::<YuanModel>(&config, &Device::flex().autodiff())
+            .load::<YuanModel>(&config.optimizer, &Device::flex().autodiff())
             .map(drop)
             .unwrap_err()
             .to_string()
@@ -625,7 +625,7 @@ fn a_batch_that_spoils_the_loss_is_left_out_and_many_in_a_row_end_the_run() {
 #[test]
 fn the_global_norm_is_clipped_not_each_parameter() {
     let _turn = take_turns();
-    use yuan_train::optim::clip_factor;
+    use yuan_train::clip_factor;
     assert!((clip_factor(4.0, 1.0) - 0.25).abs() < 1e-6);
     assert!((clip_factor(0.5, 1.0) - 1.0).abs() < 1e-12);
     // One norm over all parameters: the reported one equals the root of the sum of squares.
@@ -638,7 +638,7 @@ fn the_global_norm_is_clipped_not_each_parameter() {
             .loss;
     let grads = burn::optim::GradientsParams::from_grads(loss.backward(), &model);
     let ours =
-        yuan_train::optim::global_norm_squared(&model, &grads, &named::stored_parameters(&model))
+        yuan_train::global_norm_squared(&model, &grads, &named::stored_parameters(&model))
             .unwrap()
             .into_scalar::<f32>();
     let mut expected = 0.0;
