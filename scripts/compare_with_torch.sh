@@ -1,16 +1,13 @@
 #!/usr/bin/env bash
-# One training step in PyTorch and in ours on a CPU, with the same threads, two runs of each in turn.
+# One training step in PyTorch and in this library on a CPU, with the same threads, two runs of each in turn.
 #
-#     scripts/compare_with_torch.sh PATH/TO/torch_yuan.py CONFIG.json [THREADS]
+#     scripts/compare_with_torch.sh [CONFIG.json] [THREADS]      # default: benches/configs/toy.json, all cores
 #
 # Needs a python3 with torch (PYTHON names another one). OURS names a program of `benches/train_step.rs` that is built already.
 set -euo pipefail
-if [ $# -lt 2 ]; then
-    echo "usage: $0 TORCH_PROGRAM CONFIG.json [THREADS]" >&2
-    exit 2
-fi
-program=$(realpath "$1") config=$(realpath "$2") threads=${3:-$(nproc)}
 cd "$(dirname "$0")/.."
+program=benches/peers/torch_yuan.py
+config=$(realpath "${1:-benches/configs/toy.json}") threads=${2:-$(nproc)}
 if [ -z "${OURS:-}" ]; then cargo bench --bench train_step --no-run; fi
 shape=(--batch 8 --seq 256 --steps 10)
 speed() { python3 -c 'import json, sys; print(json.loads(sys.stdin.read().splitlines()[-1])["tokens_per_s"])'; }

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
 # Tests and runs on a machine with a GPU that has no Rust and no network: build here, carry, run there.
 #
-#     scripts/gpu.sh pack [PEERS]         # builds with the feature `cuda` and packs programs, text and PyTorch peers into target/gpu
+#     scripts/gpu.sh pack                 # builds with the feature `cuda` and packs programs and text into target/gpu
 #     scripts/gpu.sh test                 # there, in a copy of the repository with target/gpu: the suite on CUDA
-#     scripts/gpu.sh bench CONFIG ARGS…   # there: training steps of a peers' configuration, PyTorch's and ours in turn
+#     scripts/gpu.sh bench CONFIG ARGS…   # there: training steps of a configuration, PyTorch's and this library's in turn
 #     scripts/gpu.sh mesh CONFIG          # on a machine with several GPUs: the tests of meshes, then steps on meshes of 1, 2, 4, … of them
 #     scripts/gpu.sh scale CONFIG         # there: steps with other numbers of tokens, experts and layers
-#     scripts/gpu.sh PROGRAM ARGS…        # there: a program, for instance `pretrain --device cuda --data target/gpu/text`
+#     scripts/gpu.sh yuan ARGS…           # there: the program, for instance `yuan pretrain --device cuda --data target/gpu/text`
 #
 # Building needs LLVM, which Burn's build downloads by itself.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 pack=target/gpu
 tests=(on_gpu train_on_gpu mesh)
-programs=(pretrain)
-features=(--workspace --features "yuan/cuda,yuan-model/cuda,yuan-train/cuda")
+programs=(yuan)
+features=(--workspace --features cuda)
 
 # `name executable` of what cargo built.
 executables() {
@@ -28,12 +28,12 @@ for line in sys.stdin:
 
 pack() {
     rm -rf "$pack" && mkdir -p "$pack"
-    cargo build --release "${features[@]}" --examples
+    cargo build --release "${features[@]}" --bin yuan
     cargo test --release "${features[@]}" --no-run --message-format=json $(printf -- '--test %s ' "${tests[@]}") |
         executables | while read -r name file; do cp "$file" "$pack/test-$name"; done
     cargo bench "${features[@]}" --no-run --message-format=json --bench train_step --bench operations --bench mesh |
         executables | while read -r name file; do cp "$file" "$pack/bench-$name"; done
-    for name in "${programs[@]}"; do cp "target/release/examples/$name" "$pack/"; done
+    for name in "${programs[@]}"; do cp "target/release/$name" "$pack/"; done
     strip "$pack"/*
     # The programs share most of their code: in one archive it is there once.
     tar -C "$pack" -cf - . | xz -T1 --lzma2=preset=3,dict=512MiB >"$pack.txz"
@@ -41,7 +41,6 @@ pack() {
     # Text to learn: a tenth of the sources that this was built from, some 30 MB.
     find "${CARGO_HOME:-$HOME/.cargo}/registry/src" \( -name '*.rs' -o -name '*.md' \) -size -200k |
         sort | awk 'NR % 10 == 0' | tar -cJf "$pack/text.txz" --transform 's|.*/registry/src/[^/]*/||' -T -
-    if [ -n "${1:-}" ]; then cp -r "$1" "$pack/peers"; fi
     du -sh "$pack"
 }
 
@@ -61,7 +60,7 @@ prepare() {
 # Every test in a process of its own, many side by side: most of their time goes to compiling kernels.
 suite() {
     prepare
-    export pack YUAN_REFERENCE="$PWD/yuan-model/tests/fixtures"
+    export pack YUAN_FIXTURES="$PWD/yuan-model/tests/fixtures"
     one() {
         local log start=$SECONDS rc=0
         log=$(mktemp)
@@ -88,7 +87,7 @@ bench() {
     "$pack/bench-operations" --device cuda --precision bf16 --large >"$pack/ours"
     python3 scripts/compare_operations.py "$pack/theirs" "$pack/ours"
     for compile in "" --compile; do
-        python3 "$pack/peers/torch_yuan.py" "$config" --device cuda --batch 8 --seq 2048 --steps 10 $compile
+        python3 benches/peers/torch_yuan.py "$config" --device cuda --batch 8 --seq 2048 --steps 10 $compile
         "$pack/bench-train_step" "$config" --device cuda --batch 8 --seq 2048 --precision bf16 "$@"
     done
 }
@@ -138,7 +137,7 @@ json.dump(config, open(sys.argv[3], "w"))' "$config" "$change" "$pack/changed.js
 case "${1:-}" in
 mesh) mesh "$2" ;;
 scale) scale "$2" ;;
-pack) pack "${2:-}" ;;
+pack) pack ;;
 test) suite ;;
 bench) bench "${@:2}" ;;
 "") sed -n '2,11p' "$0" >&2 && exit 2 ;;

@@ -6,15 +6,15 @@
 #SBATCH --exclusive
 #
 # Trains on all GPUs of all nodes of a Slurm job: a worker for every GPU, and one process on the first node that drives
-# them. What follows the script's name goes to `pretrain`.
+# them. What follows the script's name goes to `yuan pretrain`.
 #
-#     cargo build --release --features cuda,remote --examples
+#     cargo build --release -p yuan-cli --features cuda,remote
 #     sbatch scripts/slurm.sh --data /shared/text --run /shared/runs/first --data-parallel 2
 #
-# PROGRAMS names the folder of the built examples (it must be visible on all nodes), PORT the first port of a node,
+# PROGRAM names the built program (it must be visible on all nodes), PORT the first port of a node,
 # GPUS the devices of a node. If a node is lost the job ends with a sentence; submit it again with --resume.
 set -euo pipefail
-programs=${PROGRAMS:-target/release/examples}
+program=${PROGRAM:-target/release/yuan}
 port=${PORT:-7600}
 gpus=${GPUS:-${SLURM_GPUS_ON_NODE:-8}}
 device=${DEVICE:-cuda}
@@ -24,7 +24,7 @@ if [ "${1:-}" = --workers-of-this-node ]; then
     for ((gpu = 0; gpu < gpus; gpu++)); do
         name=$device
         [ "$device" = cuda ] && name=cuda:$gpu
-        "$programs/worker" --device "$name" --listen "0.0.0.0:$((port + gpu))" &
+        "$program" worker --device "$name" --listen "0.0.0.0:$((port + gpu))" &
     done
     trap 'kill $(jobs -p) 2>/dev/null' EXIT TERM INT
     # The first that ends ends the node, and with it the job.
@@ -46,4 +46,4 @@ if [ -n "${SLURM_JOB_ID:-}" ]; then launch=(srun --kill-on-bad-exit=1); fi
 "${launch[@]}" bash "$0" --workers-of-this-node &
 workers=$!
 trap 'kill $workers 2>/dev/null; wait $workers 2>/dev/null || true' EXIT
-"$programs/pretrain" --device "$devices" "$@"
+"$program" pretrain --device "$devices" "$@"

@@ -97,6 +97,17 @@ impl LayerPlan {
 }
 
 /// The decision for a whole model: plain data that can be printed, saved, edited and applied.
+///
+/// ```
+/// use yuan_laep::{ExpertLayout, LayerLoad, PruneLimits, PrunePlan};
+///
+/// let loads = [LayerLoad::new(vec![1, 40, 30, 29])];
+/// let plan = PrunePlan::new(&loads, &PruneLimits::default(), ExpertLayout::default())?;
+/// assert_eq!(plan.kept(), [[1, 2, 3]]);
+/// // It can be saved, edited and read again; what makes no sense is refused.
+/// assert_eq!(PrunePlan::from_json(&plan.to_json())?, plan);
+/// # Ok::<(), yuan_laep::PlanError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PrunePlan {
     /// The constraints it was made under.

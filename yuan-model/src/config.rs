@@ -18,6 +18,18 @@ pub enum RouterType {
 /// Shape and constants of a Yuan3.0 language model.
 ///
 /// The fields are public; [`validate`](Self::validate) is what the model's constructor asks.
+///
+/// ```
+/// use yuan_model::YuanConfig;
+///
+/// // A preset, with another shape: layers may differ in their experts.
+/// let config = YuanConfig { experts_per_layer: vec![8, 6, 8], ..YuanConfig::tiny(96) };
+/// config.validate()?;
+/// assert_eq!((config.num_layers(), config.head_dim()), (3, 32));
+/// // The released model, whose layers have 8 to 48 experts.
+/// assert_eq!(YuanConfig::ultra().parameter_count().total(), 1_010_653_092_864);
+/// # Ok::<(), yuan_model::ConfigError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct YuanConfig {
     /// Rows of the embedding and of the head, V.

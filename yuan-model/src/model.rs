@@ -20,6 +20,18 @@ use crate::{
 };
 
 /// A Yuan3.0 language model.
+///
+/// ```
+/// use burn::tensor::{Device, Int, Tensor};
+/// use yuan_model::{ForwardOptions, YuanConfig, YuanModel};
+///
+/// let device = Device::flex();
+/// let model = YuanModel::new(&YuanConfig::tiny(96), &device)?;
+/// let input_ids = Tensor::<2, Int>::from_data([[5, 17, 42, 8]], &device);
+/// let output = model.forward(input_ids, ForwardOptions::default());
+/// assert_eq!(output.logits.dims(), [1, 4, 96]);
+/// # Ok::<(), yuan_model::ConfigError>(())
+/// ```
 #[derive(Module, Debug)]
 pub struct YuanModel {
     /// `[vocab, hidden]`

@@ -25,6 +25,20 @@ pub struct ExpertAxis {
 }
 
 /// A model whose experts can be pruned and rearranged; it need not be a Yuan model.
+///
+/// ```
+/// use burn::tensor::Device;
+/// use yuan_model::{PrunableExperts, YuanConfig, YuanModel};
+///
+/// let model = YuanModel::new(&YuanConfig::tiny(96), &Device::flex())?;
+/// // Keep six experts of the first layer, in a new order, and all of the second.
+/// let kept = [vec![7, 0, 3, 4, 1, 6], (0..8).collect()];
+/// let (model, selections) = model.keep_experts(&kept)?;
+/// assert_eq!(model.experts_per_layer(), [6, 8]);
+/// // What was cut where, for the optimizer's moments: router, gate and up, down of each layer.
+/// assert_eq!(selections.len(), 6);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait PrunableExperts: Module {
     /// Experts of every mixture-of-experts layer.
     fn experts_per_layer(&self) -> Vec<usize>;

@@ -18,6 +18,30 @@ pub(crate) mod prune_experts;
 pub(crate) mod schedule;
 
 /// Hooks at the natural places of the loop; all of them do nothing unless written.
+///
+/// ```
+/// use yuan_train::{Callback, Context, StepMetrics, TrainError};
+///
+/// /// Ends a run whose loss is low enough.
+/// struct StopAt(f64);
+///
+/// impl<M> Callback<M> for StopAt {
+///     fn name(&self) -> &'static str {
+///         "stop_at"
+///     }
+///
+///     fn on_step(
+///         &mut self,
+///         context: &mut Context<'_, M>,
+///         metrics: &StepMetrics,
+///     ) -> Result<(), TrainError> {
+///         if metrics.loss <= self.0 {
+///             context.request_stop();
+///         }
+///         Ok(())
+///     }
+/// }
+/// ```
 pub trait Callback<M> {
     /// Name under which [`state`](Self::state) is kept in a checkpoint; unique in a run.
     fn name(&self) -> &'static str;

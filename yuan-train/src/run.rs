@@ -37,14 +37,31 @@ const TOKENIZER_CONFIG_JSON: &str =
 
 /// A run on disk, ready to be trained or gone on with.
 ///
-/// ```no_run
+/// ```
+/// use burn::tensor::Device;
 /// use yuan_model::YuanConfig;
-/// use yuan_train::{NewRun, Run, TrainConfig, data};
+/// use yuan_train::{LaepConfig, NewRun, Run, TrainConfig, Trigger, data::Document};
 ///
-/// let documents = data::read_directory("my-text".as_ref())?;
-/// let new = NewRun::new(TrainConfig::default(), YuanConfig::toy(4096), documents);
-/// let run = Run::create("runs/first".as_ref(), new)?;
-/// run.trainer(&yuan_model::device("flex")?.autodiff())?.run()?;
+/// // Documents are usually read from a directory: `data::read_directory`.
+/// let text = "the router sends every token to the experts that it scores highest. ".repeat(20);
+/// let document = |i| Document { name: format!("{i}.txt"), text: text.clone() };
+/// let documents = (0..60).map(document).collect();
+///
+/// let config = TrainConfig {
+///     steps: 2,
+///     batch_size: 2,
+///     seq_len: 16,
+///     laep: LaepConfig { trigger: Trigger::Never, ..LaepConfig::default() },
+///     ..TrainConfig::default()
+/// };
+/// let temp = tempfile::tempdir()?;
+/// let directory = temp.path().join("first");
+/// let run = Run::create(&directory, NewRun::new(config, YuanConfig::tiny(300), documents))?;
+/// run.trainer(&Device::flex().autodiff())?.run()?;
+///
+/// // It can be opened at any time later, and goes on from its latest checkpoint.
+/// let trainer = Run::open(&directory)?.trainer(&Device::flex().autodiff())?;
+/// assert_eq!(trainer.step(), 2);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]

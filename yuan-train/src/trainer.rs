@@ -28,6 +28,30 @@ pub use step::{NotFinite, StepOutcome};
 ///
 /// What the configuration asks for is done by callbacks that the trainer adds itself: balancing by
 /// biases, pruning, validations and checkpoints. [`with_callback`](Self::with_callback) adds others.
+///
+/// ```
+/// use burn::tensor::Device;
+/// use yuan_model::YuanConfig;
+/// use yuan_train::{LaepConfig, TrainConfig, Trainer, Trigger, data::RowStream, fresh_model};
+///
+/// let config = TrainConfig {
+///     steps: 3,
+///     batch_size: 2,
+///     seq_len: 16,
+///     laep: LaepConfig { trigger: Trigger::Never, ..LaepConfig::default() },
+///     ..TrainConfig::default()
+/// };
+/// let tokens: Vec<u32> = (0..600).map(|i| i * i / 3 % 50).collect();
+/// let rows = |seed| RowStream::new(tokens.clone(), 0, config.seq_len, seed);
+/// let streams = [rows(Some(config.seed))?, rows(None)?];
+/// let device = Device::flex().autodiff();
+/// let model = fresh_model(&YuanConfig::tiny(50), config.seed, &device)?;
+/// let run_dir = tempfile::tempdir()?;
+/// let mut trainer = Trainer::new(config, run_dir.path(), &device, model, streams)?;
+/// trainer.run()?;
+/// assert_eq!(trainer.step(), 3);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Trainer<M: LanguageModel> {
     config: TrainConfig,
     run_dir: PathBuf,

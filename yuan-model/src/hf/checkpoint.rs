@@ -84,6 +84,26 @@ pub struct LoadOptions {
 }
 
 /// An open checkpoint directory, of which only configuration and headers have been read.
+///
+/// ```
+/// use burn::tensor::Device;
+/// use yuan_model::{
+///     YuanConfig, YuanModel,
+///     hf::{HfCheckpoint, LoadOptions, SaveOptions},
+/// };
+///
+/// let temp = tempfile::tempdir()?;
+/// let directory = temp.path().join("published");
+/// let model = YuanModel::new(&YuanConfig::tiny(96), &Device::flex())?;
+/// model.save_hf(&directory, &SaveOptions::default())?;
+///
+/// // Headers are read and compared with the configuration; the weights follow with `load`.
+/// let checkpoint = HfCheckpoint::open(&directory)?;
+/// assert_eq!(checkpoint.config(), model.config());
+/// let loaded = checkpoint.load(&Device::flex(), &LoadOptions::default())?;
+/// assert_eq!(loaded.config().experts_per_layer, [8, 8]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct HfCheckpoint {
     path: PathBuf,

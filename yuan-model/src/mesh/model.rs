@@ -23,6 +23,18 @@ use crate::{
 };
 
 /// A Yuan model spread over the devices of a [`DeviceMesh`].
+///
+/// ```
+/// use burn::tensor::Device;
+/// use yuan_model::{DeviceMesh, MeshModel, YuanConfig, YuanModel};
+///
+/// let model = YuanModel::new(&YuanConfig::tiny(96), &Device::flex())?;
+/// // One row of two devices, here the same CPU twice: each holds half of the experts.
+/// let mesh = DeviceMesh::new(vec![Device::flex(); 2], 1)?;
+/// let spread = MeshModel::distribute(&model, &mesh)?;
+/// assert_eq!(spread.placement(), [[4, 4], [4, 4]]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Module, Debug)]
 pub struct MeshModel {
     /// What each device holds: a whole model but for the experts, of which there are its own only.

@@ -1,24 +1,35 @@
-//! Gradients of the operations, by hand, for any backend.
+//! The operations under autodiff, for any backend: what each records.
 //!
-//! Each operation keeps its inputs and forms what else it needs again.
+//! An operation keeps its inputs and forms what else its gradient needs again. The gradients stand
+//! beside the operations (`step!`). An operation that is not listed has no gradient of its own: its
+//! portable form is differentiated, should anybody ask.
 
 use burn::backend::{
-    Autodiff,
+    Autodiff, AutodiffBackend, TensorMetadata,
     autodiff::{
-        NodeId,
-        checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
-        grads::Gradients,
-        ops::{Backward, Ops, OpsKind},
+        checkpoint::strategy::CheckpointStrategy,
+        ops::{Backward, OpsKind},
     },
     tensor::{FloatTensor, IntTensor},
 };
-use burn::{backend::TensorMetadata, tensor::FloatDType};
+use burn::tensor::FloatDType;
 
-use super::{AdamWStep, Counts, Target, TensorList, YuanOps, exchange, portable};
+use super::{
+    Counts, Target, TensorList, YuanOps,
+    attention::{CausalAttention, RotaryAttention},
+    dense::{Dense, Embed},
+    exchange,
+    filter::AddPrevious,
+    loss::{CrossEntropy, LinearCrossEntropy},
+    moe::{CombineRows, GatherRows, GroupedMatmul, Swiglu},
+    norm::RmsNorm,
+    rotary::Rotate,
+    transfer::Transfer,
+};
 
 /// Records a step with the inputs to keep (which become a list of nodes) and other state.
 macro_rules! record {
-    ($step:ident, [$($input:ident),+], keep [$($kept:ident),*], $state:expr, $forward:expr) => {
+    ($step:path, [$($input:ident),+], keep [$($kept:ident),*], $state:expr, $forward:expr) => {
         match $step.prepare::<C>([$($input.node()),+]).compute_bound().stateful() {
             OpsKind::Tracked(mut prep) => {
                 let _ = &mut prep;
@@ -63,10 +74,6 @@ impl<B: YuanOps, C: CheckpointStrategy> YuanOps for Autodiff<B, C> {
         record!(Embed, [weight], keep [], (ids.clone(), vocab), B::embed(weight, ids, dtype))
     }
 
-    fn embed_backward(_: FloatTensor<Self>, _: IntTensor<Self>, _: usize) -> FloatTensor<Self> {
-        unreachable!("{INNER}")
-    }
-
     fn dispatch_order(
         experts: IntTensor<Self>,
         num_experts: usize,
@@ -76,10 +83,6 @@ impl<B: YuanOps, C: CheckpointStrategy> YuanOps for Autodiff<B, C> {
 
     fn read_counts(counts: IntTensor<Self>) -> Counts {
         B::read_counts(counts)
-    }
-
-    fn dense_weight_backward(_: FloatTensor<Self>, _: FloatTensor<Self>) -> FloatTensor<Self> {
-        unreachable!("{INNER}")
     }
 
     fn grouped_matmul(
@@ -147,11 +150,10 @@ impl<B: YuanOps, C: CheckpointStrategy> YuanOps for Autodiff<B, C> {
         sin: FloatTensor<Self>,
         first_keys: IntTensor<Self>,
     ) -> FloatTensor<Self> {
-        use burn::backend::AutodiffBackend;
         let (cos, sin) = (Self::inner(cos), Self::inner(sin));
         let (inner_qk, inner_value) = (Self::inner(query_key.clone()), Self::inner(value.clone()));
         let [q, k, v] =
-            portable::rotated_heads::<B>(inner_qk, inner_value, cos.clone(), sin.clone());
+            super::portable::rotated_heads::<B>(inner_qk, inner_value, cos.clone(), sin.clone());
         let (output, log_sums) = B::causal_attention(q.clone(), k.clone(), v, first_keys.clone());
         let saved = ([q, k, cos, sin, output.clone(), log_sums], first_keys);
         record!(RotaryAttention, [query_key, value], keep[value], saved, {
@@ -160,22 +162,12 @@ impl<B: YuanOps, C: CheckpointStrategy> YuanOps for Autodiff<B, C> {
         })
     }
 
-    fn rotate_pair(
-        _: FloatTensor<Self>,
-        _: FloatTensor<Self>,
-        _: FloatTensor<Self>,
-        _: FloatTensor<Self>,
-    ) -> FloatTensor<Self> {
-        unreachable!("{INNER}")
-    }
-
     fn causal_attention(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
         first_keys: IntTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        use burn::backend::AutodiffBackend;
         let inner = |x: &FloatTensor<Self>| Self::inner(x.clone());
         let (output, log_sums) =
             B::causal_attention(inner(&query), inner(&key), inner(&value), first_keys.clone());
@@ -209,60 +201,6 @@ impl<B: YuanOps, C: CheckpointStrategy> YuanOps for Autodiff<B, C> {
         })
     }
 
-    fn linear_cross_entropy_backward(
-        _: FloatTensor<Self>,
-        _: FloatTensor<Self>,
-        _: IntTensor<Self>,
-        _: f64,
-        _: usize,
-        _: FloatTensor<Self>,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        unreachable!("{INNER}")
-    }
-
-    fn grouped_matmul_weight_backward(
-        _: FloatTensor<Self>,
-        _: FloatTensor<Self>,
-        _: Vec<usize>,
-    ) -> FloatTensor<Self> {
-        unreachable!("{INNER}")
-    }
-
-    fn swiglu_backward(_: FloatTensor<Self>, _: FloatTensor<Self>) -> FloatTensor<Self> {
-        unreachable!("{INNER}")
-    }
-
-    fn gather_rows_backward(
-        _: FloatTensor<Self>,
-        _: IntTensor<Self>,
-        _: usize,
-    ) -> FloatTensor<Self> {
-        unreachable!("{INNER}")
-    }
-
-    fn combine_rows_backward(
-        _: FloatTensor<Self>,
-        _: FloatTensor<Self>,
-        _: IntTensor<Self>,
-        _: IntTensor<Self>,
-        _: FloatTensor<Self>,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        unreachable!("{INNER}")
-    }
-
-    fn rms_norm_backward(
-        _: FloatTensor<Self>,
-        _: FloatTensor<Self>,
-        _: FloatTensor<Self>,
-        _: f64,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        unreachable!("{INNER}")
-    }
-
-    fn add_previous_backward(_: FloatTensor<Self>) -> FloatTensor<Self> {
-        unreachable!("{INNER}")
-    }
-
     fn cached_attention(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
@@ -270,126 +208,7 @@ impl<B: YuanOps, C: CheckpointStrategy> YuanOps for Autodiff<B, C> {
         length: usize,
         first_keys: Vec<usize>,
     ) -> FloatTensor<Self> {
-        use burn::backend::AutodiffBackend;
         let [query, key, value] = [query, key, value].map(Self::inner);
         Self::from_inner(B::cached_attention(query, key, value, length, first_keys))
     }
-
-    fn causal_attention_backward(
-        _: FloatTensor<Self>,
-        _: FloatTensor<Self>,
-        _: FloatTensor<Self>,
-        _: IntTensor<Self>,
-        _: FloatTensor<Self>,
-        _: FloatTensor<Self>,
-        _: FloatTensor<Self>,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        unreachable!("{INNER}")
-    }
-
-    fn cross_entropy_backward(
-        _: FloatTensor<Self>,
-        _: IntTensor<Self>,
-        _: FloatTensor<Self>,
-    ) -> FloatTensor<Self> {
-        unreachable!("{INNER}")
-    }
-
-    fn sum_of_squares(_: FloatTensor<Self>) -> FloatTensor<Self> {
-        unreachable!("{INNER}")
-    }
-
-    fn adamw_update(
-        _: FloatTensor<Self>,
-        _: FloatTensor<Self>,
-        _: FloatTensor<Self>,
-        _: FloatTensor<Self>,
-        _: AdamWStep,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        unreachable!("{INNER}")
-    }
 }
-
-/// Why these operations have no form under autodiff.
-const INNER: &str = "gradients and updates are computed on tensors without a graph";
-
-/// What attention keeps beside its inputs: first keys, output, logarithms of the sums.
-type SavedAttention<B> = (IntTensor<B>, FloatTensor<B>, FloatTensor<B>);
-
-/// Rotated queries and keys, cosines, sines, output and logarithms of the sums; first keys.
-type SavedRotaryAttention<B> = ([FloatTensor<B>; 6], IntTensor<B>);
-
-/// Declares a step: its state, and the gradients of its parents from the kept inputs.
-macro_rules! step {
-    (
-        $step:ident, $parents:literal, kept $kept:literal, $state:ty,
-        |$inputs:pat_param, $saved:pat_param, $grad:ident| $gradients:expr
-    ) => {
-        #[derive(Debug)]
-        struct $step;
-
-        impl<B: YuanOps> Backward<B, $parents> for $step {
-            type State = ([NodeId; $kept], $state);
-
-            fn backward(
-                self,
-                ops: Ops<Self::State, $parents>,
-                grads: &mut Gradients,
-                checkpointer: &mut Checkpointer,
-            ) {
-                let (kept, $saved) = ops.state;
-                let _ = &checkpointer;
-                let $inputs: [FloatTensor<B>; $kept] =
-                    kept.map(|node| checkpointer.retrieve_node_output(node));
-                let $grad = grads.consume::<B>(&ops.node);
-                let gradients: [FloatTensor<B>; $parents] = $gradients;
-                for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
-                    if let Some(parent) = parent {
-                        grads.register::<B>(parent.id, gradient);
-                    }
-                }
-            }
-        }
-    };
-}
-
-step!(Transfer, 1, kept 0, IntTensor<B>, |[], back, grad| [B::transfer(grad, back)]);
-step!(Embed, 1, kept 0, (IntTensor<B>, usize), |[], (ids, vocab), grad| [B::embed_backward(grad, ids, vocab)]);
-step!(Dense, 2, kept 2, (), |[rows, weight], (), grad| {
-    let d_rows = B::dense(grad.clone(), B::float_transpose(weight));
-    [d_rows, B::dense_weight_backward(rows, grad)]
-});
-step!(GroupedMatmul, 2, kept 2, Vec<usize>, |[rows, weight], counts, grad| {
-    let transposed = B::float_swap_dims(weight, 1, 2);
-    let d_rows = B::grouped_matmul(grad.clone(), transposed, counts.clone());
-    [d_rows, B::grouped_matmul_weight_backward(rows, grad, counts)]
-});
-step!(Swiglu, 1, kept 1, (), |[gate_up], (), grad| [B::swiglu_backward(gate_up, grad)]);
-step!(GatherRows, 1, kept 0, (IntTensor<B>, usize), |[], (inverse, copies), grad| {
-    [B::gather_rows_backward(grad, inverse, copies)]
-});
-step!(CombineRows, 2, kept 2, [IntTensor<B>; 2], |[rows, weights], [row_of_pair, pair_of_row], grad| {
-    B::combine_rows_backward(rows, weights, row_of_pair, pair_of_row, grad).into()
-});
-step!(RmsNorm, 2, kept 2, f64, |[x, weight], epsilon, grad| {
-    B::rms_norm_backward(x, weight, grad, epsilon).into()
-});
-step!(AddPrevious, 1, kept 0, (), |[], (), grad| [B::add_previous_backward(grad)]);
-// The inverse of a rotation turns the other way.
-step!(Rotate, 1, kept 0, [FloatTensor<B>; 2], |[], [cos, sin], grad| [B::rotate(grad, cos, B::float_neg(sin))]);
-step!(RotaryAttention, 2, kept 1, SavedRotaryAttention<B>, |[value], (saved, first_keys), grad| {
-    let [q, k, cos, sin, output, log_sums] = saved;
-    let [v, grad] = [value, grad].map(|x| B::float_swap_dims(x, 1, 2));
-    let (d_q, d_k, d_v) = B::causal_attention_backward(q, k, v, first_keys, output, log_sums, grad);
-    let [d_q, d_k, d_v] = [d_q, d_k, d_v].map(|x| B::float_swap_dims(x, 1, 2));
-    [B::rotate_pair(d_q, d_k, cos, B::float_neg(sin)), d_v]
-});
-step!(CausalAttention, 3, kept 3, SavedAttention<B>, |[query, key, value], (first_keys, output, log_sums), grad| {
-    B::causal_attention_backward(query, key, value, first_keys, output, log_sums, grad).into()
-});
-step!(LinearCrossEntropy, 2, kept 2, (IntTensor<B>, f64, usize), |[rows, weight], (labels, scale, at_once), grad| {
-    B::linear_cross_entropy_backward(rows, weight, labels, scale, at_once, grad).into()
-});
-step!(CrossEntropy, 1, kept 1, IntTensor<B>, |[logits], labels, grad| {
-    [B::cross_entropy_backward(logits, labels, grad)]
-});

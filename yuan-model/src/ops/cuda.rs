@@ -1,7 +1,7 @@
-//! Fast versions for CUDA: products by cuBLAS, and kernels of our own around them.
+//! Fast versions for CUDA: products by cuBLAS, and kernels around them.
 //!
 //! The kernels are CUDA C++ that NVRTC, which CubeCL loads anyway, compiles at their first use, for
-//! f32 and for bf16 activations. They read and write CubeCL's memory in place ([`device`]). What
+//! f32 and for bf16 activations. They read and write CubeCL's memory in place ([`queue`]). What
 //! they do not take (another type, a width that is no multiple of eight, a machine without NVRTC or
 //! cuBLASLt) goes the portable way.
 
@@ -12,13 +12,17 @@ use super::{AdamWStep, Counts, Target, TensorList, YuanOps, packed, portable};
 
 mod attention;
 mod blas;
-mod device;
+mod context;
 mod dispatch;
 mod elementwise;
 mod exchange;
+mod failure;
 mod flash;
+mod kernels;
 mod optimizer;
 mod products;
+mod queue;
+mod readback;
 mod rows;
 mod tensors;
 

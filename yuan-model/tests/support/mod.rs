@@ -1,7 +1,12 @@
 //! What the integration tests share: devices, fixtures and comparisons.
 #![allow(dead_code, reason = "every test binary uses its own part")]
 
-use std::{collections::HashMap, convert::Infallible, fs, path::PathBuf};
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use burn::{
     module::{Module, ModuleVisitor, Param},
@@ -79,18 +84,31 @@ pub fn tolerance(kind: Kind, device: &Device, dtype: DType) -> f32 {
     }
 }
 
-/// The reference directory: `YUAN_REFERENCE`, or our own copy.
+/// The reference numbers to compare with: `YUAN_REFERENCE`, or the project's copy. A test that reads
+/// it has `reference` in its name, and works with other sizes and seeds in the same layout.
 pub fn reference() -> PathBuf {
-    let own = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-    std::env::var_os("YUAN_REFERENCE").map_or_else(own, PathBuf::from)
+    std::env::var_os("YUAN_REFERENCE").map_or_else(fixtures, PathBuf::from)
 }
 
-/// A reference model with the reference's weights.
+/// The project's copy, for tests that need some model and know this one; `YUAN_FIXTURES` says where it
+/// was carried to.
+pub fn fixtures() -> PathBuf {
+    let own = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    std::env::var_os("YUAN_FIXTURES").map_or_else(own, PathBuf::from)
+}
+
+/// A model of the reference with its weights.
+pub fn reference_model(directory: &str, device: &Device) -> YuanModel {
+    load_from(&reference().join(directory), device)
+}
+
+/// A model of the fixtures.
 pub fn load_model(directory: &str, device: &Device) -> YuanModel {
-    HfCheckpoint::open(&reference().join(directory))
-        .unwrap()
-        .load(device, &LoadOptions::default())
-        .unwrap()
+    load_from(&fixtures().join(directory), device)
+}
+
+fn load_from(directory: &Path, device: &Device) -> YuanModel {
+    HfCheckpoint::open(directory).unwrap().load(device, &LoadOptions::default()).unwrap()
 }
 
 /// A tensor in host memory, row-major.
@@ -130,6 +148,15 @@ impl Fixture {
             }
         }
         Self { file: file.into(), floats, ints }
+    }
+
+    /// The numbers that stand between `prefix` and `suffix` in names of tensors, ascending.
+    pub fn numbers(&self, prefix: &str, suffix: &str) -> Vec<usize> {
+        let names = self.floats.keys().chain(self.ints.keys());
+        let number = |name: &String| name.strip_prefix(prefix)?.strip_suffix(suffix)?.parse().ok();
+        let mut numbers: Vec<usize> = names.filter_map(number).collect();
+        numbers.sort_unstable();
+        numbers
     }
 
     pub fn has(&self, name: &str) -> bool {

@@ -30,6 +30,18 @@ pub struct Guard {
 }
 
 /// Settings of layer-adaptive expert pruning.
+///
+/// ```
+/// use yuan_train::{Guard, LaepConfig, Trigger};
+///
+/// let laep = LaepConfig {
+///     trigger: Trigger::Stable { rounds: 2 },
+///     guard: Some(Guard { margin: 0.01, steps: 40 }),
+///     ..LaepConfig::default()
+/// };
+/// laep.validate()?;
+/// # Ok::<(), yuan_train::TrainError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LaepConfig {
     /// W: optimizer steps whose loads make a window.

@@ -13,7 +13,9 @@ use burn_cubecl::{CubeBackend, tensor::CubeTensor};
 
 use super::{
     blas::{Batch, Matrix},
-    device::{Arg, Kernel, Session, Source, run},
+    context::Session,
+    kernels::{Arg, Kernel, Source},
+    queue::run,
     tensors::{FirstKeys, contiguous, dims, empty, is_bf16},
 };
 

@@ -13,7 +13,7 @@ use cudarc::{
     driver::{result as driver, sys::CUstream},
 };
 
-use super::device::text;
+use super::failure::text;
 
 /// A matrix in device memory, as a product sees it.
 #[derive(Debug, Clone, Copy)]

@@ -4,7 +4,10 @@ use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::{
-    device::{Arg, Kernel, MOST_SENT, Session, Source, received, run, start},
+    context::Session,
+    kernels::{Arg, Kernel, Source},
+    queue::{received, run, start},
+    readback::MOST_SENT,
     tensors::{contiguous, dims, empty, is_ours},
 };
 

@@ -3,7 +3,8 @@
 use burn_cubecl::tensor::CubeTensor;
 
 use super::{
-    device::{Arg, Kernel, Source, run},
+    kernels::{Arg, Kernel, Source},
+    queue::run,
     tensors::{VECTOR, contiguous, dims, empty, empty_in_order, is_bf16, strides},
 };
 

@@ -17,7 +17,8 @@ use std::{
 use burn_cubecl::{CubeDevice, tensor::CubeTensor};
 
 use super::{
-    device::{LANES, Mark, run_all, start},
+    context::{LANES, Mark},
+    queue::{run_all, start},
     tensors::{contiguous, dims, empty},
 };
 use crate::ops::Target;

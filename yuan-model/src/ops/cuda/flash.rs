@@ -9,7 +9,8 @@ use burn_cubecl::tensor::CubeTensor;
 
 use super::{
     blas::{Batch, Matrix},
-    device::{Arg, Kernel, Source, capability, run},
+    kernels::{Arg, Kernel, Source},
+    queue::{capability, run},
     tensors::{FirstKeys, contiguous, dims, empty, empty_in_order, strides},
 };
 

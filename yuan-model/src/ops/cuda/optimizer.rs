@@ -4,7 +4,8 @@ use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::{
-    device::{Arg, Kernel, Source, run},
+    kernels::{Arg, Kernel, Source},
+    queue::run,
     tensors::{contiguous, empty},
 };
 use crate::ops::AdamWStep;

@@ -8,7 +8,8 @@ use burn_cubecl::tensor::CubeTensor;
 
 use super::{
     blas::Matrix,
-    device::{LANES, Session, run},
+    context::{LANES, Session},
+    queue::run,
     tensors::{dims, empty, matrix, readable, strides},
 };
 

@@ -4,8 +4,9 @@ use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::{
-    device::{Arg, Kernel, Source, run},
     dispatch,
+    kernels::{Arg, Kernel, Source},
+    queue::run,
     tensors::{VECTOR, contiguous, dims, empty, is_bf16, matrix, readable},
 };
 

@@ -8,7 +8,8 @@ use burn_cubecl::{
 
 use super::{
     blas::Matrix,
-    device::{Arg, capability, libraries_are_there},
+    kernels::Arg,
+    queue::{capability, libraries_are_there},
 };
 
 /// Elements of one vector access.
