@@ -41,9 +41,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The first of runs/pretrain, runs/pretrain-2, … that is not there yet.
+/// The first of runs/pretrain, runs/pretrain-2, … that is free.
 fn free_directory() -> PathBuf {
     let numbered = (2..).map(|number| PathBuf::from(format!("runs/pretrain-{number}")));
     let mut candidates = std::iter::once(PathBuf::from("runs/pretrain")).chain(numbered);
-    candidates.find(|path| !path.exists()).expect("there are enough numbers")
+    candidates.find(|path| Run::is_free(path)).expect("there are enough numbers")
 }

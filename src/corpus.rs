@@ -1,7 +1,7 @@
-//! The default corpus, with nothing to download: the crates that this project was built from.
+//! The default corpus, without a data set to download: the crates that this project was built from.
 //!
-//! Cargo has unpacked them in its registry: English documentation and Rust code, and
-//! `Cargo.lock` pins every byte.
+//! Cargo has unpacked them in its registry: English documentation and Rust code, and `Cargo.lock`
+//! pins every byte. Cargo may fetch a few manifests that nothing was built from.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -91,12 +91,19 @@ struct DependencyKind {
     target: Option<String>,
 }
 
+/// The line of Cargo's output that says what is wrong.
+fn reason_in(output: &str) -> &str {
+    let is_error = |line: &&str| line.starts_with("error");
+    let line = output.lines().find(is_error).or(output.lines().next());
+    line.unwrap_or("it gave no reason").trim_start_matches("error: ")
+}
+
 fn metadata(manifest: &Path) -> Result<Metadata, TrainError> {
     let failed = |reason: String| {
         TrainError::Corpus(format!(
             "cargo cannot list the crates of {}: {}; name a directory of text instead",
             manifest.display(),
-            reason.lines().next().unwrap_or("it gave no reason").trim_start_matches("error: ")
+            reason_in(&reason)
         ))
     };
     // The host's crates are there, since this program was built from them; others may not be.

@@ -1,5 +1,5 @@
-//! The toy of the README: its text, its model and its settings, which are also the defaults of the
-//! program `yuan`.
+//! The toy of the README: its text, its model and its settings, which are also the defaults of
+//! `yuan pretrain`.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use yuan_train::{LaepConfig, TrainConfig, TrainError, Trigger, data::Document};
 
 pub use crate::corpus::read_crate_sources;
 
-/// Text with nothing to download: sources and documentation of the crates that this library was
+/// Text without a data set to download: sources and documentation of the crates that this library was
 /// built from, which Cargo has unpacked. `Cargo.lock` pins every byte.
 ///
 /// # Errors

@@ -34,7 +34,7 @@ pub struct Options {
     #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = parse_shard_size)]
     #[arg(conflicts_with = "run", help_heading = "Output")]
     shard_size: u64,
-    /// Write a run instead, as `yuan pretrain` does at its first step
+    /// Write the first checkpoint of a run instead, for `yuan generate` and `yuan pretrain --init`
     #[arg(long, help_heading = "Output")]
     run: bool,
     /// Replace TO if it exists

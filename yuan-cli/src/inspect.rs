@@ -27,6 +27,6 @@ pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
     }
     match inventory.problems.len() {
         0 => Ok(()),
-        problems => bail!("{} cannot be loaded: {problems} problems", options.directory.display()),
+        _ => bail!("{} cannot be loaded: its problems are listed", options.directory.display()),
     }
 }

@@ -26,7 +26,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Pre-train, prune and run mixture-of-experts language models (Yuan3.0) with LAEP.
 #[derive(Parser)]
 #[command(name = "yuan", version, propagate_version = true, arg_required_else_help = true)]
-#[command(args_override_self = true)] // of an option given twice, the later holds
+#[command(args_override_self = true)] // of an option given twice, the later holds; a list takes both
 #[command(after_help = "Every command explains its options: yuan COMMAND --help")]
 struct Program {
     #[command(flatten)]

@@ -24,8 +24,13 @@ pub fn with_config_file(
     flatten(&table, &mut options).with_context(|| format!("cannot use {shown}"))?;
     // A typed option replaces that of the file, lists included.
     options.retain(|option| !arguments.iter().any(|typed| name(typed) == name(option)));
-    // Behind the command, which is the first word that is no option.
-    let command = arguments.iter().skip(1).position(|word| !is_option(word)).map_or(1, |at| at + 2);
+    // Behind the command: the first word that is neither an option nor the file's name.
+    let mut is_value = false;
+    let at = arguments.iter().skip(1).position(|word| {
+        let was_value = std::mem::replace(&mut is_value, word == "--config");
+        !was_value && !is_option(word)
+    });
+    let command = at.map_or(1, |at| at + 2);
     let (before, behind) = arguments.split_at(command.min(arguments.len()));
     Ok(before.iter().cloned().chain(options).chain(behind.iter().cloned()).collect())
 }
@@ -43,9 +48,17 @@ pub fn as_config_file(arguments: &[OsString]) -> String {
                 None => (option, Value::from(true)),
             },
         };
-        if !matches!(name, "config" | "run" | "resume" | "quiet" | "verbose") {
-            table.insert(name.to_owned(), value);
+        if matches!(name, "config" | "run" | "resume" | "quiet" | "verbose") {
+            continue;
         }
+        // Of a list that was given in parts, all parts count; of anything else, the last.
+        let parts = match (table.get(name).and_then(Value::as_str), value.as_str()) {
+            (Some(before), Some(more)) if LISTS.contains(&name) => {
+                format!("{before},{more}").into()
+            }
+            _ => value,
+        };
+        table.insert(name.to_owned(), parts);
     }
     table.to_string()
 }
@@ -55,6 +68,9 @@ fn name(option: &OsString) -> String {
     let option = option.to_string_lossy();
     option.split('=').next().unwrap_or_default().to_owned()
 }
+
+/// Options that hold every value they are given.
+const LISTS: [&str; 2] = ["device", "prune-at"];
 
 fn value_of(arguments: &[OsString], option: &str) -> Option<OsString> {
     let mut words = arguments.iter();
@@ -78,6 +94,8 @@ fn is_option(word: &OsString) -> bool {
 
 fn flatten(table: &Table, options: &mut Vec<OsString>) -> anyhow::Result<()> {
     for (key, value) in table {
+        // As it is spelled in `run.json`, too.
+        let key = key.replace('_', "-");
         let text = match value {
             Value::Table(inner) => {
                 flatten(inner, options)?;
@@ -137,6 +155,22 @@ mod tests {
         assert_eq!(sort(merged.clone()), sort(words(&expected)));
         let file = as_config_file(&merged);
         assert_eq!(file, "alpha = \"0.2,inf\"\nrecompute = true\nsteps = \"9\"\n");
+    }
+
+    #[test]
+    fn the_file_may_be_named_before_the_command_and_lists_are_kept_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("small.toml");
+        fs::write(&path, "learning_rate = 0.01").unwrap();
+        let path = path.display();
+        let typed = format!("yuan --config {path} pretrain --prune-at 12 --prune-at 18");
+        let merged = with_config_file(words(&typed).into_iter()).unwrap();
+        let expected = format!(
+            "yuan --config {path} pretrain --learning-rate=0.01 --prune-at 12 --prune-at 18"
+        );
+        assert_eq!(merged, words(&expected));
+        let file = as_config_file(&merged);
+        assert_eq!(file, "learning-rate = \"0.01\"\nprune-at = \"12,18\"\n");
     }
 
     #[test]

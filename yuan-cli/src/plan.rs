@@ -12,7 +12,7 @@ use yuan::{
     laep::{ExpertLayout, LayerPlan, LoadFile, ModelSize, PruneLimits, PrunePlan, WhatIf},
     model::files::write_whole,
     report::pictures,
-    train::{PruneExperts, Run},
+    train::{PruneExperts, Run, TrainError},
 };
 
 use crate::{console::Console, limits::LimitOptions};
@@ -20,7 +20,8 @@ use crate::{console::Console, limits::LimitOptions};
 /// Options of `yuan plan`.
 #[derive(Args)]
 #[command(after_help = "Of a run, the limits that are not given are the run's own: without any, \
-    the plan is the one that the run made or would make.")]
+    the plan is the one that the run made or would make. Of a file they are alpha inf, beta 0.1, \
+    multiple-of 1, min-experts 1 and groups 1.")]
 pub struct Options {
     /// Directory of a run, or a file with {"layers": [[tokens of expert 0, …], …]}
     #[arg(value_name = "RUN|LOADS.json")]
@@ -88,8 +89,16 @@ fn source(path: &Path) -> anyhow::Result<(PathBuf, PruneLimits, usize)> {
     if !path.is_dir() {
         return Ok((path.to_path_buf(), PruneLimits::default(), 1));
     }
-    let laep = Run::open(path)?.config().laep.clone();
-    Ok((path.join(PruneExperts::LOADS), laep.limits, laep.groups))
+    let file = path.join(PruneExperts::LOADS);
+    match Run::open(path) {
+        Ok(run) => {
+            let laep = &run.config().laep;
+            Ok((file, laep.limits.clone(), laep.groups))
+        }
+        // Loads without the settings that they were made with.
+        Err(TrainError::NoRun(_)) => Ok((file, PruneLimits::default(), 1)),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The plan as a table, and what it would save and cost.

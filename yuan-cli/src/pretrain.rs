@@ -11,7 +11,7 @@ use yuan::{
     model::{DeviceMesh, device::REMOTE, files::write_whole, ops},
     prelude::*,
     toy,
-    train::{Display, ModelDirectory, Watch, data, peak_resident},
+    train::{Display, ModelDirectory, Watch, check_mesh, check_settings, data, peak_resident},
 };
 
 use crate::{console::Console, merge, report};
@@ -57,13 +57,11 @@ fn create(
         Some(init) => init.config().clone(),
         None => options.model_config(),
     };
-    config.validate()?;
     model.validate()?;
     options.check_plan(&config, &model)?;
-    if config.laep.trigger != Trigger::Never {
-        config.laep.limits.check_model(&model.experts_per_layer, model.top_k)?;
-    }
-    if directory.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
+    check_settings(&config, &model)?;
+    check_mesh(&config, &model, mesh)?;
+    if !Run::is_free(directory) {
         bail!(TrainError::RunExists(directory.to_path_buf()));
     }
     let documents = match &options.data {
@@ -84,7 +82,10 @@ fn create(
         // Measuring takes a moment, which only a prediction is worth.
         new = new.with_speed_prediction(mesh.clone());
     }
-    Ok(Run::create(directory, new)?)
+    let run = Run::create(directory, new)?;
+    let [train, validation] = run.tokens();
+    console.note(format_args!("{train} tokens to train on, {validation} to validate"));
+    Ok(run)
 }
 
 /// Trains to the end; devices of other processes are watched, and given up when one is lost.
@@ -143,11 +144,8 @@ fn close(run: &Run, console: &Console) -> anyhow::Result<()> {
 
 /// The first of runs/pretrain, runs/pretrain-2, … that is free.
 fn first_free() -> PathBuf {
-    let is_free = |path: &PathBuf| match path.read_dir() {
-        Ok(mut entries) => entries.next().is_none(),
-        Err(_) => !path.exists(),
-    };
     let default = PathBuf::from("runs/pretrain");
     let numbered = (2..).map(|number| PathBuf::from(format!("runs/pretrain-{number}")));
-    std::iter::once(default.clone()).chain(numbered).find(is_free).unwrap_or(default)
+    let mut candidates = std::iter::once(default.clone()).chain(numbered);
+    candidates.find(|path| Run::is_free(path)).unwrap_or(default)
 }

@@ -129,7 +129,7 @@ fn a_plan_prunes_published_weights_without_the_model() {
     assert!(error.contains("is no plan for this model: "), "{error}");
     let error = fail(&mut command("prune", &[run(), &plan, &temp.path().join("more")]));
     assert!(
-        error.contains("is a run: `convert` makes it a directory in Hugging Face's layout"),
+        error.contains("is a run: `yuan convert` makes it a directory in Hugging Face's layout"),
         "{error}"
     );
     assert!(!temp.path().join("more").exists());

@@ -39,10 +39,10 @@ pub mod what_if;
 
 pub use error::PlanError;
 pub use limits::{ExpertLayout, PruneLimits};
-pub use load::{LayerLoad, LoadFile, LoadTracker, LoadWindow};
+pub use load::{LayerLoad, LoadFile, LoadTracker, LoadWindow, ModelSize};
 pub use per_layer::PerLayer;
 pub use plan::{LayerPlan, LayerSummary, PrunePlan};
 pub use rearrange::{GroupBalance, optimal_balance, rearrange};
 pub use stability::{LayerStability, StabilityTest};
 pub use statistics::LoadStatistics;
-pub use what_if::{ModelSize, WhatIf};
+pub use what_if::WhatIf;

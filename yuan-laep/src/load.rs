@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ModelSize, PlanError};
+use crate::PlanError;
 
 /// Tokens that each expert of one layer received; a token counts once per expert it visits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +75,17 @@ pub struct LoadWindow {
     pub steps: u64,
     /// One load per layer; empty until the first step was added.
     pub layers: Vec<LayerLoad>,
+}
+
+/// The size of the model whose loads were recorded, as far as a prune changes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelSize {
+    /// All parameters.
+    pub parameters: u64,
+    /// Parameters that go with one expert, its share of the router included.
+    pub parameters_per_expert: u64,
+    /// Experts that each token visits.
+    pub top_k: usize,
 }
 
 /// Loads on disk, with the size of the model that they are of, where it was known.

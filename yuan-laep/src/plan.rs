@@ -109,13 +109,13 @@ impl LayerPlan {
 /// # Ok::<(), yuan_laep::PlanError>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(from = "StoredPlan")]
 pub struct PrunePlan {
     /// The constraints it was made under.
     pub limits: PruneLimits,
     /// Device groups that the kept experts of a layer are spread over.
     pub num_groups: usize,
-    /// Experts that each token visits; plans of earlier versions do not say.
-    #[serde(default = "one")]
+    /// Experts that each token visits.
     pub top_k: usize,
     /// One entry per layer.
     pub layers: Vec<LayerPlan>,
@@ -258,8 +258,31 @@ impl PrunePlan {
     }
 }
 
-fn one() -> usize {
-    1
+/// A plan as it is read: earlier versions had `top_k` among the limits.
+#[derive(Deserialize)]
+struct StoredPlan {
+    limits: StoredLimits,
+    num_groups: usize,
+    top_k: Option<usize>,
+    layers: Vec<LayerPlan>,
+}
+
+#[derive(Deserialize)]
+struct StoredLimits {
+    #[serde(flatten)]
+    limits: PruneLimits,
+    top_k: Option<usize>,
+}
+
+impl From<StoredPlan> for PrunePlan {
+    fn from(stored: StoredPlan) -> Self {
+        Self {
+            top_k: stored.top_k.or(stored.limits.top_k).unwrap_or(1),
+            limits: stored.limits.limits,
+            num_groups: stored.num_groups,
+            layers: stored.layers,
+        }
+    }
 }
 
 fn plan_layer(

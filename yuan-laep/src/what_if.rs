@@ -1,19 +1,10 @@
 //! Other limits on the same loads: what would go, what would it save, what would it cost?
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use crate::{ExpertLayout, LayerLoad, LayerPlan, PerLayer, PlanError, PruneLimits, PrunePlan};
-
-/// The size of the model whose loads were recorded, as far as a prune changes it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ModelSize {
-    /// All parameters.
-    pub parameters: u64,
-    /// Parameters that go with one expert, its share of the router included.
-    pub parameters_per_expert: u64,
-    /// Experts that each token visits.
-    pub top_k: usize,
-}
+use crate::{
+    ExpertLayout, LayerLoad, LayerPlan, ModelSize, PerLayer, PlanError, PruneLimits, PrunePlan,
+};
 
 /// What a prune under some limits would do.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -253,14 +253,9 @@ fn loads_that_are_not_loads_are_refused() {
 
 #[test]
 fn a_plan_of_an_earlier_version_is_still_read() {
-    let plan =
-        PrunePlan::new(&[LayerLoad::new(vec![1, 40, 30, 29])], &PruneLimits::default(), layout(1));
-    let mut old: serde_json::Value = serde_json::from_str(&plan.unwrap().to_json()).unwrap();
+    let loads = [LayerLoad::new(vec![1, 40, 30, 29])];
+    let plan = PrunePlan::new(&loads, &PruneLimits::default(), layout(1)).unwrap();
+    let mut old: serde_json::Value = serde_json::from_str(&plan.to_json()).unwrap();
     old["limits"]["top_k"] = old.as_object_mut().unwrap().remove("top_k").unwrap();
-    let read = PrunePlan::from_json(&old.to_string()).unwrap();
-    assert_eq!(read.kept(), [[1, 2, 3]]);
-    assert_eq!(
-        read.check_against(&[4], 4),
-        Err(PlanError::BelowTopK { layer: 0, kept: 3, top_k: 4 })
-    );
+    assert_eq!(PrunePlan::from_json(&old.to_string()).unwrap(), plan);
 }

@@ -2,7 +2,7 @@
 //!
 //! The names of Hugging Face's `config.json` live in [`hf`](crate::hf); this is the validated form.
 
-use crate::{ConfigError, YarnConfig};
+use crate::ConfigError;
 
 mod presets;
 
@@ -90,6 +90,15 @@ pub struct YuanConfig {
     pub isolate_documents: bool,
     /// Special tokens.
     pub tokens: SpecialTokens,
+}
+
+/// The YaRN variant (`use_yarn`): slow frequencies are divided by the scale, fast ones kept.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct YarnConfig {
+    /// s, how much longer than trained the sequences may be (`yarn_scale_factor`).
+    pub scale_factor: f64,
+    /// Rows of the table, `scaled_max_position_embeddings`; positions beyond it were not meant.
+    pub scaled_max_position_embeddings: usize,
 }
 
 /// Ids of the special tokens that have one.

@@ -8,7 +8,18 @@ use burn::{
     tensor::{FloatDType, Int, Tensor, TensorData},
 };
 
-use crate::{Batch, ModelError, moe::BalanceLosses};
+use crate::{ModelError, moe::BalanceLosses};
+
+/// Rows of tokens with what to predict at each of them.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// `[batch, seq]`
+    pub input_ids: Tensor<2, Int>,
+    /// The token that follows each input, `[batch, seq]`.
+    pub labels: Tensor<2, Int>,
+    /// Position of each token in its document, `[batch, seq]`.
+    pub position_ids: Tensor<2, Int>,
+}
 
 /// What one layer returns; `H` is the residual stream: one tensor, or one for every device.
 #[derive(Debug, Clone)]
@@ -25,6 +36,7 @@ pub struct LayerOutput<H> {
 
 /// Tokens that each expert of a layer received, where they are: nothing is moved to be counted.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "on one device it is always the large one")]
 pub enum ExpertLoad {
     /// On the device that counted them, `[num_experts]`.
     Device(Tensor<1, Int>),
@@ -56,14 +68,14 @@ impl ExpertLoad {
     pub fn read(self) -> Result<Vec<u64>, ModelError> {
         match self {
             Self::Device(counts) => {
-                Ok(Self::counts(counts.try_into_data().map_err(ModelError::device)?))
+                Ok(Self::from_data(counts.try_into_data().map_err(ModelError::device)?))
             }
             Self::Host(counts) => Ok(counts),
         }
     }
 
-    /// Counts that were read from a device.
-    pub fn counts(data: TensorData) -> Vec<u64> {
+    /// Counts that were read from a device, `[num_experts]`.
+    pub fn from_data(data: TensorData) -> Vec<u64> {
         data.convert::<i64>().iter::<i64>().map(|count| count as u64).collect()
     }
 
@@ -170,7 +182,7 @@ pub trait Layered: Module {
     /// The embedding of every device's tokens in the type to compute in, `[batch, seq, hidden]`.
     fn embed(&self, inputs: &Self::Inputs, dtype: FloatDType) -> Vec<Tensor<3>>;
 
-    /// One layer on all devices.
+    /// One layer on all devices; `x` is the residual stream of each, `[batch share, seq, hidden]`.
     ///
     /// # Errors
     ///
@@ -183,7 +195,8 @@ pub trait Layered: Module {
         balance: BalanceLosses,
     ) -> Result<LayerOutput<Vec<Tensor<3>>>, ModelError>;
 
-    /// Mean cross-entropy of what the last layer left, `[1]`.
+    /// Mean cross-entropy of what the last layer left on every device, `[batch share, seq, hidden]`:
+    /// `[1]`.
     ///
     /// # Errors
     ///
@@ -214,7 +227,8 @@ pub trait Layered: Module {
     }
 }
 
-/// Runs the residual stream `x` through `layer`s `0..num_layers` and gathers what they return.
+/// Runs the residual stream `x`, `[batch, seq, hidden]` or one such share for each device, through
+/// layers `0..num_layers` and gathers what they return.
 ///
 /// # Errors
 ///

@@ -51,17 +51,16 @@ pub mod text;
 
 pub use block::Block;
 pub use cache::Cache;
-pub use config::{RouterType, SpecialTokens, YuanConfig};
+pub use config::{RouterType, SpecialTokens, YarnConfig, YuanConfig};
 pub use device::{NoDevice, device, host_device};
 pub use error::{ConfigError, ModelError};
 pub use generate::{GenerateError, GenerationOptions};
-pub use layered::{DeviceRows, ExpertLoad, Layered, LossOutput};
+pub use layered::{Batch, DeviceRows, ExpertLoad, Layered, LossOutput};
 pub use mesh::{DeviceMesh, MeshModel};
-pub use model::{Batch, ForwardOptions, ModelOutput, YuanModel};
+pub use model::{ForwardOptions, ModelOutput, YuanModel};
 pub use moe::BalanceLosses;
 pub use params::ParameterCount;
 pub use precision::Precision;
-pub use rope::YarnConfig;
 pub use surgery::{ExpertAxis, PrunableExperts, RefusedCut, Selection};
 
 /// FNV-1a: stable over machines and versions, which the standard hasher does not promise.

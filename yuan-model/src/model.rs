@@ -9,10 +9,10 @@ use burn::{
 };
 
 use crate::{
-    Block, Cache, ConfigError, ModelError, YuanConfig,
+    Batch, Block, Cache, ConfigError, ModelError, YuanConfig,
     attention::{DocumentMask, project},
     layered::{ExpertLoad, LayerOutput, LayerSums, Layered, through_layers},
-    loss::masked_mean,
+    loss::{ROWS_AT_ONCE, masked_mean, token_losses},
     moe::{BalanceLosses, MoeOptions},
     norm::RmsNorm,
     ops,
@@ -44,17 +44,6 @@ pub struct YuanModel {
     pub head: Linear,
     #[module(skip)]
     config: YuanConfig,
-}
-
-/// Rows of tokens with what to predict at each of them.
-#[derive(Debug, Clone)]
-pub struct Batch {
-    /// `[batch, seq]`
-    pub input_ids: Tensor<2, Int>,
-    /// The token that follows each input, `[batch, seq]`.
-    pub labels: Tensor<2, Int>,
-    /// Position of each token in its document, `[batch, seq]`.
-    pub position_ids: Tensor<2, Int>,
 }
 
 /// What a forward pass may be given beside the tokens.
@@ -226,6 +215,23 @@ impl YuanModel {
         } else {
             logits.mul_scalar(self.config.logit_scale)
         }
+    }
+
+    /// Cross-entropy of every position of `hidden`, `[batch, seq, hidden]`, for labels `[batch,
+    /// seq]`, in f32.
+    ///
+    /// The same as [`loss::token_losses`](token_losses) of [`logits`](Self::logits), but of more than
+    /// [`ROWS_AT_ONCE`] rows the logits never exist at once: the head's product and its gradient go
+    /// over so many rows at a time, and the gradient forms the logits again.
+    pub fn token_losses(&self, hidden: Tensor<3>, labels: Tensor<2, Int>) -> Tensor<2> {
+        let [batch, seq, width] = hidden.dims();
+        if batch * seq <= ROWS_AT_ONCE {
+            return token_losses(self.logits(hidden), labels);
+        }
+        let weight = self.head.weight.val().cast(hidden.dtype());
+        let (rows, labels) = (hidden.reshape([batch * seq, width]), labels.reshape([batch * seq]));
+        let scale = self.config().logit_scale;
+        ops::linear_cross_entropy(rows, weight, labels, scale, ROWS_AT_ONCE).reshape([batch, seq])
     }
 
     /// Adds a number to the selection bias of every expert of every layer; without biases, nothing

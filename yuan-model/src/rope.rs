@@ -5,15 +5,6 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::{YuanConfig, ops};
 
-/// The YaRN variant (`use_yarn`): slow frequencies are divided by the scale, fast ones kept.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct YarnConfig {
-    /// s, how much longer than trained the sequences may be (`yarn_scale_factor`).
-    pub scale_factor: f64,
-    /// Rows of the table, `scaled_max_position_embeddings`; positions beyond it were not meant.
-    pub scaled_max_position_embeddings: usize,
-}
-
 /// Rotations that a dimension must complete within the original length to count as fast.
 const BETA_FAST: f64 = 32.0;
 /// Rotations below which a dimension counts as slow.

@@ -20,9 +20,11 @@ use crate::files::FileError;
 
 mod header;
 mod mapping;
+mod tensor;
 
 pub use mapping::MappedTensor;
 use mapping::ReadAhead;
+pub use tensor::StoredTensor;
 
 /// Why a file of tensors could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -45,19 +47,6 @@ impl StorageError {
     fn damaged(path: &Path, reason: impl Into<String>) -> Self {
         Self::Damaged { path: path.to_path_buf(), reason: reason.into() }
     }
-}
-
-/// What a file says about one of its tensors.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StoredTensor {
-    /// Type of its elements.
-    pub dtype: Dtype,
-    /// Its shape.
-    pub shape: Vec<usize>,
-    /// Where its bytes start in the file.
-    pub offset: u64,
-    /// How many they are.
-    pub bytes: usize,
 }
 
 /// An open safetensors file, of which only the header has been read.
@@ -191,7 +180,7 @@ pub fn mismatches<'a>(
         match left.remove(name.as_str()) {
             None => problems.push(format!("`{name}` is missing")),
             Some(tensor) if tensor.shape != shape => {
-                problems.push(misshapen(&name, &tensor.shape, &shape))
+                problems.push(misshapen(&name, &tensor.shape, &shape));
             }
             Some(tensor) if !is_type(tensor.dtype) => {
                 problems.push(format!("`{name}` is {:?}; expected F32, F16 or BF16", tensor.dtype));

@@ -1,11 +1,7 @@
 //! Text to tokens and back, as the files beside published weights say: `tokenizer.json`,
 //! `tokenizer_config.json`, `generation_config.json` and a chat template.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use serde_json::Value;
 use tokenizers::{
@@ -17,32 +13,12 @@ use crate::{YuanConfig, files::FileError};
 
 #[cfg(feature = "chat")]
 mod chat;
+mod file;
 
 #[cfg(feature = "chat")]
 pub use chat::{ChatTemplate, Message};
-
-/// Why text could not become tokens, or tokens text.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum TextError {
-    /// A file could not be read.
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// A file is not what its name says.
-    #[error("{}: {reason}", path.display())]
-    Format {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// The tokenizer failed on a text or on tokens.
-    #[error("tokenizer: {0}")]
-    Tokenizer(String),
-    /// The chat template refused the messages or has a mistake (feature `chat`).
-    #[error("chat template: {0}")]
-    Template(String),
-}
+pub use file::TextError;
+use file::json;
 
 /// The tokenizer of a model directory.
 #[derive(Debug, Clone)]
@@ -169,17 +145,4 @@ fn failed(error: tokenizers::Error) -> TextError {
 
 fn token_id(value: &Value) -> Option<u32> {
     value.as_u64().and_then(|id| u32::try_from(id).ok())
-}
-
-/// A JSON file, if it is there.
-fn json(path: &Path) -> Result<Option<Value>, TextError> {
-    if !path.is_file() {
-        return Ok(None);
-    }
-    let text = fs::read_to_string(path).map_err(FileError::of("read", path))?;
-    let format = |error: serde_json::Error| TextError::Format {
-        path: path.into(),
-        reason: error.to_string(),
-    };
-    serde_json::from_str(&text).map(Some).map_err(format)
 }

@@ -32,12 +32,12 @@ pub struct TrainConfig {
     /// Decides initial weights, order of the data and dropout.
     pub seed: u64,
     /// Steps between validations; absent: only at the end.
-    #[serde(default, deserialize_with = "zero_is_absent")]
+    #[serde(default, deserialize_with = "laep::zero_is_absent")]
     pub validate_every: Option<u64>,
     /// Micro-batches of one validation.
     pub validation_batches: usize,
     /// Steps between checkpoints; absent: only at the end.
-    #[serde(default, deserialize_with = "zero_is_absent")]
+    #[serde(default, deserialize_with = "laep::zero_is_absent")]
     pub checkpoint_every: Option<u64>,
     /// Checkpoints that are kept.
     pub keep_checkpoints: usize,
@@ -205,11 +205,6 @@ impl TrainConfig {
             recompute: self.recompute,
         }
     }
-}
-
-/// Runs of earlier versions say 0 where nothing is meant to happen.
-pub(crate) fn zero_is_absent<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
-    Ok(Option::deserialize(from)?.filter(|&number| number != 0))
 }
 
 fn zero_rate_is_absent<'de, D: Deserializer<'de>>(from: D) -> Result<Option<f64>, D::Error> {

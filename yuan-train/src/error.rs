@@ -41,7 +41,7 @@ pub enum TrainError {
         reason: String,
     },
     /// A directory that was to become a run is not empty.
-    #[error("{} is not empty: go on with the run in it (--resume), or name another directory", .0.display())]
+    #[error("{} is not empty: resume the run in it, or name another directory", .0.display())]
     RunExists(PathBuf),
     /// A directory that was to be a run is none.
     #[error("{} holds no run to resume", .0.display())]

@@ -4,7 +4,7 @@
 
 use burn::{module::Module, optim::GradientsParams, tensor::Device};
 use yuan_model::{
-    Batch, ConfigError, DeviceMesh, LossOutput,
+    Batch, ConfigError, DeviceMesh, LossOutput, PrunableExperts,
     named::{self, StoredParameter},
 };
 
@@ -19,6 +19,13 @@ pub struct ModelSummary {
     pub parameters: u64,
     /// Experts of every mixture-of-experts layer; empty for a model without any.
     pub experts_per_layer: Vec<usize>,
+}
+
+impl ModelSummary {
+    /// That of a model that can be pruned.
+    pub fn of_prunable<M: PrunableExperts>(model: &M) -> Self {
+        Self { parameters: model.num_parameters(), experts_per_layer: model.experts_per_layer() }
+    }
 }
 
 /// Where a model lives: on one device or on many.
@@ -83,7 +90,8 @@ pub trait LanguageModel: Module {
         Ok(Vec::new())
     }
 
-    /// Size of the model and, if it is a mixture of experts, its experts.
+    /// Size of the model and, if it is a mixture of experts, its experts: a model that can be pruned
+    /// returns [`ModelSummary::of_prunable`].
     fn summary(&self) -> ModelSummary {
         let mut parameters = 0;
         for stored in self.stored_parameters() {

@@ -1,12 +1,12 @@
 //! Pre-training of mixture-of-experts language models, with LAEP (arXiv 2601.14327) as a callback.
 //!
-//! Read in this order: `config` (what a run is), `run` (a run on disk), `trainer` (the loop) with
-//! `trainer/step` (micro-batches to an update), `language_model` (what is trained), `session` (model
-//! and optimizer, which change together), `callback` (the seam: observe and change a run) with
-//! `event` (what happens in it) and `callback/prune_experts` (LAEP), [`data`] (text to batches),
-//! `optim` (AdamW whose moments can be cut), `checkpoint` (stop anywhere, go on exactly), `reduce`
-//! (gradients of many devices), `watch` (runs that cannot hang), `speed` (what a prune is worth),
-//! `model_directory` and `inventory` (models on disk).
+//! Start with [`TrainConfig`] (settings) and [`Run`] (a run on disk). [`Trainer`] is the loop,
+//! [`LanguageModel`] what it trains, [`Callback`] with [`Context`] and [`Event`] the place to observe
+//! and change a run, [`PruneExperts`] LAEP as a callback. [`data`] turns text into batches, [`AdamW`]
+//! has moments that can be cut, [`Checkpoint`] resumes exactly; [`all_reduce`] sums gradients of
+//! several devices, [`Watch`] ends runs that hang, [`SpeedModel`] predicts what a prune is worth,
+//! [`ModelDirectory`] and [`Inventory`] read models on disk. `docs/architecture.md` walks through the
+//! code.
 
 mod callback;
 mod checkpoint;
@@ -53,7 +53,7 @@ pub use memory::peak_resident;
 pub use model_directory::ModelDirectory;
 pub use optim::{AdamW, AdamWConfig, clip_factor, global_norm_squared};
 pub use reduce::{all_reduce, reduce_gradients};
-pub use run::{NewRun, Run, fresh_model, row_streams};
+pub use run::{NewRun, Run, check_mesh, check_settings, fresh_model, row_streams};
 pub use speed::{SpeedModel, StepWork, measure_device, measure_link, model_shape};
 pub use trainer::{NotFinite, StepOutcome, Trainer};
 pub use watch::{Pulse, Watch};

@@ -9,13 +9,14 @@
 
 use std::{
     fs,
+    io::ErrorKind,
     path::{Path, PathBuf},
 };
 
 use burn::tensor::{Device, FloatDType};
 use yuan_model::{
     DeviceMesh, MeshModel, YuanConfig, YuanModel,
-    files::{remove_directory, write_whole},
+    files::{FileError, remove_directory, write_whole},
     named,
 };
 
@@ -69,6 +70,8 @@ pub struct Run {
     directory: PathBuf,
     config: TrainConfig,
     model: YuanConfig,
+    /// To train on, and to validate with.
+    tokens: [u64; 2],
 }
 
 /// What a new run is made from.
@@ -95,13 +98,7 @@ impl NewRun {
     /// A model with fresh weights and a tokenizer of up to `model.vocab_size` entries, trained on
     /// the documents.
     pub fn new(config: TrainConfig, model: YuanConfig, documents: Vec<Document>) -> Self {
-        Self {
-            config,
-            start: Start::Fresh(Box::new(model)),
-            documents,
-            speed_on: None,
-            show_progress: false,
-        }
+        Self::with_start(config, Start::Fresh(Box::new(model)), documents)
     }
 
     /// Weights and tokenizer of another model: a run, one of its checkpoints, or published weights.
@@ -110,8 +107,11 @@ impl NewRun {
         model: ModelDirectory,
         documents: Vec<Document>,
     ) -> Self {
-        let fresh = Self::new(config, YuanConfig::toy(0), documents);
-        Self { start: Start::From(model), ..fresh }
+        Self::with_start(config, Start::From(model), documents)
+    }
+
+    fn with_start(config: TrainConfig, start: Start, documents: Vec<Document>) -> Self {
+        Self { config, start, documents, speed_on: None, show_progress: false }
     }
 
     /// Measures these devices, so that every prune comes with a prediction of the speed after it.
@@ -133,6 +133,31 @@ impl NewRun {
         }
     }
 
+    /// The model with what the tokenizer says of it.
+    fn model_with(&self, tokenizer: &Tokenizer, eod: u32) -> Result<YuanConfig, TrainError> {
+        let refuse = |message: String| Err(TrainError::Setting(message));
+        let (mut model, entries) = (self.model().clone(), tokenizer.get_vocab_size(true));
+        match &self.start {
+            Start::Fresh(_) => model.vocab_size = entries,
+            Start::From(_) if model.vocab_size < entries => {
+                let rows = model.vocab_size;
+                return refuse(format!(
+                    "the tokenizer has {entries} entries, the model only {rows}"
+                ));
+            }
+            Start::From(_) => {
+                if let Some(other) = model.tokens.eod.filter(|&other| other != eod) {
+                    return refuse(format!(
+                        "config.json says that {other} ends a document, the tokenizer {eod}"
+                    ));
+                }
+            }
+        }
+        model.tokens.eod = Some(eod);
+        model.validate()?;
+        Ok(model)
+    }
+
     fn tokenizer(&self) -> Result<Tokenizer, TrainError> {
         match &self.start {
             Start::Fresh(model) => {
@@ -152,57 +177,62 @@ impl Run {
     /// # Errors
     ///
     /// If the directory is taken, a setting does not fit the model, there is too little text, or a
-    /// file cannot be written; a directory that this call made is then gone again.
+    /// file cannot be written; nothing of the run is then left.
     pub fn create(directory: &Path, new: NewRun) -> Result<Self, TrainError> {
-        if !is_free(directory) {
+        if !Self::is_free(directory) {
             return Err(TrainError::RunExists(directory.to_path_buf()));
         }
-        check(&new.config, new.model())?;
+        check_settings(&new.config, new.model())?;
         let tokenizer = new.tokenizer()?;
         let streams = TokenStreams::new(&new.documents, &tokenizer)?;
-        // Too little text is found out before anything is written.
+        // Too little text, and a tokenizer of another model, are found out before anything is
+        // written.
         row_streams(&streams, &new.config)?;
-        let existed = directory.exists();
-        fs::create_dir_all(directory).map_err(TrainError::io("create", directory))?;
-        let written = Self::write(directory, new, &tokenizer, &streams);
-        if written.is_err() && !existed {
+        let model = new.model_with(&tokenizer, streams.eod)?;
+        let made = make_directory(directory)?;
+        let written = Self::write(directory, new, model, &tokenizer, &streams);
+        if written.is_err() {
             // Half a preparation is no run. What went wrong first is what the user should hear of.
-            drop(remove_directory(directory));
+            drop(if made { remove_directory(directory) } else { empty_directory(directory) });
         }
         written
+    }
+
+    /// Whether a run may be made in a directory: it is empty or not there.
+    pub fn is_free(directory: &Path) -> bool {
+        match directory.read_dir() {
+            Ok(mut entries) => entries.next().is_none(),
+            Err(error) => error.kind() == ErrorKind::NotFound,
+        }
     }
 
     fn write(
         directory: &Path,
         new: NewRun,
+        model: YuanConfig,
         tokenizer: &Tokenizer,
         streams: &TokenStreams,
     ) -> Result<Self, TrainError> {
         streams.save(directory)?;
-        let entries = tokenizer.get_vocab_size(true);
         let text = tokenizer.to_string(true);
         let text = text.map_err(|error| TrainError::Tokenizer(error.to_string()))?;
         write_whole(&directory.join(TOKENIZER), text.as_bytes())?;
         write_whole(&directory.join(TOKENIZER_CONFIG), TOKENIZER_CONFIG_JSON.as_bytes())?;
-        let model = match new.start {
-            Start::Fresh(mut model) => {
-                model.vocab_size = entries;
-                model.tokens.eod = Some(streams.eod);
-                *model
-            }
-            Start::From(from) => write_first_checkpoint(directory, &from, entries, streams.eod)?,
-        };
-        model.validate()?;
+        if let Start::From(from) = &new.start {
+            // Another model's weights are the run's first checkpoint.
+            let weights = from.load(&yuan_model::host_device(), Some(FloatDType::F32))?;
+            Checkpoint::save_initial(directory, &weights)?;
+        }
         write_whole(&directory.join(MODEL), model.to_json().as_bytes())?;
         let mut config = new.config;
-        config.laep.speed = match &new.speed_on {
-            Some(mesh) => Some(SpeedModel::measure(&model, mesh, config.work())?),
-            None => config.laep.speed,
-        };
+        if let Some(mesh) = &new.speed_on {
+            config.laep.speed = Some(SpeedModel::measure(&model, mesh, config.work())?);
+        }
         let text = serde_json::to_string_pretty(&config).expect("settings are plain data");
         // Last, since a directory with this file is a run that can be resumed.
         write_whole(&directory.join(CONFIG), text.as_bytes())?;
-        Ok(Self { directory: directory.to_path_buf(), config, model })
+        let tokens = [streams.train.len() as u64, streams.validation.len() as u64];
+        Ok(Self { directory: directory.to_path_buf(), config, model, tokens })
     }
 
     /// Opens a run that was created before.
@@ -220,7 +250,8 @@ impl Run {
             TrainError::Setting(format!("{path} is no run's configuration: {error}"))
         })?;
         let model = YuanConfig::load(&directory.join(MODEL))?;
-        Ok(Self { directory: directory.to_path_buf(), config, model })
+        let tokens = TokenStreams::sizes(directory)?;
+        Ok(Self { directory: directory.to_path_buf(), config, model, tokens })
     }
 
     /// Where it is.
@@ -238,6 +269,11 @@ impl Run {
         &self.model
     }
 
+    /// Tokens to train on, and to validate with.
+    pub fn tokens(&self) -> [u64; 2] {
+        self.tokens
+    }
+
     /// A trainer on one device that computes gradients (`device.autodiff()`): at the latest
     /// checkpoint, or at the start.
     ///
@@ -252,9 +288,9 @@ impl Run {
     ///
     /// # Errors
     ///
-    /// As [`trainer`](Self::trainer), and if the experts' groups cannot be spread over the devices.
+    /// As [`trainer`](Self::trainer), and what [`check_mesh`] finds.
     pub fn trainer_on_mesh(&self, mesh: &DeviceMesh) -> Result<Trainer<MeshModel>, TrainError> {
-        check_groups(&self.config, mesh)?;
+        check_mesh(&self.config, &self.model, mesh)?;
         self.trainer_at(mesh, |model| Ok(MeshModel::distribute(&model, mesh)?))
     }
 
@@ -323,16 +359,12 @@ pub fn row_streams(
     ])
 }
 
-/// A directory in which a run may be made.
-fn is_free(directory: &Path) -> bool {
-    match directory.read_dir() {
-        Ok(mut entries) => entries.next().is_none(),
-        Err(_) => !directory.exists(),
-    }
-}
-
 /// Checks settings and model together, so that nothing is found out in the middle of the run.
-fn check(config: &TrainConfig, model: &YuanConfig) -> Result<(), TrainError> {
+///
+/// # Errors
+///
+/// Names the setting that is out of range or does not fit the model.
+pub fn check_settings(config: &TrainConfig, model: &YuanConfig) -> Result<(), TrainError> {
     config.validate()?;
     let (experts, top_k) = (&model.experts_per_layer, model.top_k);
     if let Some(plan) = &config.laep.plan {
@@ -344,39 +376,58 @@ fn check(config: &TrainConfig, model: &YuanConfig) -> Result<(), TrainError> {
     Ok(())
 }
 
-/// A plan spreads the experts over groups, of which every device of a row gets as many.
-fn check_groups(config: &TrainConfig, mesh: &DeviceMesh) -> Result<(), TrainError> {
-    let (groups, devices) = (config.laep.groups, mesh.expert());
+/// Checks that rows, experts and groups can be spread over the devices of a mesh.
+///
+/// # Errors
+///
+/// Names what cannot.
+pub fn check_mesh(
+    config: &TrainConfig,
+    model: &YuanConfig,
+    mesh: &DeviceMesh,
+) -> Result<(), TrainError> {
+    let refuse = |message: String| Err(TrainError::Setting(message));
+    let (rows, devices) = (config.batch_size, mesh.devices().len());
+    if !rows.is_multiple_of(devices) {
+        return refuse(format!(
+            "a batch of {rows} rows cannot be spread evenly over {devices} devices"
+        ));
+    }
+    let sharing = mesh.expert();
+    MeshModel::check(model, mesh)?;
+    let groups = config.laep.groups;
     let is_spread = config.laep.trigger != Trigger::Never || config.laep.rearrange_every.is_some();
-    if is_spread && !groups.is_multiple_of(devices) {
-        return Err(TrainError::Setting(format!(
-            "{groups} groups cannot be spread over the {devices} devices that share the experts"
-        )));
+    if is_spread && !groups.is_multiple_of(sharing) {
+        return refuse(format!(
+            "{groups} groups cannot be spread over the {sharing} devices that share the experts"
+        ));
     }
     Ok(())
 }
 
-/// Writes another model's weights down as the run's first checkpoint.
-fn write_first_checkpoint(
-    directory: &Path,
-    from: &ModelDirectory,
-    entries: usize,
-    eod: u32,
-) -> Result<YuanConfig, TrainError> {
-    let mut config = from.config().clone();
-    if config.vocab_size < entries {
-        return Err(TrainError::Setting(format!(
-            "the tokenizer has {entries} entries, the model only {}",
-            config.vocab_size
-        )));
+/// Makes a directory, or takes an empty one; whether it was made here. Of two processes that want the
+/// same new directory one is refused.
+fn make_directory(directory: &Path) -> Result<bool, TrainError> {
+    if let Some(parent) = directory.parent() {
+        fs::create_dir_all(parent).map_err(TrainError::io("create", parent))?;
     }
-    if let Some(other) = config.tokens.eod.replace(eod).filter(|&other| other != eod) {
-        return Err(TrainError::Setting(format!(
-            "config.json says that {other} ends a document, the tokenizer {eod}"
-        )));
+    match fs::create_dir(directory) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+            Err(TrainError::io("create", directory)(error))
+        }
+        Err(_) if Run::is_free(directory) => Ok(false),
+        Err(_) => Err(TrainError::RunExists(directory.to_path_buf())),
     }
-    let home = yuan_model::host_device();
-    let model = from.load(&home, Some(FloatDType::F32))?;
-    Checkpoint::save_initial(directory, &model)?;
-    Ok(config)
+}
+
+/// Removes the files and directories of a failed preparation from a directory that was empty.
+fn empty_directory(directory: &Path) -> Result<(), FileError> {
+    for entry in directory.read_dir().map_err(FileError::of("read", directory))?.flatten() {
+        let path = entry.path();
+        let removed =
+            if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        removed.map_err(FileError::of("remove", &path))?;
+    }
+    Ok(())
 }

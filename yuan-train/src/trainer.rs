@@ -162,7 +162,8 @@ impl<M: LanguageModel> Trainer<M> {
     ///
     /// # Errors
     ///
-    /// If a checkpoint holds a state for it that it does not understand.
+    /// If the run has a callback of this name, or a checkpoint holds a state for it that it does not
+    /// understand.
     pub fn with_callback(
         mut self,
         callback: impl Callback<M> + 'static,
@@ -172,6 +173,11 @@ impl<M: LanguageModel> Trainer<M> {
     }
 
     fn add(&mut self, mut callback: Box<dyn Callback<M>>) -> Result<(), TrainError> {
+        let name = callback.name();
+        if self.callbacks.iter().any(|other| other.name() == name) {
+            // Both would do their work, and a checkpoint has room for the state of one.
+            return Err(TrainError::Setting(format!("the run has a callback `{name}` already")));
+        }
         if let Some(state) = self.saved_states.remove(callback.name()) {
             callback.restore(state)?;
         }
@@ -397,6 +403,7 @@ impl<M: LanguageModel> Trainer<M> {
         mut hook: impl FnMut(&mut dyn Callback<M>, &mut Context<'_, M>) -> Result<(), TrainError>,
     ) -> Result<(), TrainError> {
         let mut events = Vec::new();
+        let has_snapshot = Checkpoint::has_snapshot(&self.run_dir);
         for callback in &mut self.callbacks {
             let mut context = Context {
                 step: self.step,
@@ -405,7 +412,7 @@ impl<M: LanguageModel> Trainer<M> {
                 session: &mut self.session,
                 requests,
                 events: &mut events,
-                has_snapshot: Checkpoint::has_snapshot(&self.run_dir),
+                has_snapshot,
             };
             hook(callback.as_mut(), &mut context)?;
         }

@@ -16,16 +16,23 @@ use crate::limits::LimitOptions;
 
 /// Options of `yuan pretrain`.
 #[derive(Args)]
+#[command(
+    after_help = "Limits that are not given: alpha inf, beta 0.19, min-experts 8, groups 2 (of \
+    several devices: those that share the experts), multiple-of the groups. A run keeps its options \
+    in options.toml, which --config takes."
+)]
 pub struct Options {
     /// Directory of text files to learn; default: the crates that this program was built from
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     pub data: Option<PathBuf>,
     /// Tokens of a row
     #[arg(long, value_name = "TOKENS", help_heading = "Data")]
-    seq: Option<usize>,
+    #[arg(default_value_t = toy::train_config().seq_len)]
+    seq: usize,
     /// Entries of the tokenizer's vocabulary
     #[arg(long, value_name = "ENTRIES", help_heading = "Data")]
-    vocab: Option<usize>,
+    #[arg(default_value_t = toy::model().vocab_size)]
+    vocab: usize,
 
     /// Start from the weights and the tokenizer of this model: a run, or a directory in Hugging
     /// Face's layout
@@ -34,44 +41,56 @@ pub struct Options {
     pub init: Option<PathBuf>,
     /// Layers of the model
     #[arg(long, value_name = "LAYERS", help_heading = "Model")]
-    layers: Option<usize>,
+    #[arg(default_value_t = toy::model().num_layers())]
+    layers: usize,
     /// Width of the model
     #[arg(long, value_name = "WIDTH", help_heading = "Model")]
-    hidden: Option<usize>,
+    #[arg(default_value_t = toy::model().hidden_size)]
+    hidden: usize,
     /// Experts of each layer
     #[arg(long, value_name = "EXPERTS", help_heading = "Model")]
-    experts: Option<usize>,
+    #[arg(default_value_t = toy::model().experts_per_layer[0])]
+    experts: usize,
     /// Router: linear (Yuan3.0 Ultra) or attention (Yuan3.0 Flash)
     #[arg(long, value_parser = ["linear", "attention"], help_heading = "Model")]
-    router: Option<String>,
+    #[arg(default_value = "linear")]
+    router: String,
     /// Train without localized filtering
     #[arg(long, help_heading = "Model")]
     no_lfa: bool,
 
     /// Optimizer steps
     #[arg(long, value_name = "STEPS", help_heading = "Optimisation")]
-    steps: Option<u64>,
+    #[arg(default_value_t = toy::train_config().steps)]
+    steps: u64,
     /// Rows of a micro-batch
     #[arg(long, value_name = "ROWS", help_heading = "Optimisation")]
-    batch: Option<usize>,
+    #[arg(default_value_t = toy::train_config().batch_size)]
+    batch: usize,
     /// Micro-batches of an optimizer step
     #[arg(long, value_name = "MICRO_BATCHES", help_heading = "Optimisation")]
-    accumulation: Option<usize>,
+    #[arg(default_value_t = toy::train_config().accumulation)]
+    accumulation: usize,
     /// Peak learning rate; it falls to a tenth of it
     #[arg(long, value_name = "RATE", help_heading = "Optimisation")]
-    learning_rate: Option<f64>,
+    #[arg(default_value_t = toy::train_config().learning_rate)]
+    learning_rate: f64,
     /// Decides initial weights and the order of the data
     #[arg(long, value_name = "NUMBER", help_heading = "Optimisation")]
-    seed: Option<u64>,
+    #[arg(default_value_t = toy::train_config().seed)]
+    seed: u64,
     /// Coefficient of the auxiliary loss of Switch and Mixtral
     #[arg(long, value_name = "COEFFICIENT", help_heading = "Optimisation")]
-    aux_loss: Option<f64>,
+    #[arg(default_value_t = 0.0)]
+    aux_loss: f64,
     /// Coefficient of DeepSeek-V3's sequence-wise auxiliary loss
     #[arg(long, value_name = "COEFFICIENT", help_heading = "Optimisation")]
-    sequence_aux_loss: Option<f64>,
+    #[arg(default_value_t = 0.0)]
+    sequence_aux_loss: f64,
     /// Coefficient of the router z-loss
     #[arg(long, value_name = "COEFFICIENT", help_heading = "Optimisation")]
-    z_loss: Option<f64>,
+    #[arg(default_value_t = 0.0)]
+    z_loss: f64,
     /// Balance without an auxiliary loss: how far the routers' biases move after a step
     /// (DeepSeek-V3)
     #[arg(long, value_name = "RATE", help_heading = "Optimisation")]
@@ -88,8 +107,8 @@ pub struct Options {
     prune_at: Vec<u64>,
     /// Prune so many times at most, each time when the loads have become stable again
     #[arg(long, value_name = "PRUNES", conflicts_with_all = ["no_laep", "prune_at"])]
-    #[arg(help_heading = "LAEP")]
-    rounds: Option<usize>,
+    #[arg(default_value_t = 1, help_heading = "LAEP")]
+    rounds: usize,
     /// Apply this plan instead of making one
     #[arg(long, value_name = "PLAN.json", conflicts_with = "no_laep", help_heading = "LAEP")]
     plan: Option<PathBuf>,
@@ -102,19 +121,24 @@ pub struct Options {
     guard_steps: u64,
     /// Steps whose loads are summed into one window
     #[arg(long, value_name = "STEPS", help_heading = "LAEP")]
-    window: Option<u64>,
+    #[arg(default_value_t = toy::train_config().laep.window_steps)]
+    window: u64,
     /// Windows in a row that must be stable
     #[arg(long, value_name = "WINDOWS", help_heading = "LAEP")]
-    stable_windows: Option<usize>,
+    #[arg(default_value_t = toy::train_config().laep.stability.windows)]
+    stable_windows: usize,
     /// Largest share of a layer's load that may move between stable windows
     #[arg(long, value_name = "SHARE", help_heading = "LAEP")]
-    max_change: Option<f64>,
+    #[arg(default_value_t = toy::train_config().laep.stability.max_change)]
+    max_change: f64,
     /// Smallest rank correlation of the loads of stable windows
     #[arg(long, value_name = "CORRELATION", help_heading = "LAEP")]
-    min_rank_correlation: Option<f64>,
-    /// Spread the experts over the groups anew after so many windows, pruned or not
-    #[arg(long, value_name = "WINDOWS", help_heading = "LAEP")]
-    rearrange_every: Option<u64>,
+    #[arg(default_value_t = toy::train_config().laep.stability.min_rank_correlation)]
+    min_rank_correlation: f64,
+    /// Spread the experts over the groups anew after so many windows, pruned or not; 0: only when
+    /// pruning
+    #[arg(long, value_name = "WINDOWS", default_value_t = 0, help_heading = "LAEP")]
+    rearrange_every: u64,
 
     /// Where to compute: flex, or another backend that this build has; several devices
     /// (cuda:0,cuda:1, or ws://host:port of workers) share the batch and the experts
@@ -124,14 +148,13 @@ pub struct Options {
     /// Of several devices: rows that each hold all experts; the devices of a row share them
     #[arg(long, default_value_t = 1, value_name = "ROWS", help_heading = "Devices")]
     pub data_parallel: usize,
-    /// Of devices of other processes: longest time in which nothing happens before they are given
-    /// up
+    /// With several devices or workers: longest time without an event before the run is given up
     #[arg(long, default_value_t = 600, value_name = "SECONDS", help_heading = "Devices")]
     pub patience: u64,
     /// Type of activations and products: f32, or bf16 with everything sensitive and the parameters
     /// in f32
-    #[arg(long, value_name = "TYPE", help_heading = "Devices")]
-    precision: Option<Precision>,
+    #[arg(long, value_name = "TYPE", default_value = "f32", help_heading = "Devices")]
+    precision: Precision,
     /// Save memory: compute every layer a second time for its gradients instead of keeping what it
     /// computed
     #[arg(long, help_heading = "Devices")]
@@ -147,12 +170,12 @@ pub struct Options {
     /// Go on with the run in --run from its latest checkpoint; other options are then ignored
     #[arg(long, requires = "run", help_heading = "Output")]
     pub resume: bool,
-    /// Steps between validations
-    #[arg(long, value_name = "STEPS", help_heading = "Output")]
-    validate_every: Option<u64>,
-    /// Steps between checkpoints
-    #[arg(long, value_name = "STEPS", help_heading = "Output")]
-    checkpoint_every: Option<u64>,
+    /// Steps between validations; 0: only at the end
+    #[arg(long, value_name = "STEPS", default_value_t = 60, help_heading = "Output")]
+    validate_every: u64,
+    /// Steps between checkpoints; 0: only at the end
+    #[arg(long, value_name = "STEPS", default_value_t = 60, help_heading = "Output")]
+    checkpoint_every: u64,
 }
 
 impl Options {
@@ -163,28 +186,27 @@ impl Options {
     /// If the plan cannot be read.
     pub fn train_config(&self) -> anyhow::Result<TrainConfig> {
         let toy = toy::train_config();
-        let steps = self.steps.unwrap_or(toy.steps);
-        let learning_rate = self.learning_rate.unwrap_or(toy.learning_rate);
+        let present = |steps: u64| (steps != 0).then_some(steps);
         Ok(TrainConfig {
-            steps,
-            batch_size: self.batch.unwrap_or(toy.batch_size),
-            seq_len: self.seq.unwrap_or(toy.seq_len),
-            accumulation: self.accumulation.unwrap_or(toy.accumulation),
-            learning_rate,
-            min_learning_rate: learning_rate / 10.0,
-            warmup_steps: (steps / 12).min(2000),
-            seed: self.seed.unwrap_or(toy.seed),
-            validate_every: self.validate_every.or(toy.validate_every),
-            checkpoint_every: self.checkpoint_every.or(toy.checkpoint_every),
+            steps: self.steps,
+            batch_size: self.batch,
+            seq_len: self.seq,
+            accumulation: self.accumulation,
+            learning_rate: self.learning_rate,
+            min_learning_rate: self.learning_rate / 10.0,
+            warmup_steps: (self.steps / 12).min(2000),
+            seed: self.seed,
+            validate_every: present(self.validate_every),
+            checkpoint_every: present(self.checkpoint_every),
             laep: self.laep_config(toy.laep)?,
             balance: BalanceLosses {
-                auxiliary: self.aux_loss.unwrap_or(0.0),
-                sequence: self.sequence_aux_loss.unwrap_or(0.0),
-                router_z: self.z_loss.unwrap_or(0.0),
+                auxiliary: self.aux_loss,
+                sequence: self.sequence_aux_loss,
+                router_z: self.z_loss,
             },
             bias_update_rate: self.bias_update_rate.filter(|&rate| rate != 0.0),
             recompute: self.recompute,
-            precision: self.precision.unwrap_or(toy.precision),
+            precision: self.precision,
             ..TrainConfig::default()
         })
     }
@@ -196,22 +218,20 @@ impl Options {
             limits.multiple_of = groups;
         }
         Ok(LaepConfig {
-            window_steps: self.window.unwrap_or(toy.window_steps),
+            window_steps: self.window,
             trigger: match &self.prune_at[..] {
                 _ if self.no_laep => Trigger::Never,
-                [] => self.rounds.map_or(toy.trigger, |rounds| Trigger::Stable { rounds }),
+                [] => Trigger::Stable { rounds: self.rounds },
                 steps => Trigger::Steps(steps.to_vec()),
             },
             stability: StabilityTest {
-                windows: self.stable_windows.unwrap_or(toy.stability.windows),
-                max_change: self.max_change.unwrap_or(toy.stability.max_change),
-                min_rank_correlation: self
-                    .min_rank_correlation
-                    .unwrap_or(toy.stability.min_rank_correlation),
+                windows: self.stable_windows,
+                max_change: self.max_change,
+                min_rank_correlation: self.min_rank_correlation,
             },
             limits,
             groups,
-            rearrange_every: self.rearrange_every.filter(|&windows| windows != 0),
+            rearrange_every: (self.rearrange_every != 0).then_some(self.rearrange_every),
             plan: self.plan()?,
             speed: None,
             guard: self.guard.map(|margin| Guard { margin, steps: self.guard_steps }),
@@ -248,22 +268,20 @@ impl Options {
     /// The model, with the vocabulary that is asked of the tokenizer.
     pub fn model_config(&self) -> YuanConfig {
         let toy = toy::model();
-        let hidden = self.hidden.unwrap_or(toy.hidden_size);
-        let layers = self.layers.unwrap_or(toy.num_layers());
-        let experts = self.experts.unwrap_or(toy.experts_per_layer[0]);
+        let hidden = self.hidden;
         YuanConfig {
-            vocab_size: self.vocab.unwrap_or(toy.vocab_size),
+            vocab_size: self.vocab,
             hidden_size: hidden,
             attention_projection_size: 2 * hidden,
             expert_hidden_size: 2 * hidden,
-            experts_per_layer: vec![experts; layers],
+            experts_per_layer: vec![self.experts; self.layers],
             localized_filter: !self.no_lfa,
             router_selection_bias: self.bias_update_rate.is_some_and(|rate| rate > 0.0),
-            router_type: match self.router.as_deref() {
-                Some("attention") => RouterType::Attention,
+            router_type: match self.router.as_str() {
+                "attention" => RouterType::Attention,
                 _ => RouterType::Linear,
             },
-            max_seq_len: self.seq.unwrap_or(0).max(toy.max_seq_len),
+            max_seq_len: self.seq.max(toy.max_seq_len),
             // The published σ · √H at this width.
             init_std: 1.0 / (hidden as f64).sqrt(),
             ..toy

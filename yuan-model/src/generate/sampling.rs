@@ -2,7 +2,7 @@
 
 use rand::Rng;
 
-use super::GenerateError;
+use super::error::GenerateError;
 
 /// How the next token is chosen: repetition penalty, temperature, top-k, top-p, then a draw.
 #[derive(Debug, Clone, Copy, PartialEq)]

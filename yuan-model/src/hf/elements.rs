@@ -206,7 +206,7 @@ fn place<S: Float, D: Float>(
                 for (column, value) in out.iter_mut().enumerate() {
                     *value = read(((column % rows) * columns + i) * 2 + column / rows);
                 }
-            })
+            });
         }
     }
 }
@@ -243,7 +243,7 @@ fn transpose<A: Copy + Sync, T: Copy + Default + Send>(
                 match line.first_chunk_mut::<TILE>() {
                     Some(whole) => (0..TILE).for_each(|row| whole[row] = tile[row][column]),
                     None => {
-                        line.iter_mut().zip(&tile).for_each(|(value, row)| *value = row[column])
+                        line.iter_mut().zip(&tile).for_each(|(value, row)| *value = row[column]);
                     }
                 }
             }

@@ -60,14 +60,7 @@ impl MeshModel {
     /// If the configuration contradicts itself, or a layer has fewer experts than a row has
     /// devices.
     pub fn new(config: &YuanConfig, mesh: &DeviceMesh) -> Result<Self, ConfigError> {
-        let few = config.experts_per_layer.iter().position(|&experts| experts < mesh.expert());
-        if let Some(layer) = few {
-            return Err(ConfigError::Contradiction(format!(
-                "layer {layer} has {} experts, too few for the {} devices of the mesh that share them",
-                config.experts_per_layer[layer],
-                mesh.expert()
-            )));
-        }
+        Self::check(config, mesh)?;
         let placement: Vec<Vec<usize>> = config
             .experts_per_layer
             .iter()
@@ -83,6 +76,24 @@ impl MeshModel {
         let replicas =
             mesh.devices().iter().enumerate().map(replica).collect::<Result<_, ConfigError>>()?;
         Ok(Self { replicas, placement, config: config.clone(), mesh: mesh.clone() })
+    }
+
+    /// Checks that every layer has an expert for every device that shares them.
+    ///
+    /// # Errors
+    ///
+    /// Names the layer that has too few.
+    pub fn check(config: &YuanConfig, mesh: &DeviceMesh) -> Result<(), ConfigError> {
+        for (layer, &experts) in config.experts_per_layer.iter().enumerate() {
+            if experts < mesh.expert() {
+                return Err(ConfigError::Contradiction(format!(
+                    "layer {layer} has {experts} experts, too few for the {} devices of the mesh \
+                     that share them",
+                    mesh.expert()
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Spreads a model over a mesh, with copies of its weights.

@@ -39,7 +39,7 @@ impl Target {
         for (source, rows) in self.parts.iter().filter(|(_, rows)| !rows.is_empty()) {
             match merged.last_mut() {
                 Some((last, before)) if last == source && before.end == rows.start => {
-                    before.end = rows.end
+                    before.end = rows.end;
                 }
                 _ => merged.push((*source, rows.clone())),
             }

@@ -11,7 +11,7 @@ use serde::{
     de::{IgnoredAny, MapAccess, Visitor},
 };
 
-use super::{Metadata, OutgoingTensor, StoredTensor, TensorInfo};
+use super::{Metadata, OutgoingTensor, TensorInfo, tensor::StoredTensor};
 
 /// Longest header that the format allows.
 pub(super) const LARGEST: u64 = 100_000_000;

@@ -8,7 +8,7 @@ use std::{
 
 use memmap2::{Mmap, MmapOptions};
 
-use super::StoredTensor;
+use super::tensor::StoredTensor;
 
 /// Bytes of one tensor in its file, which the system may drop from memory again.
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use minijinja::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, ser::PrettyFormatter};
 
-use super::TextError;
+use super::file::{TextError, json};
 use crate::files::FileError;
 
 /// One turn of a conversation.
@@ -72,7 +72,7 @@ impl ChatTemplate {
         let source = if jinja.is_file() {
             Some(fs::read_to_string(&jinja).map_err(FileError::of("read", &jinja))?)
         } else {
-            let file = super::json(&directory.join("chat_template.json"))?.unwrap_or_default();
+            let file = json(&directory.join("chat_template.json"))?.unwrap_or_default();
             let key = [&file["chat_template"], &tokenizer_config["chat_template"]];
             key.into_iter().find_map(text_of).map(str::to_owned)
         };

@@ -1,6 +1,6 @@
 //! Settings of layer-adaptive expert pruning (LAEP): when, how much, and what undoes it.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use yuan_laep::{LoadTracker, PruneLimits, PrunePlan, StabilityTest};
 
 use crate::{SpeedModel, TrainError};
@@ -57,7 +57,7 @@ pub struct LaepConfig {
     pub groups: usize,
     /// Windows after which all experts are spread over the groups anew by the latest loads, without
     /// pruning any; absent: only with a prune.
-    #[serde(default, deserialize_with = "super::zero_is_absent")]
+    #[serde(default, deserialize_with = "zero_is_absent")]
     pub rearrange_every: Option<u64>,
     /// A plan made elsewhere, applied instead of one on the run's own loads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -140,4 +140,9 @@ impl LaepConfig {
     pub(crate) fn tracker(&self) -> Result<LoadTracker, TrainError> {
         Ok(LoadTracker::new(self.window_steps, self.stability.windows + 1)?)
     }
+}
+
+/// Runs of earlier versions say 0 where nothing is meant to happen.
+pub(crate) fn zero_is_absent<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+    Ok(Option::deserialize(from)?.filter(|&number| number != 0))
 }

@@ -123,6 +123,20 @@ impl TokenStreams {
         Ok(Self { train: read("train.tokens")?, validation: read("validation.tokens")?, eod })
     }
 
+    /// Tokens of both files in `directory`.
+    ///
+    /// # Errors
+    ///
+    /// If one is missing.
+    pub fn sizes(directory: &Path) -> Result<[u64; 2], TrainError> {
+        let size = |name: &str| {
+            let path = directory.join(name);
+            let bytes = std::fs::metadata(&path).map_err(TrainError::io("read", &path))?.len();
+            Ok::<_, TrainError>(bytes / 4)
+        };
+        Ok([size("train.tokens")?, size("validation.tokens")?])
+    }
+
     /// Writes `train.tokens` and `validation.tokens`: little-endian 32-bit ids.
     ///
     /// # Errors

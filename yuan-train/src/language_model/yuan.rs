@@ -32,7 +32,7 @@ impl LanguageModel for YuanModel {
     }
 
     fn summary(&self) -> ModelSummary {
-        summary(self)
+        ModelSummary::of_prunable(self)
     }
 
     fn config_json(&self) -> String {
@@ -75,7 +75,7 @@ impl LanguageModel for MeshModel {
     }
 
     fn summary(&self) -> ModelSummary {
-        summary(self)
+        ModelSummary::of_prunable(self)
     }
 
     fn stored_parameters(&self) -> Vec<StoredParameter> {
@@ -117,11 +117,4 @@ fn callbacks<M: PrunableExperts + SelectionBias>(
     callbacks.extend(BalanceBias::boxed(config));
     callbacks.push(PruneExperts::boxed(config)?);
     Ok(callbacks)
-}
-
-fn summary<M: PrunableExperts>(model: &M) -> ModelSummary {
-    ModelSummary {
-        parameters: model.num_parameters(),
-        experts_per_layer: model.experts_per_layer(),
-    }
 }

@@ -27,7 +27,7 @@ pub enum StepOutcome {
 /// A number of a step that is infinite or no number at all.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct NotFinite {
-    /// Which number: loss, balancing loss, gradient norm or validation loss.
+    /// Which number: loss, balancing loss or gradient norm.
     pub what: &'static str,
     /// What it is.
     pub value: f64,
@@ -163,7 +163,7 @@ impl StepSums {
         let mut loads = Vec::with_capacity(self.loads.len());
         for load in self.loads {
             let counts = match load {
-                ExpertLoad::Device(_) => read.next().map(ExpertLoad::counts).unwrap_or_default(),
+                ExpertLoad::Device(_) => read.next().map(ExpertLoad::from_data).unwrap_or_default(),
                 ExpertLoad::Host(counts) => counts,
             };
             loads.push(LayerLoad::new(counts));

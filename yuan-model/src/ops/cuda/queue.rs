@@ -155,5 +155,5 @@ pub(super) fn capability(tensor: &CubeTensor) -> i32 {
 ///
 /// If the device fails.
 pub(super) fn received(tensor: &CubeTensor) -> Option<Vec<i32>> {
-    run_now(tensor, |session, pointer| session.receive(pointer))
+    run_now(tensor, Session::receive)
 }
