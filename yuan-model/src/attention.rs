@@ -18,7 +18,7 @@ use crate::{
 /// form.
 #[derive(Module, Debug)]
 pub struct Attention {
-    /// Localized filtering; absent when `use_lf_gate` is off.
+    /// Localized filtering; absent when `localized_filter` is off.
     pub filter: Option<LocalizedFilter>,
     /// H → 2P; the output holds, head by head, the query and then the key.
     pub query_key: Linear,
@@ -164,7 +164,7 @@ impl YuanConfig {
     }
 }
 
-/// Keeps the documents of a packed row apart (`reset_attention_mask`).
+/// Keeps the documents of a packed row apart (`isolate_documents`).
 #[derive(Debug, Clone)]
 pub struct DocumentMask {
     /// Where the document of each position starts, `[batch, seq]`.

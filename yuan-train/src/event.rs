@@ -56,7 +56,7 @@ pub enum Event {
     Skip {
         /// Steps completed; the next one is taken with the next batch.
         step: u64,
-        /// Loss or gradient norm.
+        /// Loss, balancing loss or gradient norm.
         what: String,
         /// What it was.
         value: String,

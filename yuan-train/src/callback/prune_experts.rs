@@ -50,7 +50,7 @@ struct Watched {
 impl PruneExperts {
     /// Name of the first plan in the run directory.
     pub const PLAN: &'static str = "plan.json";
-    /// Name of the loads that it rests on, as the example `plan` reads them; until then, of the
+    /// Name of the loads that it rests on, as `yuan plan` reads them; until then, of the
     /// latest ones.
     pub const LOADS: &'static str = "loads.json";
 
