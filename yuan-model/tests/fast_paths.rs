@@ -75,7 +75,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 
     #[test]
-    fn products(rows in 1..300_usize, d_in in 1..90_usize, d_out in 1..90_usize, seed: u64) {
+    fn fast_products_are_the_portable_ones(rows in 1..300_usize, d_in in 1..90_usize, d_out in 1..90_usize, seed: u64) {
         agree("dense", |place| {
             let x = numbers([rows, d_in], seed, place).require_grad();
             let w = numbers([d_in, d_out], seed ^ 1, place).require_grad();
@@ -90,7 +90,7 @@ proptest! {
     }
 
     #[test]
-    fn grouped_products(counts in prop::collection::vec(prop_oneof![Just(0_usize), 1..5_usize, 1..200_usize], 1..12), d_in in 1..8_usize, d_out in 1..8_usize, seed: u64) {
+    fn fast_grouped_products_are_the_portable_ones(counts in prop::collection::vec(prop_oneof![Just(0_usize), 1..5_usize, 1..200_usize], 1..12), d_in in 1..8_usize, d_out in 1..8_usize, seed: u64) {
         let rows: usize = counts.iter().sum();
         prop_assume!(rows > 0);
         agree("grouped_matmul", |place| {
@@ -101,7 +101,7 @@ proptest! {
     }
 
     #[test]
-    fn elementwise(batch in 1..4_usize, seq in 1..40_usize, eighths in 1..20_usize, seed: u64) {
+    fn fast_swiglu_shifted_sum_and_norm_are_the_portable_ones(batch in 1..4_usize, seq in 1..40_usize, eighths in 1..20_usize, seed: u64) {
         let (rows, half) = (batch * seq, 8 * eighths);
         agree("swiglu", |place| {
             let x = numbers([rows, 2 * half], seed, place).mul_scalar(6.0).require_grad();
@@ -119,7 +119,7 @@ proptest! {
     }
 
     #[test]
-    fn rotations_of_a_part_of_every_head(batch in 1..4_usize, seq in 1..9_usize, heads in 1..4_usize, eighths in 1..5_usize, rest in 0..3_usize, shared: bool, seed: u64) {
+    fn fast_rotations_of_a_part_of_every_head_are_the_portable_ones(batch in 1..4_usize, seq in 1..9_usize, heads in 1..4_usize, eighths in 1..5_usize, rest in 0..3_usize, shared: bool, seed: u64) {
         agree("rotate", |place| {
             // Queries and keys come side by side.
             let width = 8 * (2 * eighths + rest);
@@ -132,7 +132,7 @@ proptest! {
     }
 
     #[test]
-    fn embeddings(vocab in prop_oneof![2..300_usize, 3000..3100_usize], rows in 1..900_usize, eighths in 1..9_usize, seed: u64) {
+    fn fast_embeddings_are_the_portable_ones(vocab in prop_oneof![2..300_usize, 3000..3100_usize], rows in 1..900_usize, eighths in 1..9_usize, seed: u64) {
         let ids: Vec<usize> = (0..rows).map(|i| (i * i * 7 + seed as usize % 1000 * (i % 3)) % vocab).collect();
         agree("embed", |place| {
             let table = full([vocab, 8 * eighths], seed, place).require_grad();
@@ -141,7 +141,7 @@ proptest! {
     }
 
     #[test]
-    fn dispatch_and_combine(tokens in 1..900_usize, top_k in 1..5_usize, more in 0..60_usize, eighths in 1..9_usize, seed: u64) {
+    fn fast_dispatch_and_combine_are_the_portable_ones(tokens in 1..900_usize, top_k in 1..5_usize, more in 0..60_usize, eighths in 1..9_usize, seed: u64) {
         let experts = top_k + more;
         let chosen: Vec<usize> = (0..tokens * top_k).map(|i| (i / top_k * (i / top_k) * 7 + i % top_k) % experts).collect();
         agree("dispatch", |place| {
@@ -160,7 +160,7 @@ proptest! {
     }
 
     #[test]
-    fn causal_attention(
+    fn fast_causal_attention_is_the_portable_one(
         batch in 1..3_usize, heads in 1..4_usize, seq in prop_oneof![1..40_usize, 60..140_usize, 500..600_usize],
         // The last two have kernels of their own on some cards.
         width in prop_oneof![(1..9_usize).prop_map(|eighths| 8 * eighths), Just(128), Just(256)],
@@ -181,7 +181,7 @@ proptest! {
     }
 
     #[test]
-    fn rotary_attention(
+    fn fast_rotary_attention_is_the_portable_one(
         batch in 1..3_usize, heads in 1..4_usize, seq in prop_oneof![1..40_usize, 60..140_usize],
         width in prop_oneof![(2..9_usize).prop_map(|eighths| 16 * eighths), Just(128)], shared: bool, seed: u64,
     ) {
@@ -195,7 +195,7 @@ proptest! {
     }
 
     #[test]
-    fn cross_entropies(rows in 1..70_usize, width in 1..9_usize, classes in 2..900_usize, at_once in 1..80_usize, seed: u64) {
+    fn fast_cross_entropies_are_the_portable_ones(rows in 1..70_usize, width in 1..9_usize, classes in 2..900_usize, at_once in 1..80_usize, seed: u64) {
         let labels: Vec<usize> = (0..rows).map(|i| (i * 7 + seed as usize % 11) % classes).collect();
         agree("cross_entropy", |place| {
             let logits = full([rows, classes], seed, place).mul_scalar(9.0).require_grad();
@@ -209,7 +209,7 @@ proptest! {
     }
 
     #[test]
-    fn optimizer(size in 1..5000_usize, step in 1..200_u64, decay in 0.0..0.5, seed: u64) {
+    fn a_fast_optimizer_makes_the_portable_updates(size in 1..5000_usize, step in 1..200_u64, decay in 0.0..0.5, seed: u64) {
         agree("adamw_update", |place| {
             let place = &Place { device: place.device.clone().inner(), ..*place };
             let input = |i| full([size], seed ^ i, place);

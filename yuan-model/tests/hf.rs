@@ -554,7 +554,7 @@ fn a_configuration_that_contradicts_the_tensors_is_refused() {
         "DIR: `model.embed_tokens.weight` is [80, 32], expected [81, 32]; `lm_head.weight` is [80, 32], expected [81, 32]"
     );
     let error = with(&|config| {
-        config["moe_config"]["per_layer_experts_blocks"] = json!([8, 4, 1_u64 << 40])
+        config["moe_config"]["per_layer_experts_blocks"] = json!([8, 4, 1_u64 << 40]);
     });
     assert!(
         error.starts_with("DIR: the files hold 66 tensors, but config.json asks for over"),

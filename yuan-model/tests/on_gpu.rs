@@ -1,6 +1,7 @@
 //! The tests that mean something on a GPU in one program, which is carried to one
 //! (`scripts/gpu.sh`); on its own, each of them is a program of 130 MB.
 #![cfg(feature = "cuda")]
+#![allow(clippy::duplicate_mod, reason = "every test program has its own copy of what they share")]
 
 #[path = "balance.rs"]
 mod balance;

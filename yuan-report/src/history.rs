@@ -105,7 +105,7 @@ impl History {
             match event {
                 Event::Prune { .. } => latest_prune = Some(at),
                 Event::RollBack { .. } => {
-                    undone.extend(latest_prune.take().map(|prune| prune..at + 1))
+                    undone.extend(latest_prune.take().map(|prune| prune..at + 1));
                 }
                 _ => {}
             }

@@ -53,7 +53,13 @@ pub use memory::peak_resident;
 pub use model_directory::ModelDirectory;
 pub use optim::{AdamW, AdamWConfig, clip_factor, global_norm_squared};
 pub use reduce::{all_reduce, reduce_gradients};
-pub use run::{NewRun, Run, check_mesh, check_settings, fresh_model, row_streams};
+pub use run::{
+    Run,
+    check::{check_mesh, check_settings},
+    fresh_model,
+    new::NewRun,
+    row_streams,
+};
 pub use speed::{SpeedModel, StepWork, measure_device, measure_link, model_shape};
 pub use trainer::{NotFinite, StepOutcome, Trainer};
 pub use watch::{Pulse, Watch};

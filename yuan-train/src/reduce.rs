@@ -118,57 +118,94 @@ const WORTH_SPLITTING: usize = 1 << 16;
 ///
 /// If the tensors of a list are of different shapes.
 pub fn all_reduce(lists: Vec<Vec<Tensor<1>>>) -> Vec<Vec<Tensor<1>>> {
-    let (mut sources, mut targets) = (Vec::new(), Vec::new());
-    let mut pieces: Vec<Vec<(usize, Range<usize>)>> = Vec::with_capacity(lists.len());
+    let mut owned: Vec<Vec<Owned>> = Vec::with_capacity(lists.len());
     for (turn, tensors) in lists.iter().enumerate() {
-        let (elements, first) = (tensors[0].dims()[0], sources.len());
-        let of_list = owners(elements, tensors.len(), turn);
-        sources.extend(tensors.iter().map(|tensor| tensor.clone().reshape([elements, 1])));
-        for (owner, range) in &of_list {
-            let from =
-                |copy| Target { at: first + owner, parts: vec![(first + copy, range.clone())] };
-            targets.extend((0..tensors.len()).map(from));
+        owned.push(owners(tensors[0].dims()[0], tensors.len(), turn));
+    }
+    gather_sums(&lists, sum_at_owners(&lists, &owned))
+}
+
+/// The first half: every part of every list travels to its owner and is added up there, in the order
+/// of the list. One sum a part, `[elements, 1]`.
+fn sum_at_owners(lists: &[Vec<Tensor<1>>], owned: &[Vec<Owned>]) -> Vec<Vec<Tensor<2>>> {
+    let (mut sources, mut targets) = (Vec::new(), Vec::new());
+    for (tensors, parts) in lists.iter().zip(owned) {
+        let first = sources.len();
+        for tensor in tensors {
+            sources.push(tensor.clone().reshape([tensor.dims()[0], 1]));
         }
-        pieces.push(of_list);
+        for Owned { device, elements } in parts {
+            for copy in first..first + tensors.len() {
+                let parts = vec![(copy, elements.clone())];
+                targets.push(Target { at: first + device, parts });
+            }
+        }
     }
     let mut received = ops::exchange(sources, targets).into_iter().flatten();
-    let (mut sources, mut targets): (Vec<Tensor<2>>, Vec<Target>) = (Vec::new(), Vec::new());
-    // Sums of pieces, in their order.
-    let mut places: Vec<Vec<(usize, Range<usize>)>> = Vec::with_capacity(lists.len());
-    for (tensors, pieces) in lists.iter().zip(&pieces) {
-        let place = |(_, range): &(usize, Range<usize>)| {
-            let sum = received.by_ref().take(tensors.len()).reduce(|sum, more| sum + more);
-            sources.extend(sum);
-            (sources.len() - 1, 0..range.len())
-        };
-        places.push(pieces.iter().map(place).collect());
+    let mut sums = Vec::with_capacity(lists.len());
+    for (tensors, parts) in lists.iter().zip(owned) {
+        let mut of_list = Vec::with_capacity(parts.len());
+        for _ in parts {
+            let copies = received.by_ref().take(tensors.len());
+            of_list.extend(copies.reduce(|sum, more| sum + more));
+        }
+        sums.push(of_list);
     }
-    // A row that nobody takes stands for each device.
-    let mut rows: Vec<(Device, usize)> = Vec::new();
-    for (tensors, parts) in lists.iter().zip(places) {
+    sums
+}
+
+/// The second half: the sums of a list's parts travel to all of its devices and make a whole there.
+fn gather_sums(lists: &[Vec<Tensor<1>>], sums: Vec<Vec<Tensor<2>>>) -> Vec<Vec<Tensor<1>>> {
+    let (mut sources, mut targets) = (Vec::new(), Vec::new());
+    // A row that nobody takes stands for each device: a result lies where some source does.
+    let mut places: Vec<(Device, usize)> = Vec::new();
+    for (tensors, sums) in lists.iter().zip(sums) {
+        let mut parts = Vec::with_capacity(sums.len());
+        for sum in sums {
+            parts.push((sources.len(), 0..sum.dims()[0]));
+            sources.push(sum);
+        }
         for tensor in tensors {
             let device = tensor.device();
-            let known = rows.iter().find(|(row, _)| *row == device).map(|(_, place)| *place);
-            let at = known.unwrap_or_else(|| {
-                sources.push(Tensor::empty([1, 1], (&device, tensor.dtype())));
-                rows.push((device, sources.len() - 1));
-                sources.len() - 1
-            });
+            let known = places.iter().find(|(place, _)| *place == device);
+            let at = match known {
+                Some(&(_, at)) => at,
+                None => {
+                    sources.push(Tensor::empty([1, 1], (&device, tensor.dtype())));
+                    places.push((device, sources.len() - 1));
+                    sources.len() - 1
+                }
+            };
             targets.push(Target { at, parts: parts.clone() });
         }
     }
     let mut whole = ops::exchange(sources, targets).into_iter().flatten();
-    let of_list =
-        |tensors: Vec<_>| whole.by_ref().take(tensors.len()).map(|sum| sum.flatten(0, 1)).collect();
-    lists.into_iter().map(of_list).collect()
+    let mut results = Vec::with_capacity(lists.len());
+    for tensors in lists {
+        let copies = whole.by_ref().take(tensors.len());
+        results.push(copies.map(|sum| sum.flatten(0, 1)).collect());
+    }
+    results
 }
 
-/// Who adds up which elements.
-fn owners(elements: usize, devices: usize, turn: usize) -> Vec<(usize, Range<usize>)> {
+/// A part of a sum, and the device of a list that adds it up.
+struct Owned {
+    device: usize,
+    elements: Range<usize>,
+}
+
+/// Who adds up which elements of the sum of a list; lists take turns where it is one device.
+fn owners(elements: usize, devices: usize, turn: usize) -> Vec<Owned> {
     if elements < WORTH_SPLITTING {
-        return vec![(turn % devices, 0..elements)];
+        return vec![Owned { device: turn % devices, elements: 0..elements }];
     }
     let share = elements.div_ceil(devices);
-    let range = |device: usize| (device, device * share..((device + 1) * share).min(elements));
-    (0..devices).map(range).filter(|(_, range)| !range.is_empty()).collect()
+    let mut parts = Vec::with_capacity(devices);
+    for device in 0..devices {
+        let part = device * share..((device + 1) * share).min(elements);
+        if !part.is_empty() {
+            parts.push(Owned { device, elements: part });
+        }
+    }
+    parts
 }

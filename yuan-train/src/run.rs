@@ -21,11 +21,16 @@ use yuan_model::{
 };
 
 use crate::{
-    Checkpoint, LanguageModel, MetricsFile, ModelDirectory, Place, SpeedModel, TrainConfig,
-    TrainError, Trainer, Trigger,
-    data::{self, Document, RowStream, TokenStreams, Tokenizer},
+    Checkpoint, LanguageModel, MetricsFile, Place, SpeedModel, TrainConfig, TrainError, Trainer,
+    data::{RowStream, TokenStreams, Tokenizer},
     model_directory::TOKENIZER,
 };
+
+pub(crate) mod check;
+pub(crate) mod new;
+
+use check::{check_mesh, check_settings};
+use new::{NewRun, Start};
 
 /// Name of the settings' file in a run directory.
 const CONFIG: &str = "run.json";
@@ -72,102 +77,6 @@ pub struct Run {
     model: YuanConfig,
     /// To train on, and to validate with.
     tokens: [u64; 2],
-}
-
-/// What a new run is made from.
-#[derive(Debug)]
-pub struct NewRun {
-    config: TrainConfig,
-    start: Start,
-    documents: Vec<Document>,
-    speed_on: Option<DeviceMesh>,
-    show_progress: bool,
-}
-
-/// What the model starts as.
-#[derive(Debug)]
-enum Start {
-    /// Fresh weights, and a tokenizer that is trained on the documents; its vocabulary and its
-    /// end-of-document token go into the configuration.
-    Fresh(Box<YuanConfig>),
-    /// Weights and tokenizer of another model.
-    From(ModelDirectory),
-}
-
-impl NewRun {
-    /// A model with fresh weights and a tokenizer of up to `model.vocab_size` entries, trained on
-    /// the documents.
-    pub fn new(config: TrainConfig, model: YuanConfig, documents: Vec<Document>) -> Self {
-        Self::with_start(config, Start::Fresh(Box::new(model)), documents)
-    }
-
-    /// Weights and tokenizer of another model: a run, one of its checkpoints, or published weights.
-    pub fn from_model(
-        config: TrainConfig,
-        model: ModelDirectory,
-        documents: Vec<Document>,
-    ) -> Self {
-        Self::with_start(config, Start::From(model), documents)
-    }
-
-    fn with_start(config: TrainConfig, start: Start, documents: Vec<Document>) -> Self {
-        Self { config, start, documents, speed_on: None, show_progress: false }
-    }
-
-    /// Measures these devices, so that every prune comes with a prediction of the speed after it.
-    #[must_use]
-    pub fn with_speed_prediction(self, mesh: DeviceMesh) -> Self {
-        Self { speed_on: Some(mesh), ..self }
-    }
-
-    /// Shows a progress bar while the tokenizer is trained.
-    #[must_use]
-    pub fn with_progress(self, show: bool) -> Self {
-        Self { show_progress: show, ..self }
-    }
-
-    fn model(&self) -> &YuanConfig {
-        match &self.start {
-            Start::Fresh(model) => model,
-            Start::From(directory) => directory.config(),
-        }
-    }
-
-    /// The model with what the tokenizer says of it.
-    fn model_with(&self, tokenizer: &Tokenizer, eod: u32) -> Result<YuanConfig, TrainError> {
-        let refuse = |message: String| Err(TrainError::Setting(message));
-        let (mut model, entries) = (self.model().clone(), tokenizer.get_vocab_size(true));
-        match &self.start {
-            Start::Fresh(_) => model.vocab_size = entries,
-            Start::From(_) if model.vocab_size < entries => {
-                let rows = model.vocab_size;
-                return refuse(format!(
-                    "the tokenizer has {entries} entries, the model only {rows}"
-                ));
-            }
-            Start::From(_) => {
-                if let Some(other) = model.tokens.eod.filter(|&other| other != eod) {
-                    return refuse(format!(
-                        "config.json says that {other} ends a document, the tokenizer {eod}"
-                    ));
-                }
-            }
-        }
-        model.tokens.eod = Some(eod);
-        model.validate()?;
-        Ok(model)
-    }
-
-    fn tokenizer(&self) -> Result<Tokenizer, TrainError> {
-        match &self.start {
-            Start::Fresh(model) => {
-                data::train_tokenizer(&self.documents, model.vocab_size, self.show_progress)
-            }
-            Start::From(directory) => {
-                data::read_tokenizer(&directory.tokenizer_directory().join(TOKENIZER))
-            }
-        }
-    }
 }
 
 impl Run {
@@ -357,52 +266,6 @@ pub fn row_streams(
              more files",
         )?,
     ])
-}
-
-/// Checks settings and model together, so that nothing is found out in the middle of the run.
-///
-/// # Errors
-///
-/// Names the setting that is out of range or does not fit the model.
-pub fn check_settings(config: &TrainConfig, model: &YuanConfig) -> Result<(), TrainError> {
-    config.validate()?;
-    let (experts, top_k) = (&model.experts_per_layer, model.top_k);
-    if let Some(plan) = &config.laep.plan {
-        return Ok(plan.check_against(experts, top_k)?);
-    }
-    if config.laep.trigger != Trigger::Never {
-        config.laep.limits.check_model(experts, top_k)?;
-    }
-    Ok(())
-}
-
-/// Checks that rows, experts and groups can be spread over the devices of a mesh.
-///
-/// # Errors
-///
-/// Names what cannot.
-pub fn check_mesh(
-    config: &TrainConfig,
-    model: &YuanConfig,
-    mesh: &DeviceMesh,
-) -> Result<(), TrainError> {
-    let refuse = |message: String| Err(TrainError::Setting(message));
-    let (rows, devices) = (config.batch_size, mesh.devices().len());
-    if !rows.is_multiple_of(devices) {
-        return refuse(format!(
-            "a batch of {rows} rows cannot be spread evenly over {devices} devices"
-        ));
-    }
-    let sharing = mesh.expert();
-    MeshModel::check(model, mesh)?;
-    let groups = config.laep.groups;
-    let is_spread = config.laep.trigger != Trigger::Never || config.laep.rearrange_every.is_some();
-    if is_spread && !groups.is_multiple_of(sharing) {
-        return refuse(format!(
-            "{groups} groups cannot be spread over the {sharing} devices that share the experts"
-        ));
-    }
-    Ok(())
 }
 
 /// Makes a directory, or takes an empty one; whether it was made here. Of two processes that want the

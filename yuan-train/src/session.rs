@@ -1,6 +1,6 @@
 //! Model and optimizer, which change together or not at all.
 
-use burn::{module::Module, optim::GradientsParams};
+use burn::{module::Module, optim::GradientsParams, tensor::DType};
 use yuan_model::{RefusedCut, Selection, named};
 
 use crate::{AdamW, TrainError};
@@ -80,7 +80,7 @@ fn bytes_moved<M: Module>(model: &M, selections: &[Selection]) -> u64 {
     for selection in selections {
         let Some(name) = names.iter().find(|name| name.id == selection.param) else { continue };
         let slice = name.shape.num_elements() / name.shape[selection.axis].max(1);
-        let size = dtypes.get(&selection.param).map_or(0, |dtype| dtype.size());
+        let size = dtypes.get(&selection.param).map_or(0, DType::size);
         bytes += (selection.moved * slice * size) as u64;
     }
     bytes

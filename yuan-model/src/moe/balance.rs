@@ -31,36 +31,50 @@ pub struct RoutedTokens<'a> {
     pub padding: Option<&'a Tensor<2, Bool>>,
 }
 
-/// One loss: sums over tokens, as many as it needs, and what is made of the sums over all of them.
-struct Loss {
-    coefficient: f64,
-    /// `[length]`
-    sums: fn(&RoutedTokens<'_>) -> Tensor<1>,
-    length: fn(experts: usize) -> usize,
-    of_sums: fn(Tensor<1>, experts: usize) -> Tensor<1>,
+/// A balancing loss. Each is made of sums over tokens, so that devices can add up their shares.
+#[derive(Debug, Clone, Copy)]
+enum Loss {
+    Auxiliary,
+    Sequence,
+    RouterZ,
+}
+
+impl Loss {
+    /// What it needs of the tokens, a vector of [`length`](Self::length) sums.
+    fn sums(self, tokens: &RoutedTokens<'_>) -> Tensor<1> {
+        match self {
+            Self::Auxiliary => auxiliary_sums(tokens),
+            Self::Sequence => sequence_sums(tokens),
+            Self::RouterZ => router_z_sums(tokens),
+        }
+    }
+
+    fn length(self, experts: usize) -> usize {
+        match self {
+            Self::Auxiliary => 2 * experts + 1,
+            Self::Sequence | Self::RouterZ => 2,
+        }
+    }
+
+    /// The loss, `[1]`, of its sums over all tokens.
+    fn of_sums(self, sums: Tensor<1>, experts: usize) -> Tensor<1> {
+        match self {
+            Self::Auxiliary => auxiliary(sums, experts),
+            Self::Sequence | Self::RouterZ => mean(sums),
+        }
+    }
 }
 
 impl BalanceLosses {
-    fn on(&self) -> impl Iterator<Item = Loss> {
-        let auxiliary = Loss {
-            coefficient: self.auxiliary,
-            sums: auxiliary_sums,
-            length: |n| 2 * n + 1,
-            of_sums: auxiliary,
-        };
-        let sequence = Loss {
-            coefficient: self.sequence,
-            sums: sequence_sums,
-            length: |_| 2,
-            of_sums: |sums, _| mean(sums),
-        };
-        let router_z = Loss {
-            coefficient: self.router_z,
-            sums: router_z_sums,
-            length: |_| 2,
-            of_sums: |sums, _| mean(sums),
-        };
-        [auxiliary, sequence, router_z].into_iter().filter(|loss| loss.coefficient != 0.0)
+    /// The losses with a coefficient, in the order of their sums.
+    fn on(&self) -> Vec<(Loss, f64)> {
+        let mut losses = vec![
+            (Loss::Auxiliary, self.auxiliary),
+            (Loss::Sequence, self.sequence),
+            (Loss::RouterZ, self.router_z),
+        ];
+        losses.retain(|&(_, coefficient)| coefficient != 0.0);
+        losses
     }
 
     /// The weighted sum of those that are on, `[1]`; nothing when none is.
@@ -72,21 +86,28 @@ impl BalanceLosses {
     /// What the losses over more tokens than these, rows of other devices, are made of: a vector of
     /// sums to add up; nothing when no loss is on.
     pub fn sums(&self, tokens: &RoutedTokens<'_>) -> Option<Tensor<1>> {
-        let sums: Vec<Tensor<1>> = self.on().map(|loss| (loss.sums)(tokens)).collect();
-        (!sums.is_empty()).then(|| Tensor::cat(sums, 0))
+        let mut sums = Vec::new();
+        for (loss, _) in self.on() {
+            sums.push(loss.sums(tokens));
+        }
+        if sums.is_empty() { None } else { Some(Tensor::cat(sums, 0)) }
     }
 
     /// The weighted sum of the losses that are on, `[1]`, of the [`sums`](Self::sums) over all
     /// tokens.
     pub fn of_sums(&self, sums: Tensor<1>, experts: usize) -> Tensor<1> {
-        let mut start = 0;
-        let losses = self.on().map(|loss| {
-            let end = start + (loss.length)(experts);
-            let of_loss = sums.clone().slice(start..end);
+        let (mut start, mut total) = (0, None);
+        for (loss, coefficient) in self.on() {
+            let end = start + loss.length(experts);
+            let value = loss.of_sums(sums.clone().slice(start..end), experts);
+            let weighted = value.mul_scalar(coefficient);
+            total = Some(match total {
+                Some(total) => total + weighted,
+                None => weighted,
+            });
             start = end;
-            (loss.of_sums)(of_loss, experts).mul_scalar(loss.coefficient)
-        });
-        losses.reduce(|sum, more| sum + more).unwrap_or_else(|| sums.zeros_like().sum())
+        }
+        total.unwrap_or_else(|| sums.zeros_like().sum())
     }
 }
 

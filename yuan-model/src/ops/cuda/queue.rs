@@ -155,5 +155,9 @@ pub(super) fn capability(tensor: &CubeTensor) -> i32 {
 ///
 /// If the device fails.
 pub(super) fn received(tensor: &CubeTensor) -> Option<Vec<i32>> {
-    run_now(tensor, Session::receive)
+    #[expect(
+        clippy::redundant_closure_for_method_calls,
+        reason = "the method is not general enough"
+    )]
+    run_now(tensor, |session, pointer| session.receive(pointer))
 }

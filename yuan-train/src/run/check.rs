@@ -1,0 +1,51 @@
+//! Whether settings, model and devices fit each other: found out before a run, not in the middle of it.
+
+use yuan_model::{DeviceMesh, MeshModel, YuanConfig};
+
+use crate::{TrainConfig, TrainError, Trigger};
+
+/// Checks settings and model together, so that nothing is found out in the middle of the run.
+///
+/// # Errors
+///
+/// Names the setting that is out of range or does not fit the model.
+pub fn check_settings(config: &TrainConfig, model: &YuanConfig) -> Result<(), TrainError> {
+    config.validate()?;
+    let (experts, top_k) = (&model.experts_per_layer, model.top_k);
+    if let Some(plan) = &config.laep.plan {
+        return Ok(plan.check_against(experts, top_k)?);
+    }
+    if config.laep.trigger != Trigger::Never {
+        config.laep.limits.check_model(experts, top_k)?;
+    }
+    Ok(())
+}
+
+/// Checks that rows, experts and groups can be spread over the devices of a mesh.
+///
+/// # Errors
+///
+/// Names what cannot.
+pub fn check_mesh(
+    config: &TrainConfig,
+    model: &YuanConfig,
+    mesh: &DeviceMesh,
+) -> Result<(), TrainError> {
+    let refuse = |message: String| Err(TrainError::Setting(message));
+    let (rows, devices) = (config.batch_size, mesh.devices().len());
+    if !rows.is_multiple_of(devices) {
+        return refuse(format!(
+            "a batch of {rows} rows cannot be spread evenly over {devices} devices"
+        ));
+    }
+    let sharing = mesh.expert();
+    MeshModel::check(model, mesh)?;
+    let groups = config.laep.groups;
+    let is_spread = config.laep.trigger != Trigger::Never || config.laep.rearrange_every.is_some();
+    if is_spread && !groups.is_multiple_of(sharing) {
+        return refuse(format!(
+            "{groups} groups cannot be spread over the {sharing} devices that share the experts"
+        ));
+    }
+    Ok(())
+}
