@@ -15,7 +15,7 @@ use burn::tensor::{Device, FloatDType, Tensor};
 use clap::Parser;
 use serde_json::json;
 use yuan::{
-    model::mesh::exchange::Exchange,
+    model::Exchange,
     train::{Precision, all_reduce, measure_link},
 };
 

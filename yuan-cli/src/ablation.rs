@@ -134,7 +134,7 @@ impl Study<'_> {
         };
         trainer.with_callback(MetricsFile::default())?.run()?;
         let history = History::read(directory)?;
-        let phase = history.phases().pop().context("nothing was recorded")?;
+        let phase = history.stages().pop().context("nothing was recorded")?;
         let (_, loss) = phase.validation.context("the run was not validated")?;
         let gini = history.windows().last().map_or(0.0, |w| {
             w.statistics.iter().map(|s| s.gini).sum::<f64>() / w.statistics.len() as f64

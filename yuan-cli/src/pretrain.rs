@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::bail;
 use yuan::{
-    model::{DeviceMesh, device::REMOTE, files::write_whole, ops},
+    model::{DeviceMesh, REMOTE, files::write_whole, ops},
     prelude::*,
     toy,
     train::{Display, ModelDirectory, Watch, check_mesh, check_settings, data, peak_resident},

@@ -54,5 +54,5 @@ pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
             std::process::exit(0);
         });
     }
-    yuan::model::device::serve(device, listener).map_err(|reason| anyhow!("cannot serve: {reason}"))
+    yuan::model::serve(device, listener).map_err(|reason| anyhow!("cannot serve: {reason}"))
 }

@@ -47,7 +47,7 @@ impl Worker {
     fn start_with(token: &str) -> Self {
         let mut process = yuan("worker")
             .arg("--until-stdin-ends")
-            .env(yuan::model::device::TOKEN, token)
+            .env(yuan::model::TOKEN, token)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -245,9 +245,7 @@ fn train_on_workers() {
     let asked = |token: &str| {
         let run = runs.path().join(format!("asked {token}"));
         let mut pretrain = tiny_pretrain(data.path(), &run);
-        pretrain
-            .args(["--device", &shy.url, "--steps", "1"])
-            .env(yuan::model::device::TOKEN, token);
+        pretrain.args(["--device", &shy.url, "--steps", "1"]).env(yuan::model::TOKEN, token);
         pretrain
     };
     succeed(&mut asked("secret"));

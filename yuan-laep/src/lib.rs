@@ -5,10 +5,10 @@
 //! ones sit. It holds no tensor and knows no model: integers go in, a [`PrunePlan`] comes
 //! out, which can be printed, saved, edited, refused and applied later.
 //!
-//! Read in this order: [`load`] (what was measured), [`stability`] (may we decide yet?),
-//! [`limits`] (how much may go), [`plan`] (who goes), [`mod@rearrange`] (where the rest sit),
-//! [`report`] (the plan as a table); then [`statistics`] (how unequal are the loads?), [`what_if`]
-//! (other limits on the same loads) and [`efficiency`] (what it does to the speed).
+//! Read in this order: [`LayerLoad`] and [`LoadTracker`] (what was measured), [`StabilityTest`] (may
+//! we decide yet?), [`PruneLimits`] (how much may go), [`PrunePlan`] (who goes), [`rearrange`] (where
+//! the rest sit); then [`LoadStatistics`] (how unequal are the loads?), [`WhatIf`] (other limits on
+//! the same loads) and [`efficiency`] (what it does to the speed).
 //!
 //! ```
 //! use yuan_laep::{ExpertLayout, LayerLoad, PruneLimits, PrunePlan};
@@ -26,16 +26,16 @@
 //! ```
 
 pub mod efficiency;
-pub mod error;
-pub mod limits;
-pub mod load;
+mod error;
+mod limits;
+mod load;
 mod per_layer;
-pub mod plan;
-pub mod rearrange;
-pub mod report;
-pub mod stability;
-pub mod statistics;
-pub mod what_if;
+mod plan;
+mod rearrange;
+mod report;
+mod stability;
+mod statistics;
+mod what_if;
 
 pub use error::PlanError;
 pub use limits::{ExpertLayout, PruneLimits};
@@ -46,3 +46,11 @@ pub use rearrange::{GroupBalance, optimal_balance, rearrange};
 pub use stability::{LayerStability, StabilityTest};
 pub use statistics::LoadStatistics;
 pub use what_if::WhatIf;
+
+/// What a program that plans imports.
+pub mod prelude {
+    pub use crate::{
+        ExpertLayout, LayerLoad, LoadFile, LoadTracker, PerLayer, PlanError, PruneLimits,
+        PrunePlan, StabilityTest,
+    };
+}

@@ -88,7 +88,7 @@ impl StabilityTest {
 }
 
 /// Half the L1 distance of the load fractions: the share of tokens that changed expert.
-pub fn change(before: &LayerLoad, after: &LayerLoad) -> f64 {
+pub(crate) fn change(before: &LayerLoad, after: &LayerLoad) -> f64 {
     let pairs = before.fractions().into_iter().zip(after.fractions());
     pairs.map(|(b, a)| (a - b).abs()).sum::<f64>() / 2.0
 }
@@ -96,7 +96,7 @@ pub fn change(before: &LayerLoad, after: &LayerLoad) -> f64 {
 /// Spearman's rank correlation: Pearson's correlation of the ranks, ties sharing their mean rank.
 ///
 /// Two constant loads rank alike and correlate fully; one constant load says nothing: 0.
-pub fn rank_correlation(before: &LayerLoad, after: &LayerLoad) -> f64 {
+pub(crate) fn rank_correlation(before: &LayerLoad, after: &LayerLoad) -> f64 {
     let (x, y) = (ranks(before), ranks(after));
     let mean = (x.len() as f64 - 1.0) / 2.0;
     let dot =

@@ -141,7 +141,6 @@ impl YuanConfig {
     ///
     /// Names the keys (as in `config.json`) that are wrong or contradict each other.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let refuse = |message: String| Err(ConfigError::Contradiction(message));
         let sizes = [
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
@@ -152,57 +151,33 @@ impl YuanConfig {
             ("moe_config.moe_top_k", self.top_k),
             ("max_position_embeddings", self.max_seq_len),
         ];
-        if let Some((key, _)) = sizes.iter().find(|(_, size)| *size == 0) {
-            return refuse(format!("{key} must be at least 1"));
+        for (key, size) in sizes {
+            if size == 0 {
+                return Err(ConfigError::Zero { key });
+            }
         }
-        if let Some((key, size)) = sizes.iter().find(|(_, size)| *size > u32::MAX as usize) {
-            return refuse(format!("{key} = {size} is beyond any model"));
+        for (key, size) in sizes {
+            require(size <= u32::MAX as usize, key, size, "is beyond any model")?;
         }
-        if !self.attention_projection_size.is_multiple_of(self.num_attention_heads) {
-            return refuse(format!(
-                "attention_projection_size = {} is not a multiple of num_attention_heads = {}",
-                self.attention_projection_size, self.num_attention_heads
-            ));
+        let (width, heads) = (self.attention_projection_size, self.num_attention_heads);
+        if !width.is_multiple_of(heads) {
+            return Err(ConfigError::HeadWidth { width, heads });
         }
         if self.localized_filter && !self.hidden_size.is_multiple_of(2) {
-            return refuse(format!(
-                "use_lf_gate needs an even hidden_size, not {}",
-                self.hidden_size
-            ));
+            return Err(ConfigError::OddWidth { hidden_size: self.hidden_size });
         }
-        let too_few = |&(_, &experts): &(usize, &usize)| experts < self.top_k;
-        if let Some((layer, experts)) = self.experts_per_layer.iter().enumerate().find(too_few) {
-            return refuse(format!(
-                "layer {layer} has {experts} experts, fewer than moe_config.moe_top_k = {}",
-                self.top_k
-            ));
+        for (layer, &experts) in self.experts_per_layer.iter().enumerate() {
+            if experts < self.top_k {
+                return Err(ConfigError::TooFewExperts { layer, experts, top_k: self.top_k });
+            }
         }
-        if self.rough_parameter_count() > Self::MOST_PARAMETERS {
-            return refuse(format!(
-                "{:.1e} parameters are beyond any model",
-                self.rough_parameter_count()
-            ));
+        let count = self.rough_parameter_count();
+        if count > Self::MOST_PARAMETERS {
+            return Err(ConfigError::TooManyParameters { count });
         }
         self.validate_rotary()?;
         self.validate_numbers()?;
-        let tokens = &self.tokens;
-        let ids = [
-            ("bos", tokens.bos),
-            ("eos", tokens.eos),
-            ("pad", tokens.pad),
-            ("eod", tokens.eod),
-            ("sep", tokens.sep),
-            ("mask", tokens.mask),
-        ];
-        for (name, id) in ids {
-            if let Some(id) = id.filter(|&id| id as usize >= self.vocab_size) {
-                return refuse(format!(
-                    "{name}_token_id = {id} is outside vocab_size = {}",
-                    self.vocab_size
-                ));
-            }
-        }
-        Ok(())
+        self.validate_tokens()
     }
 
     /// Counts up to here fit 64 bits with room for sums; a trillion is 1e12.
@@ -226,47 +201,66 @@ impl YuanConfig {
     }
 
     fn validate_rotary(&self) -> Result<(), ConfigError> {
-        let refuse = |message: String| Err(ConfigError::Contradiction(message));
-        if !(self.rotary_percent > 0.0 && self.rotary_percent.is_finite()) {
-            return refuse(format!("rotary_percent = {} must be positive", self.rotary_percent));
+        let positive = |value: f64| value > 0.0 && value.is_finite();
+        let percent = self.rotary_percent;
+        require(positive(percent), "rotary_percent", percent, "must be positive")?;
+        let (width, head_dim) = (self.rotary_width(), self.head_dim());
+        if !width.is_multiple_of(2) || width > head_dim || width == 0 {
+            return Err(ConfigError::RotaryWidth { width, head_dim });
         }
-        let (width, head) = (self.rotary_width(), self.head_dim());
-        if !width.is_multiple_of(2) || width > head || width == 0 {
-            return refuse(format!(
-                "rotary_percent and rotary_dim rotate {width} of {head} dimensions of a head; expected an even number within it"
-            ));
-        }
-        if !(self.rotary_base > 1.0 && self.rotary_base.is_finite()) {
-            return refuse(format!("rotary_base = {} must be above 1", self.rotary_base));
-        }
-        match &self.yarn {
-            Some(yarn) if !(yarn.scale_factor > 0.0 && yarn.scale_factor.is_finite()) => {
-                refuse(format!("yarn_scale_factor = {} must be positive", yarn.scale_factor))
-            }
-            _ => Ok(()),
-        }
+        let base = self.rotary_base;
+        require(base > 1.0 && base.is_finite(), "rotary_base", base, "must be above 1")?;
+        let scale = self.yarn.map_or(1.0, |yarn| yarn.scale_factor);
+        require(positive(scale), "yarn_scale_factor", scale, "must be positive")
     }
 
     fn validate_numbers(&self) -> Result<(), ConfigError> {
-        let refuse = |message: String| Err(ConfigError::Contradiction(message));
         let positive = [
             ("rms_norm_eps", self.norm_epsilon),
             ("initializer_range", self.init_std),
             ("embedding_initializer_range", self.embedding_init_std.unwrap_or(1.0)),
             ("seq_len_interpolation_factor", self.position_divisor.unwrap_or(1.0)),
         ];
-        if let Some((key, value)) =
-            positive.iter().find(|(_, value)| !(*value > 0.0 && value.is_finite()))
+        for (key, value) in positive {
+            require(value > 0.0 && value.is_finite(), key, value, "must be positive")?;
+        }
+        for (key, value) in
+            [("attn_dropout", self.attention_dropout), ("dropout", self.hidden_dropout)]
         {
-            return refuse(format!("{key} = {value} must be positive"));
+            require((0.0..1.0).contains(&value), key, value, "must be in [0, 1)")?;
         }
-        let shares = [("attn_dropout", self.attention_dropout), ("dropout", self.hidden_dropout)];
-        if let Some((key, value)) = shares.iter().find(|(_, value)| !(0.0..1.0).contains(value)) {
-            return refuse(format!("{key} = {value} must be in [0, 1)"));
-        }
-        if !self.logit_scale.is_finite() {
-            return refuse(format!("logit_scale = {} must be a number", self.logit_scale));
+        let scale = self.logit_scale;
+        require(scale.is_finite(), "logit_scale", scale, "must be a number")
+    }
+
+    fn validate_tokens(&self) -> Result<(), ConfigError> {
+        let (tokens, vocab_size) = (&self.tokens, self.vocab_size);
+        let ids = [
+            ("bos", tokens.bos),
+            ("eos", tokens.eos),
+            ("pad", tokens.pad),
+            ("eod", tokens.eod),
+            ("sep", tokens.sep),
+            ("mask", tokens.mask),
+        ];
+        for (name, id) in ids {
+            if let Some(id) = id.filter(|&id| id as usize >= vocab_size) {
+                return Err(ConfigError::TokenOutside { name, id, vocab_size });
+            }
         }
         Ok(())
     }
+}
+
+/// Refuses a value with a sentence.
+fn require(
+    holds: bool,
+    key: &'static str,
+    value: impl std::fmt::Display,
+    expected: &'static str,
+) -> Result<(), ConfigError> {
+    if holds {
+        return Ok(());
+    }
+    Err(ConfigError::OutOfRange { key, value: value.to_string(), expected })
 }

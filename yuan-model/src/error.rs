@@ -20,9 +20,110 @@ pub enum ConfigError {
     /// A key that the model cannot be built without is absent.
     #[error("the configuration has no `{0}`")]
     Missing(&'static str),
-    /// Keys contradict each other or have impossible values.
-    #[error("{0}")]
-    Contradiction(String),
+    /// A count that must be at least one is zero.
+    #[error("{key} must be at least 1")]
+    Zero {
+        /// The key of `config.json`.
+        key: &'static str,
+    },
+    /// A number is outside what makes a model.
+    #[error("{key} = {value} {expected}")]
+    OutOfRange {
+        /// The key of `config.json`.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// What it must be, as the end of a sentence.
+        expected: &'static str,
+    },
+    /// Two keys for one thing have different values.
+    #[error("{key} = {value} contradicts {other_key} = {other_value}")]
+    Disagreement {
+        /// The key of `config.json`.
+        key: String,
+        /// Its value.
+        value: String,
+        /// The other key.
+        other_key: String,
+        /// The other value.
+        other_value: String,
+    },
+    /// The heads cannot share the width of the attention.
+    #[error(
+        "attention_projection_size = {width} is not a multiple of num_attention_heads = {heads}"
+    )]
+    HeadWidth {
+        /// Width of queries over all heads.
+        width: usize,
+        /// Heads.
+        heads: usize,
+    },
+    /// The localized filter halves the width.
+    #[error("use_lf_gate needs an even hidden_size, not {hidden_size}")]
+    OddWidth {
+        /// Width of the residual stream.
+        hidden_size: usize,
+    },
+    /// A layer has fewer experts than a token visits.
+    #[error("layer {layer} has {experts} experts, fewer than moe_config.moe_top_k = {top_k}")]
+    TooFewExperts {
+        /// Index of the layer.
+        layer: usize,
+        /// Its experts.
+        experts: usize,
+        /// Experts that each token visits.
+        top_k: usize,
+    },
+    /// A layer has fewer experts than devices that are to share them.
+    #[error(
+        "layer {layer} has {experts} experts, too few for the {devices} devices of the mesh that \
+         share them"
+    )]
+    TooFewForMesh {
+        /// Index of the layer.
+        layer: usize,
+        /// Its experts.
+        experts: usize,
+        /// Devices of a row of the mesh.
+        devices: usize,
+    },
+    /// The list of experts is not as long as the model has layers.
+    #[error("{key} lists {listed} layers, but num_hidden_layers = {layers}")]
+    LayersListed {
+        /// The key of `config.json`.
+        key: &'static str,
+        /// Layers that it lists.
+        listed: usize,
+        /// Layers that the model has.
+        layers: usize,
+    },
+    /// More parameters than any model has, which counts could not hold.
+    #[error("{count:.1e} parameters are beyond any model")]
+    TooManyParameters {
+        /// How many they would be.
+        count: f64,
+    },
+    /// The rotary keys rotate what a head does not have.
+    #[error(
+        "rotary_percent and rotary_dim rotate {width} of {head_dim} dimensions of a head; \
+         expected an even number within it"
+    )]
+    RotaryWidth {
+        /// Dimensions that would be rotated.
+        width: usize,
+        /// Dimensions of a head.
+        head_dim: usize,
+    },
+    /// A special token lies outside the vocabulary.
+    #[error("{name}_token_id = {id} is outside vocab_size = {vocab_size}")]
+    TokenOutside {
+        /// Name of the token.
+        name: &'static str,
+        /// Its id.
+        id: u32,
+        /// Entries of the vocabulary.
+        vocab_size: usize,
+    },
     /// A key asks for something that this library does not compute.
     #[error("{key} = {value} is not supported: {reason}")]
     Unsupported {
@@ -47,13 +148,57 @@ pub enum ModelError {
         /// Layers given.
         found: usize,
     },
-    /// A layer was told to keep an expert that it does not have, or one of them twice, or too few.
-    #[error("layer {layer}: {reason}")]
-    Experts {
+    /// A layer was told to keep fewer experts than a token visits.
+    #[error("layer {layer}: {kept} experts are fewer than top_k = {top_k}")]
+    TooFewKept {
         /// Index of the layer.
         layer: usize,
-        /// What is wrong.
-        reason: String,
+        /// Experts that it would keep.
+        kept: usize,
+        /// Experts that each token visits.
+        top_k: usize,
+    },
+    /// A layer was told to keep an expert that it does not have.
+    #[error("layer {layer}: expert {expert} does not exist among {num_experts}")]
+    NoSuchExpert {
+        /// Index of the layer.
+        layer: usize,
+        /// The expert.
+        expert: usize,
+        /// Experts of the layer.
+        num_experts: usize,
+    },
+    /// A layer was told to keep an expert twice.
+    #[error("layer {layer}: expert {expert} is kept twice")]
+    KeptTwice {
+        /// Index of the layer.
+        layer: usize,
+        /// The expert.
+        expert: usize,
+    },
+    /// A device of a mesh would get no expert of a layer.
+    #[error("layer {layer}: its experts must be spread over all {devices} devices of a row")]
+    NotSpread {
+        /// Index of the layer.
+        layer: usize,
+        /// Devices of a row.
+        devices: usize,
+    },
+    /// A model says that its experts lie where no parameter has room for them.
+    #[error(
+        "layer {layer}: no parameter has {blocks} x {experts} slices along axis {axis}: {shape:?}"
+    )]
+    ExpertAxis {
+        /// Index of the layer.
+        layer: usize,
+        /// Blocks along the axis.
+        blocks: usize,
+        /// Experts of the layer.
+        experts: usize,
+        /// The axis.
+        axis: usize,
+        /// Shape of the parameter, if there is one of this id.
+        shape: Option<Vec<usize>>,
     },
     /// Tensors are missing, superfluous or of the wrong shape; all of them are listed.
     #[error("the tensors do not fit the model: {}", .0.join("; "))]

@@ -1,12 +1,13 @@
 //! The Yuan3.0 mixture-of-experts language model (arXiv 2601.14327), written once on
 //! [Burn](burn) tensors: the [`Device`](burn::tensor::Device) decides where it runs.
 //!
-//! Read in this order: [`config`] (what a model is), [`model`] (embedding → blocks → norm → head),
-//! [`block`], [`attention`] with [`filter`] and [`rope`], [`moe`] (router, dispatch, experts),
-//! [`cache`] and [`generate`] (text out of the model), [`text`] (tokens in and out), [`ops`] (the
-//! operations that matter for speed), [`loss`], [`surgery`] (cutting experts), [`mesh`] (many
-//! devices), [`hf`] (Hugging Face's names, keys and checkpoints), [`storage`] and [`files`] beneath
-//! it; [`device`](mod@device) names what it all runs on.
+//! Start with [`YuanConfig`] (what a model is) and [`YuanModel`] (embedding → blocks → norm → head):
+//! a [`Block`] is [`Attention`] on a [`LocalizedFilter`] and the experts of [`moe`]. [`layered`] is
+//! the one loop over layers, on one device or, with [`MeshModel`], on many. [`PrunableExperts`] cuts
+//! the experts of any model; [`Cache`], [`generate`] and [`text`] make text; [`hf`] has Hugging
+//! Face's names, keys and checkpoints. Beneath them are [`ops`] (the operations that matter for
+//! speed), [`loss`], [`masks`] (packed rows), [`named`] (parameters by path), [`storage`] and
+//! [`files`]; [`device()`] names what it all runs on.
 //!
 //! ```
 //! use burn::tensor::{Device, Int, Tensor};
@@ -23,47 +24,68 @@
 //! # Ok::<(), yuan_model::ConfigError>(())
 //! ```
 
-pub mod attention;
-pub mod block;
-pub mod cache;
-pub mod config;
-pub mod device;
+mod attention;
+mod block;
+mod cache;
+mod config;
+mod device;
 mod error;
 pub mod files;
-pub mod filter;
+mod filter;
 pub mod generate;
 pub mod hf;
 pub mod layered;
 pub mod loss;
 pub mod masks;
-pub mod mesh;
-pub mod model;
+mod mesh;
+mod model;
 pub mod moe;
 pub mod named;
-pub mod norm;
+mod norm;
 pub mod ops;
-pub mod params;
+mod params;
 mod precision;
 pub mod rope;
 pub mod storage;
-pub mod surgery;
+mod surgery;
 pub mod text;
 
+pub use burn;
+
+pub use attention::{Attention, DocumentMask, QueryKeyValue};
 pub use block::Block;
-pub use cache::Cache;
+pub use cache::{Cache, FilterCache};
 pub use config::{RouterType, SpecialTokens, YarnConfig, YuanConfig};
-pub use device::{NoDevice, device, host_device};
+#[cfg(feature = "remote")]
+pub use device::serve;
+pub use device::{NoDevice, REMOTE, TOKEN, available, device, host_device};
 pub use error::{ConfigError, ModelError};
+pub use filter::{LocalizedFilter, PairConv};
 pub use generate::{GenerateError, GenerationOptions};
 pub use layered::{Batch, DeviceRows, ExpertLoad, Layered, LossOutput};
-pub use mesh::{DeviceMesh, MeshModel};
-pub use model::{ForwardOptions, ModelOutput, YuanModel};
+pub use mesh::{
+    DeviceMesh, MeshModel, Shard,
+    exchange::{Arrived, Exchange},
+};
+pub use model::{ForwardOptions, HiddenOutput, Inputs, ModelOutput, YuanModel};
 pub use moe::BalanceLosses;
+pub use norm::RmsNorm;
 pub use params::ParameterCount;
 pub use precision::Precision;
+#[doc(hidden)]
+pub use surgery::with_value;
 pub use surgery::{ExpertAxis, PrunableExperts, RefusedCut, Selection};
 
+/// What a program that builds, runs and prunes models imports.
+pub mod prelude {
+    pub use crate::{
+        DeviceMesh, ForwardOptions, GenerationOptions, MeshModel, PrunableExperts, YuanConfig,
+        YuanModel, device,
+    };
+}
+
 /// FNV-1a: stable over machines and versions, which the standard hasher does not promise.
+#[doc(hidden)]
 pub fn fnv1a(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)

@@ -10,7 +10,7 @@ use crate::ModelError;
 mod stored;
 
 pub use stored::{
-    Part, StoredParameter, dtypes_by_id, joined, parameter_devices, read_stored, slices_of,
+    StoredParameter, StoredPart, dtypes_by_id, joined, parameter_devices, read_stored, slices_of,
     stored_parameters, write_stored,
 };
 

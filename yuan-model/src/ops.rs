@@ -64,7 +64,7 @@ pub use exchange::{Target, TensorList, exchange};
 pub use filter::add_previous;
 pub use loss::{cross_entropy, linear_cross_entropy};
 pub use moe::{
-    Counts, combine_rows, dispatch_order, gather_rows, grouped_matmul, read_counts, swiglu,
+    HostCounts, combine_rows, dispatch_order, gather_rows, grouped_matmul, read_counts, swiglu,
 };
 pub use norm::rms_norm;
 pub use optimizer::{AdamWStep, adamw_update, sum_of_squares};
@@ -366,8 +366,8 @@ pub trait YuanOps: Backend {
     }
 
     /// See [`read_counts`]: the numbers, if they are on the host already or on their way.
-    fn read_counts(_counts: IntTensor<Self>) -> Counts {
-        Counts(None)
+    fn read_counts(_counts: IntTensor<Self>) -> HostCounts {
+        HostCounts(None)
     }
 
     /// See [`sum_of_squares`].

@@ -246,10 +246,8 @@ fn selections<M: PrunableExperts>(
             // A model that describes itself wrongly would be cut into pieces that do not fit.
             let shape = parameters.iter().find(|name| name.id == param).map(|name| &name.shape[..]);
             if shape.and_then(|shape| shape.get(axis)) != Some(&(blocks * experts)) {
-                let reason = format!(
-                    "no parameter has {blocks} x {experts} slices along axis {axis}: {shape:?}"
-                );
-                return Err(ModelError::Experts { layer, reason });
+                let shape = shape.map(<[usize]>::to_vec);
+                return Err(ModelError::ExpertAxis { layer, blocks, experts, axis, shape });
             }
             let slices =
                 (0..blocks).flat_map(|block| kept.iter().map(move |e| block * experts + e));
@@ -265,15 +263,14 @@ pub(crate) fn check_kept(
     num_experts: usize,
     top_k: usize,
 ) -> Result<(), ModelError> {
-    let refuse = |reason| Err(ModelError::Experts { layer, reason });
     if kept.len() < top_k {
-        return refuse(format!("{} experts are fewer than top_k = {top_k}", kept.len()));
+        return Err(ModelError::TooFewKept { layer, kept: kept.len(), top_k });
     }
     let mut seen = vec![false; num_experts];
     for &expert in kept {
         match seen.get_mut(expert) {
-            None => return refuse(format!("expert {expert} does not exist among {num_experts}")),
-            Some(true) => return refuse(format!("expert {expert} is kept twice")),
+            None => return Err(ModelError::NoSuchExpert { layer, expert, num_experts }),
+            Some(true) => return Err(ModelError::KeptTwice { layer, expert }),
             Some(fresh) => *fresh = true,
         }
     }

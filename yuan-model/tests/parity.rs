@@ -11,13 +11,10 @@ use support::{
     reference_model, sources_under, tolerance,
 };
 use yuan_model::{
-    ForwardOptions, RouterType, YuanConfig, YuanModel,
-    attention::Attention,
-    filter::LocalizedFilter,
+    Attention, ForwardOptions, LocalizedFilter, RmsNorm, RouterType, YuanConfig, YuanModel,
     loss::{masked_mean, token_losses},
     masks::{self, ImageMarkers},
     moe::{MoeLayer, MoeOptions, Router},
-    norm::RmsNorm,
     ops,
     rope::{Rotary, frequencies, yarn_frequencies, yarn_ramp},
 };

@@ -18,7 +18,7 @@ pub struct History {
 
 /// A run up to a prune, between two of them, or after the last.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Phase {
+pub struct Stage {
     /// Steps completed at its end.
     pub step: u64,
     /// Parameters of the model.
@@ -32,12 +32,12 @@ pub struct Phase {
     /// Loads of its last complete window.
     pub loads: Option<Vec<LayerLoad>>,
     /// Where all this was read.
-    pub lines: PhaseLines,
+    pub lines: StageLines,
 }
 
 /// Indices of the events that a phase was read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PhaseLines {
+pub struct StageLines {
     /// The start of the run, or the prune that the phase begins with: they say what the model is.
     pub model: usize,
     /// The last validation.
@@ -173,8 +173,8 @@ impl History {
     }
 
     /// The run before its first prune, after it, after the second …; nothing for an empty file.
-    pub fn phases(&self) -> Vec<Phase> {
-        let mut phases: Vec<(Phase, Vec<f64>)> = Vec::new();
+    pub fn stages(&self) -> Vec<Stage> {
+        let mut phases: Vec<(Stage, Vec<f64>)> = Vec::new();
         for (line, event) in self.lasting() {
             let begins = match event {
                 // A resumed run starts again, but it is the same run.
@@ -187,8 +187,8 @@ impl History {
                 _ => None,
             };
             if let Some((parameters, experts_per_layer)) = begins {
-                let lines = PhaseLines { model: line, validation: None, load: None };
-                let phase = Phase {
+                let lines = StageLines { model: line, validation: None, load: None };
+                let phase = Stage {
                     step: event.step(),
                     parameters,
                     experts_per_layer: experts_per_layer.clone(),
@@ -204,13 +204,13 @@ impl History {
         }
         let finished = phases.into_iter().map(|(phase, mut speeds)| {
             speeds.sort_by(f64::total_cmp);
-            Phase { tokens_per_second: speeds.get(speeds.len() / 2).copied(), ..phase }
+            Stage { tokens_per_second: speeds.get(speeds.len() / 2).copied(), ..phase }
         });
         finished.collect()
     }
 }
 
-impl Phase {
+impl Stage {
     fn add(&mut self, line: usize, event: &Event, speeds: &mut Vec<f64>) {
         self.step = event.step();
         match event {

@@ -158,7 +158,7 @@ impl Page<'_> {
     /// Parameters, experts, speed and loss, a column per phase.
     fn summary(&mut self) {
         self.heading("Summary");
-        let phases = self.history.phases();
+        let phases = self.history.stages();
         if phases.is_empty() {
             self.paragraph("Nothing was recorded.");
             return;

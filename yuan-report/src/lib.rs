@@ -19,7 +19,7 @@ mod report;
 mod table;
 
 pub use error::ReportError;
-pub use history::{History, Phase, PhaseLines, Window};
+pub use history::{History, Stage, StageLines, Window};
 pub use html::html_report;
 pub use report::Report;
 pub use table::summary_table;

@@ -2,12 +2,12 @@
 
 use yuan_laep::{LayerLoad, LoadStatistics};
 
-use crate::{History, Phase};
+use crate::{History, Stage};
 
 /// Parameters, experts, speed, validation loss and imbalance, a column before the prune and one
 /// after each.
 pub fn summary_table(history: &History) -> String {
-    let phases = history.phases();
+    let phases = history.stages();
     if phases.is_empty() {
         return String::from("nothing was recorded\n");
     }
@@ -36,7 +36,7 @@ pub(super) fn phase_titles(history: &History) -> Vec<String> {
     }
 }
 
-type Cell = fn(&Phase) -> String;
+type Cell = fn(&Stage) -> String;
 
 fn summary_rows() -> [(&'static str, Cell); 6] {
     [
@@ -60,7 +60,7 @@ fn summary_rows() -> [(&'static str, Cell); 6] {
     ]
 }
 
-fn per_layer(phase: &Phase, text: impl Fn(&LayerLoad) -> String) -> String {
+fn per_layer(phase: &Stage, text: impl Fn(&LayerLoad) -> String) -> String {
     phase.loads.as_ref().map_or("-".into(), |loads| join(loads.iter().map(text)))
 }
 

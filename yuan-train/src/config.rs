@@ -120,7 +120,6 @@ impl TrainConfig {
     ///
     /// Names the setting that is out of range.
     pub fn validate(&self) -> Result<(), TrainError> {
-        let refuse = |message: String| Err(TrainError::Setting(message));
         let counts = [
             ("steps", self.steps),
             ("batch_size", self.batch_size as u64),
@@ -133,7 +132,7 @@ impl TrainConfig {
         ];
         for (name, value) in counts {
             if value == 0 {
-                return refuse(format!("{name} must be at least 1"));
+                return Err(TrainError::Zero { name });
             }
         }
         let optimizer = &self.optimizer;
@@ -143,21 +142,14 @@ impl TrainConfig {
             ("clip_norm", self.clip_norm),
         ];
         for (name, value) in positive {
-            if !(value > 0.0 && value.is_finite()) {
-                return refuse(format!("{name} = {value} must be positive"));
-            }
+            require(value > 0.0 && value.is_finite(), name, value, "must be positive")?;
         }
         for (name, value) in [("beta_1", optimizer.beta_1), ("beta_2", optimizer.beta_2)] {
-            if !(0.0..1.0).contains(&value) {
-                return refuse(format!("{name} = {value} must be in [0, 1)"));
-            }
+            require((0.0..1.0).contains(&value), name, value, "must be in [0, 1)")?;
         }
-        if !(0.0..=self.learning_rate).contains(&self.min_learning_rate) {
-            return refuse(format!(
-                "min_learning_rate = {} must be between 0 and learning_rate = {}",
-                self.min_learning_rate, self.learning_rate
-            ));
-        }
+        let (lowest, peak) = (self.min_learning_rate, self.learning_rate);
+        let expected = format!("must be between 0 and learning_rate = {peak}");
+        require((0.0..=peak).contains(&lowest), "min_learning_rate", lowest, expected)?;
         let coefficients = [
             ("weight_decay", optimizer.weight_decay),
             ("the auxiliary loss's coefficient", self.balance.auxiliary),
@@ -166,32 +158,24 @@ impl TrainConfig {
             ("bias_update_rate", self.bias_update_rate.unwrap_or(0.0)),
         ];
         for (name, value) in coefficients {
-            if !(value >= 0.0 && value.is_finite()) {
-                return refuse(format!("{name} = {value} must not be negative"));
-            }
+            require(value >= 0.0 && value.is_finite(), name, value, "must not be negative")?;
         }
         self.laep.validate()
     }
 
     /// Refuses settings that prune or rearrange experts, for models that cannot.
     pub(crate) fn refuse_pruning(&self) -> Result<(), TrainError> {
-        if self.laep.trigger == Trigger::Never && self.laep.rearrange_every.is_none() {
-            return Ok(());
+        match self.laep.trigger == Trigger::Never && self.laep.rearrange_every.is_none() {
+            true => Ok(()),
+            false => Err(TrainError::CannotPrune),
         }
-        Err(TrainError::Setting(
-            "the model cannot be pruned: set laep.trigger to `never`, or implement \
-             `PrunableExperts` and `LanguageModel::callbacks` for it"
-                .into(),
-        ))
     }
 
     /// Refuses settings that balance by selection biases, for models that have none.
     pub(crate) fn refuse_bias_balancing(&self) -> Result<(), TrainError> {
         match self.bias_update_rate {
             None => Ok(()),
-            Some(_) => Err(TrainError::Setting(
-                "bias_update_rate is set, but the model has no selection biases to move".into(),
-            )),
+            Some(_) => Err(TrainError::NoSelectionBias),
         }
     }
 
@@ -205,6 +189,19 @@ impl TrainConfig {
             recompute: self.recompute,
         }
     }
+}
+
+/// Refuses a value with a sentence.
+fn require(
+    holds: bool,
+    name: &'static str,
+    value: f64,
+    expected: impl Into<String>,
+) -> Result<(), TrainError> {
+    if holds {
+        return Ok(());
+    }
+    Err(TrainError::OutOfRange { name, value, expected: expected.into() })
 }
 
 fn zero_rate_is_absent<'de, D: Deserializer<'de>>(from: D) -> Result<Option<f64>, D::Error> {

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use burn::tensor::FloatDType;
 use yuan_laep::PlanError;
 use yuan_model::{
     ConfigError, ModelError, files::FileError, hf::CheckpointError, storage::StorageError,
@@ -23,9 +24,83 @@ pub enum TrainError {
     /// A directory of published weights could not be read or written.
     #[error(transparent)]
     Weights(#[from] CheckpointError),
-    /// A setting of the run is out of range or contradicts another.
-    #[error("{0}")]
-    Setting(String),
+    /// A setting that must be at least one is zero.
+    #[error("{name} must be at least 1")]
+    Zero {
+        /// Name of the setting.
+        name: &'static str,
+    },
+    /// A setting is out of its range.
+    #[error("{name} = {value} {expected}")]
+    OutOfRange {
+        /// Name of the setting.
+        name: &'static str,
+        /// Its value.
+        value: f64,
+        /// What it must be, as the end of a sentence.
+        expected: String,
+    },
+    /// The steps to prune at do not ascend.
+    #[error("the steps to prune at, {0:?}, must ascend from 1 or more")]
+    PruneSteps(Vec<u64>),
+    /// A plan from elsewhere was to be applied in several rounds.
+    #[error("a plan that was made elsewhere can be applied once: one round, not more")]
+    PlanOnce,
+    /// The settings prune a model that cannot be pruned.
+    #[error(
+        "the model cannot be pruned: set laep.trigger to `never`, or implement `PrunableExperts` \
+         and `LanguageModel::callbacks` for it"
+    )]
+    CannotPrune,
+    /// The settings balance by selection biases, which the model does not have.
+    #[error("bias_update_rate needs a model with router_selection_bias")]
+    NoSelectionBias,
+    /// A device has no arithmetic of the wanted type.
+    #[error("the device does not compute in {0:?}")]
+    Precision(FloatDType),
+    /// Two callbacks of one name: both would do their work, and a checkpoint has room for one state.
+    #[error("the run has a callback `{0}` already")]
+    CallbackTwice(&'static str),
+    /// The rows of a batch cannot be spread over the devices.
+    #[error("a batch of {rows} rows cannot be spread evenly over {devices} devices")]
+    UnevenBatch {
+        /// Rows of a micro-batch.
+        rows: usize,
+        /// Devices of the mesh.
+        devices: usize,
+    },
+    /// The groups of a plan cannot be spread over the devices that share the experts.
+    #[error("{groups} groups cannot be spread over the {devices} devices that share the experts")]
+    UnevenGroups {
+        /// Device groups of the plan.
+        groups: usize,
+        /// Devices of a row of the mesh.
+        devices: usize,
+    },
+    /// A tokenizer has more entries than the model has rows for.
+    #[error("the tokenizer has {entries} entries, the model only {rows}")]
+    Vocabulary {
+        /// Entries of the tokenizer.
+        entries: usize,
+        /// Rows of the model's embedding.
+        rows: usize,
+    },
+    /// Model and tokenizer end a document differently.
+    #[error("config.json says that {model} ends a document, the tokenizer {tokenizer}")]
+    EndOfDocument {
+        /// The token by the model's configuration.
+        model: u32,
+        /// The token by the tokenizer.
+        tokenizer: u32,
+    },
+    /// A file of a run cannot be understood.
+    #[error("{}: {reason}", path.display())]
+    Damaged {
+        /// The file or directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// There is no text, or too little of it, to train on.
     #[error("{0}")]
     Corpus(String),

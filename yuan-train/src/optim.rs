@@ -12,10 +12,10 @@ use burn::{
     tensor::{FloatDType, Shape, Tensor, TensorData},
 };
 use yuan_model::{
-    ModelError,
+    ModelError, Selection,
     named::{self, StoredParameter},
     ops::{self, AdamWStep},
-    surgery::{self, Selection},
+    with_value,
 };
 
 use serde::{Deserialize, Serialize};
@@ -274,7 +274,7 @@ impl ModuleMapper for Update<'_> {
         let id = param.id;
         let weight_decay = if D == 1 { 0.0 } else { self.step.weight_decay };
         let step = AdamWStep { weight_decay, ..self.step };
-        surgery::with_value(param, |tensor| {
+        with_value(param, |tensor| {
             let shape = tensor.shape();
             let value = tensor.inner().flatten::<1>(0, D - 1);
             let (value, [first, second]) =

@@ -10,7 +10,7 @@ use burn::{
     tensor::{Device, Tensor},
 };
 use yuan_model::{
-    named::{self, Part, StoredParameter},
+    named::{self, StoredParameter, StoredPart},
     ops::{self, Target},
 };
 
@@ -44,7 +44,7 @@ pub fn reduce_gradients<M: Module>(
 struct Collect<'a> {
     gradients: GradientsParams,
     /// By their first copies.
-    parts: HashMap<ParamId, &'a Part>,
+    parts: HashMap<ParamId, &'a StoredPart>,
     devices: HashMap<ParamId, (Device, bool)>,
     /// Copies of parameters, and their gradients.
     shared: Vec<&'a [ParamId]>,

@@ -155,8 +155,8 @@ impl Run {
             return Err(TrainError::NoRun(directory.to_path_buf()));
         };
         let config = serde_json::from_str(&text).map_err(|error| {
-            let path = path.display();
-            TrainError::Setting(format!("{path} is no run's configuration: {error}"))
+            let reason = format!("not a run's configuration: {error}");
+            TrainError::Damaged { path, reason }
         })?;
         let model = YuanConfig::load(&directory.join(MODEL))?;
         let tokens = TokenStreams::sizes(directory)?;
@@ -212,7 +212,7 @@ impl Run {
         let config = self.config.clone();
         let eod = self.model.tokens.eod.ok_or_else(|| {
             let path = self.directory.join(MODEL);
-            TrainError::Setting(format!("{}: eod_token_id is missing", path.display()))
+            TrainError::Damaged { path, reason: "eod_token_id is missing".into() }
         })?;
         let streams = row_streams(&TokenStreams::load(&self.directory, eod)?, &config)?;
         let trainer = match Checkpoint::latest(&self.directory)? {

@@ -115,7 +115,7 @@ impl<M: LanguageModel> Trainer<M> {
     ) -> Result<Self, TrainError> {
         let dtype = config.precision.dtype();
         if !place.devices().iter().all(|device| device.supports_dtype(dtype)) {
-            return Err(TrainError::Setting(format!("the device does not compute in {dtype:?}")));
+            return Err(TrainError::Precision(dtype));
         }
         let mut trainer = Self {
             run_dir: run_dir.to_path_buf(),
@@ -175,8 +175,7 @@ impl<M: LanguageModel> Trainer<M> {
     fn add(&mut self, mut callback: Box<dyn Callback<M>>) -> Result<(), TrainError> {
         let name = callback.name();
         if self.callbacks.iter().any(|other| other.name() == name) {
-            // Both would do their work, and a checkpoint has room for the state of one.
-            return Err(TrainError::Setting(format!("the run has a callback `{name}` already")));
+            return Err(TrainError::CallbackTwice(name));
         }
         if let Some(state) = self.saved_states.remove(callback.name()) {
             callback.restore(state)?;

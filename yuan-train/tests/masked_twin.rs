@@ -11,10 +11,9 @@ use burn::{
     tensor::{Device, Int, Tensor, TensorData},
 };
 use yuan_model::{
-    ForwardOptions, PrunableExperts, RefusedCut, RouterType, YuanConfig, YuanModel,
+    ForwardOptions, PrunableExperts, RefusedCut, RouterType, Selection, YuanConfig, YuanModel,
     loss::{masked_mean, token_losses},
     named,
-    surgery::Selection,
 };
 use yuan_train::{AdamW, AdamWConfig};
 

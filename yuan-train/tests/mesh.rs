@@ -18,8 +18,8 @@ use support::mesh::{
 };
 use tempfile::tempdir;
 use yuan_model::{
-    BalanceLosses, DeviceMesh, MeshModel, PrunableExperts, RefusedCut, RouterType, YuanConfig,
-    mesh::exchange::Exchange,
+    BalanceLosses, DeviceMesh, Exchange, MeshModel, PrunableExperts, RefusedCut, RouterType,
+    YuanConfig,
     ops::{self, Target},
 };
 use yuan_report::{History, html_report};

@@ -10,7 +10,7 @@ use crate::console::Console;
 /// The prediction of a run beside what it measured.
 pub fn compare(run: &Path, console: &Console) -> anyhow::Result<()> {
     let history = History::read(run)?;
-    let phases = history.phases();
+    let phases = history.stages();
     let prunes = history.lasting().filter_map(|(_, event)| match event {
         Event::Prune { step, predicted_gain, .. } => Some((*step, *predicted_gain)),
         _ => None,

@@ -81,7 +81,8 @@ impl YuanConfig {
             TensorLayout::Same,
         )];
         for (new, old) in layers.enumerate() {
-            sources.extend(self.layer_sources(
+            sources.extend(LayerSources::of(
+                self,
                 new,
                 old,
                 experts.map(|experts| experts[old].as_slice()),
@@ -101,109 +102,131 @@ impl YuanConfig {
         ));
         sources
     }
+}
 
-    fn layer_sources(
-        &self,
+/// The sources of one layer's parameters, in the order of the model.
+struct LayerSources<'a> {
+    config: &'a YuanConfig,
+    /// Index of the layer in the model that is built.
+    new: usize,
+    /// Its index in the files.
+    old: usize,
+    /// Old indices of the experts that are taken; all of them if absent.
+    kept: Option<&'a [usize]>,
+    sources: Vec<ParameterSource>,
+}
+
+impl<'a> LayerSources<'a> {
+    fn of(
+        config: &'a YuanConfig,
         new: usize,
         old: usize,
-        kept: Option<&[usize]>,
+        kept: Option<&'a [usize]>,
     ) -> Vec<ParameterSource> {
-        let (hidden, ffn, experts) =
-            (self.hidden_size, self.expert_hidden_size, self.experts_per_layer[old]);
-        let (projection, transposed) = (self.attention_projection_size, TensorLayout::Transposed);
-        let mut sources = Vec::new();
-        let mut add = |path: &str, name: &str, shape: &[usize], layout| {
-            sources.push(ParameterSource {
-                path: format!("blocks.{new}.{path}"),
-                names: vec![format!("model.layers.{old}.{name}")],
-                shape: shape.to_vec(),
-                layout,
-                rows: None,
-            });
-        };
-        add("attention_norm.weight", "input_layernorm.weight", &[hidden], TensorLayout::Same);
-        if self.localized_filter {
-            let (filter, gate) = ("attention.filter", "self_attn.lf_gate");
-            for (conv, d_in, d_out) in
-                [("conv1", hidden, hidden / 2), ("conv2", hidden / 2, hidden)]
-            {
-                let (path, name) = (format!("{filter}.{conv}"), format!("{gate}.{conv}"));
-                let shape = [d_out, d_in, 2, 1];
-                add(
-                    &format!("{path}.weight"),
-                    &format!("{name}.weight"),
-                    &shape,
-                    TensorLayout::Taps,
-                );
-                if self.filter_bias {
-                    add(
-                        &format!("{path}.bias"),
-                        &format!("{name}.bias"),
-                        &[d_out],
-                        TensorLayout::Same,
-                    );
-                }
-            }
-            let norm = format!("{gate}.output_layernorm.weight");
-            add(&format!("{filter}.output_norm.weight"), &norm, &[hidden], TensorLayout::Same);
+        let mut layer = Self { config, new, old, kept, sources: Vec::new() };
+        let width = [config.hidden_size];
+        layer.add("attention_norm.weight", "input_layernorm.weight", &width, TensorLayout::Same);
+        if config.localized_filter {
+            layer.add_filter();
         }
-        let query_key = "self_attn.get_query_key.weight";
-        add("attention.query_key.weight", query_key, &[2 * projection, hidden], transposed);
-        add("attention.value.weight", "self_attn.v_proj.weight", &[projection, hidden], transposed);
-        add(
-            "attention.output.weight",
-            "self_attn.o_proj.weight",
-            &[hidden, projection],
-            transposed,
-        );
-        add("moe_norm.weight", "post_attention_layernorm.weight", &[hidden], TensorLayout::Same);
-        let (router, blocks) = match self.router_type {
+        layer.add_projections();
+        layer.add("moe_norm.weight", "post_attention_layernorm.weight", &width, TensorLayout::Same);
+        layer.add_router();
+        layer.add_experts();
+        layer.sources
+    }
+
+    fn add(&mut self, path: &str, name: &str, shape: &[usize], layout: TensorLayout) {
+        self.sources.push(ParameterSource {
+            path: format!("blocks.{}.{path}", self.new),
+            names: vec![format!("model.layers.{}.{name}", self.old)],
+            shape: shape.to_vec(),
+            layout,
+            rows: None,
+        });
+    }
+
+    fn add_filter(&mut self) {
+        let (filter, gate) = ("attention.filter", "self_attn.lf_gate");
+        let hidden = self.config.hidden_size;
+        for (conv, d_in, d_out) in [("conv1", hidden, hidden / 2), ("conv2", hidden / 2, hidden)] {
+            let (path, name) = (format!("{filter}.{conv}"), format!("{gate}.{conv}"));
+            let (weight, taps) = ([d_out, d_in, 2, 1], TensorLayout::Taps);
+            self.add(&format!("{path}.weight"), &format!("{name}.weight"), &weight, taps);
+            if self.config.filter_bias {
+                let (path, name) = (format!("{path}.bias"), format!("{name}.bias"));
+                self.add(&path, &name, &[d_out], TensorLayout::Same);
+            }
+        }
+        let (path, name) =
+            (format!("{filter}.output_norm.weight"), format!("{gate}.output_layernorm.weight"));
+        self.add(&path, &name, &[hidden], TensorLayout::Same);
+    }
+
+    fn add_projections(&mut self) {
+        let (hidden, projection) = (self.config.hidden_size, self.config.attention_projection_size);
+        let projections = [
+            ("query_key", "get_query_key", [2 * projection, hidden]),
+            ("value", "v_proj", [projection, hidden]),
+            ("output", "o_proj", [hidden, projection]),
+        ];
+        for (path, name, shape) in projections {
+            let (path, name) =
+                (format!("attention.{path}.weight"), format!("self_attn.{name}.weight"));
+            self.add(&path, &name, &shape, TensorLayout::Transposed);
+        }
+    }
+
+    /// Rows of the router are experts, in as many blocks as the router has: the kept ones are read.
+    fn add_router(&mut self) {
+        let experts = self.config.experts_per_layer[self.old];
+        let (name, blocks) = match self.config.router_type {
             RouterType::Attention => ("mlp.router.query_key_value.weight", 3),
             RouterType::Linear => ("mlp.router.weight", 1),
         };
-        let mut add_router = |path: &str, name: &str, shape: &[usize], layout, blocks: usize| {
-            let rows = |kept: &[usize]| {
-                (0..blocks)
-                    .flat_map(|block| kept.iter().map(move |e| block * experts + e))
-                    .collect()
-            };
-            sources.push(ParameterSource {
-                path: format!("blocks.{new}.{path}"),
-                names: vec![format!("model.layers.{old}.{name}")],
-                shape: shape.to_vec(),
-                layout,
-                rows: kept.map(rows),
-            });
-        };
-        add_router("moe.router.weight", router, &[blocks * experts, hidden], transposed, blocks);
-        if self.router_selection_bias {
+        let shape = [blocks * experts, self.config.hidden_size];
+        self.add("moe.router.weight", name, &shape, TensorLayout::Transposed);
+        self.keep_rows(blocks, experts);
+        if self.config.router_selection_bias {
             // The name that DeepSeek-V3's checkpoints have for it; published Yuan models have none.
             let name = "mlp.router.e_score_correction_bias";
-            add_router("moe.router.selection_bias", name, &[experts], TensorLayout::Same, 1);
+            self.add("moe.router.selection_bias", name, &[experts], TensorLayout::Same);
+            self.keep_rows(1, experts);
         }
-        let all: Vec<usize>;
-        let experts = match kept {
-            Some(kept) => kept,
-            None => {
-                all = (0..experts).collect();
-                &all
-            }
+    }
+
+    /// Of the source that was added last, only the rows of kept experts are read.
+    fn keep_rows(&mut self, blocks: usize, experts: usize) {
+        let (Some(kept), Some(source)) = (self.kept, self.sources.last_mut()) else { return };
+        let mut rows = Vec::with_capacity(blocks * kept.len());
+        for block in 0..blocks {
+            rows.extend(kept.iter().map(|expert| block * experts + expert));
+        }
+        source.rows = Some(rows);
+    }
+
+    /// Every expert has tensors of its own in the files; here they are stacked.
+    fn add_experts(&mut self) {
+        let (hidden, width) = (self.config.hidden_size, self.config.expert_hidden_size);
+        let experts = match self.kept {
+            Some(kept) => kept.to_vec(),
+            None => (0..self.config.experts_per_layer[self.old]).collect(),
         };
         for (path, name, shape) in
-            [("gate_up", "w1", [2 * ffn, hidden]), ("down", "w2", [hidden, ffn])]
+            [("gate_up", "w1", [2 * width, hidden]), ("down", "w2", [hidden, width])]
         {
-            sources.push(ParameterSource {
-                path: format!("blocks.{new}.moe.experts.{path}"),
-                names: experts
-                    .iter()
-                    .map(|e| format!("model.layers.{old}.mlp.experts.{name}.{e}.weight"))
-                    .collect(),
+            let mut names = Vec::with_capacity(experts.len());
+            for expert in &experts {
+                names.push(format!("model.layers.{}.mlp.experts.{name}.{expert}.weight", self.old));
+            }
+            self.sources.push(ParameterSource {
+                path: format!("blocks.{}.moe.experts.{path}", self.new),
+                names,
                 shape: shape.to_vec(),
                 layout: TensorLayout::StackedTransposed,
                 rows: None,
             });
         }
-        sources
     }
 }
 

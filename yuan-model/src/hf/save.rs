@@ -150,7 +150,7 @@ impl HfCheckpoint {
             let stored = self.shards().get(&from).map_or(Dtype::F32, |stored| stored.dtype);
             let convert = float_dtype(stored).zip(options.dtype).filter(|(from, to)| from != to);
             let dtype = convert.map_or(stored, |(_, to)| dtype_of(to));
-            outgoing.push((tensor(name, dtype, shape.to_vec()), Piece { from, rows, convert }));
+            outgoing.push((tensor(name, dtype, shape.to_vec()), Outgoing { from, rows, convert }));
         };
         for (old, new) in old.iter().zip(&new) {
             for (from, name) in old.names.iter().zip(&new.names) {
@@ -168,7 +168,7 @@ impl HfCheckpoint {
         write(directory, options, &config, &outgoing, |piece| self.bytes_of(piece), finish)
     }
 
-    fn bytes_of(&self, piece: &Piece<'_>) -> Result<TensorBytes, CheckpointError> {
+    fn bytes_of(&self, piece: &Outgoing<'_>) -> Result<TensorBytes, CheckpointError> {
         let mapped = self.shards().map(&piece.from)?;
         let all =
             self.shards().get(&piece.from).map_or(0, |stored| stored.shape[..1].iter().product());
@@ -211,7 +211,7 @@ impl HfCheckpoint {
 }
 
 /// A tensor of another checkpoint on its way into this one.
-struct Piece<'a> {
+struct Outgoing<'a> {
     from: String,
     rows: Option<&'a [usize]>,
     convert: Option<(FloatDType, FloatDType)>,

@@ -86,11 +86,8 @@ impl MeshModel {
     pub fn check(config: &YuanConfig, mesh: &DeviceMesh) -> Result<(), ConfigError> {
         for (layer, &experts) in config.experts_per_layer.iter().enumerate() {
             if experts < mesh.expert() {
-                return Err(ConfigError::Contradiction(format!(
-                    "layer {layer} has {experts} experts, too few for the {} devices of the mesh \
-                     that share them",
-                    mesh.expert()
-                )));
+                let devices = mesh.expert();
+                return Err(ConfigError::TooFewForMesh { layer, experts, devices });
             }
         }
         Ok(())

@@ -10,7 +10,7 @@ use burn::{
 use super::{MeshModel, model::evenly};
 use crate::{
     ExpertAxis, ModelError, PrunableExperts, RefusedCut, Selection, YuanConfig,
-    named::{self, Part, StoredParameter},
+    named::{self, StoredParameter, StoredPart},
     surgery::{self, with_value},
 };
 
@@ -32,12 +32,12 @@ impl MeshModel {
                 let shape = name.shape.to_vec();
                 return StoredParameter {
                     path: name.path.clone(),
-                    parts: vec![Part { slices: shape.first().copied().unwrap_or(1), copies }],
+                    parts: vec![StoredPart { slices: shape.first().copied().unwrap_or(1), copies }],
                     shape,
                 };
             };
             let width = self.mesh.expert();
-            let part = |(place, &slices): (usize, &usize)| Part {
+            let part = |(place, &slices): (usize, &usize)| StoredPart {
                 copies: (0..self.mesh.data()).map(|row| id(row * width + place)).collect(),
                 slices,
             };
@@ -102,11 +102,9 @@ impl MeshModel {
             return Err(ModelError::LayerCount { expected: layers, found: placement.len() });
         }
         for (layer, groups) in placement.iter().enumerate() {
-            let (found, devices) = (groups.len(), self.mesh.expert());
-            if found != devices || groups.iter().any(Vec::is_empty) {
-                let reason =
-                    format!("its experts must be spread over all {devices} devices of a row");
-                return Err(ModelError::Experts { layer, reason });
+            let devices = self.mesh.expert();
+            if groups.len() != devices || groups.iter().any(Vec::is_empty) {
+                return Err(ModelError::NotSpread { layer, devices });
             }
             let (experts, top_k) = (self.config.experts_per_layer[layer], self.config.top_k);
             surgery::check_kept(layer, &groups.concat(), experts, top_k)?;

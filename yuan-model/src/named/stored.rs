@@ -18,12 +18,12 @@ pub struct StoredParameter {
     /// Its shape there.
     pub shape: Vec<usize>,
     /// What it consists of along its first axis, in order.
-    pub parts: Vec<Part>,
+    pub parts: Vec<StoredPart>,
 }
 
 /// Neighbouring slices of a parameter along its first axis.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Part {
+pub struct StoredPart {
     /// How many.
     pub slices: usize,
     /// The parameters that hold them, all with the same values: one for each device that has a
@@ -33,7 +33,7 @@ pub struct Part {
 
 impl StoredParameter {
     /// The parts with the slices that each holds.
-    pub fn ranges(&self) -> impl Iterator<Item = (Range<usize>, &Part)> {
+    pub fn ranges(&self) -> impl Iterator<Item = (Range<usize>, &StoredPart)> {
         let mut end = 0;
         self.parts.iter().map(move |part| {
             end += part.slices;
@@ -50,7 +50,7 @@ impl StoredParameter {
 /// The parameters of a model on one device, each by itself.
 pub fn stored_parameters<M: Module>(module: &M) -> Vec<StoredParameter> {
     let stored = |name: super::ParameterName| StoredParameter {
-        parts: vec![Part {
+        parts: vec![StoredPart {
             slices: name.shape.first().copied().unwrap_or(1),
             copies: vec![name.id],
         }],

@@ -15,7 +15,7 @@ use burn::backend::{
 use burn::tensor::FloatDType;
 
 use super::{
-    Counts, Target, TensorList, YuanOps,
+    HostCounts, Target, TensorList, YuanOps,
     attention::{CausalAttention, RotaryAttention},
     dense::{Dense, Embed},
     exchange,
@@ -81,7 +81,7 @@ impl<B: YuanOps, C: CheckpointStrategy> YuanOps for Autodiff<B, C> {
         B::dispatch_order(experts, num_experts)
     }
 
-    fn read_counts(counts: IntTensor<Self>) -> Counts {
+    fn read_counts(counts: IntTensor<Self>) -> HostCounts {
         B::read_counts(counts)
     }
 

@@ -8,7 +8,7 @@
 use burn::tensor::{DType, FloatDType};
 use burn_cubecl::{CubeBackend, tensor::CubeTensor};
 
-use super::{AdamWStep, Counts, Target, TensorList, YuanOps, packed, portable};
+use super::{AdamWStep, HostCounts, Target, TensorList, YuanOps, packed, portable};
 
 mod attention;
 mod blas;
@@ -340,9 +340,13 @@ impl YuanOps for CubeBackend {
         portable::dispatch_order::<Self>(experts, num_experts)
     }
 
-    fn read_counts(counts: Tensor) -> Counts {
+    fn read_counts(counts: Tensor) -> HostCounts {
         let experts = counts.meta.shape().num_elements();
-        Counts(if dispatch::is_fast(&counts, experts) { dispatch::counts(&counts) } else { None })
+        HostCounts(if dispatch::is_fast(&counts, experts) {
+            dispatch::counts(&counts)
+        } else {
+            None
+        })
     }
 
     fn sum_of_squares(x: Tensor) -> Tensor {

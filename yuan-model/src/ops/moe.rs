@@ -9,7 +9,7 @@ use crate::ModelError;
 
 /// Numbers on the host, if they were.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Counts(pub Option<Vec<usize>>);
+pub struct HostCounts(pub Option<Vec<usize>>);
 
 /// The order in which (token, expert) pairs are computed: by expert, pairs of one expert as they
 /// come.

@@ -48,7 +48,7 @@ macro_rules! operations {
         pub fn served_operations<B: YuanOps + BackendIr>() -> CustomOpRegistry<B> {
             let mut served = CustomOpRegistry::new();
             $(served.register(id!($name), |handles, call, _| {
-                let mut call = Received::<B>::new(handles, call);
+                let mut call = Incoming::<B>::new(handles, call);
                 let $first = $first_kind::receive(&mut call);
                 $(let $arg = $kind::receive(&mut call);)*
                 let ($($result),+) = B::$name($first $(, $arg)*);
@@ -73,9 +73,9 @@ operations! {
         -> (d_weight: Float[[rows.shape()[1], grad.shape()[1]], DType::F32]);
     embed(weight: Float, ids: Int, dtype: Type) -> (y: Float[[ids.shape()[0], weight.shape()[1]], dtype]);
     embed_backward(grad: Float, ids: Int, vocab: Count) -> (d_weight: Float[[vocab, grad.shape()[1]], DType::F32]);
-    grouped_matmul(rows: Float, weight: Float, rows_per_group: Counts)
+    grouped_matmul(rows: Float, weight: Float, rows_per_group: CountList)
         -> (y: Float[[rows.shape()[0], weight.shape()[2]], rows.dtype()]);
-    grouped_matmul_weight_backward(rows: Float, grad: Float, rows_per_group: Counts)
+    grouped_matmul_weight_backward(rows: Float, grad: Float, rows_per_group: CountList)
         -> (d_weight: Float[[rows_per_group.len(), rows.shape()[1], grad.shape()[1]], DType::F32]);
     swiglu(gate_up: Float) -> (y: Float[[gate_up.shape()[0], gate_up.shape()[1] / 2], gate_up.dtype()]);
     swiglu_backward(gate_up: Float, grad: Float) -> (d_gate_up: Float[gate_up.shape(), gate_up.dtype()]);
@@ -99,7 +99,7 @@ operations! {
         -> (y: Float[value.shape(), value.dtype()]);
     causal_attention(query: Float, key: Float, value: Float, first_keys: Int)
         -> (y: Float[value.shape(), value.dtype()], log_sums: Float[rows_of_heads(&query.shape()), DType::F32]);
-    cached_attention(query: Float, key: Float, value: Float, length: Count, first_keys: Counts)
+    cached_attention(query: Float, key: Float, value: Float, length: Count, first_keys: CountList)
         -> (y: Float[query.shape(), value.dtype()]);
     causal_attention_backward(
         query: Float, key: Float, value: Float, first_keys: Int, output: Float, log_sums: Float, grad: Float
@@ -169,14 +169,14 @@ impl Call {
 }
 
 /// A message that is being read, in the order in which it was written.
-pub struct Received<'a, B: BackendIr> {
+pub struct Incoming<'a, B: BackendIr> {
     handles: &'a mut HandleContainer<B::Handle>,
     inputs: Iter<'a, TensorIr>,
     scalars: Iter<'a, ScalarIr>,
     results: Iter<'a, TensorIr>,
 }
 
-impl<'a, B: BackendIr> Received<'a, B> {
+impl<'a, B: BackendIr> Incoming<'a, B> {
     fn new(handles: &'a mut HandleContainer<B::Handle>, call: &'a CustomOpIr) -> Self {
         let (inputs, results) = (call.inputs.iter(), call.outputs.iter());
         Self { handles, inputs, scalars: call.scalars.iter(), results }
@@ -214,14 +214,14 @@ pub trait Argument {
 
     fn send(value: Self::Of<Remote>, call: &mut Call);
 
-    fn receive<B: BackendIr>(call: &mut Received<'_, B>) -> Self::Of<B>;
+    fn receive<B: BackendIr>(call: &mut Incoming<'_, B>) -> Self::Of<B>;
 }
 
 type Of<K, B> = <K as Argument>::Of<B>;
 
 /// A kind of result.
 pub trait Answer: Argument {
-    fn answer<B: BackendIr>(value: Self::Of<B>, call: &mut Received<'_, B>);
+    fn answer<B: BackendIr>(value: Self::Of<B>, call: &mut Incoming<'_, B>);
 }
 
 pub enum Float {}
@@ -233,14 +233,14 @@ impl Argument for Float {
         call.inputs.push(value.into_ir());
     }
 
-    fn receive<B: BackendIr>(call: &mut Received<'_, B>) -> FloatTensor<B> {
+    fn receive<B: BackendIr>(call: &mut Incoming<'_, B>) -> FloatTensor<B> {
         let input = call.input();
         call.handles.get_float_tensor::<B>(input)
     }
 }
 
 impl Answer for Float {
-    fn answer<B: BackendIr>(value: FloatTensor<B>, call: &mut Received<'_, B>) {
+    fn answer<B: BackendIr>(value: FloatTensor<B>, call: &mut Incoming<'_, B>) {
         let result = call.result();
         let same = value.dtype() == result.dtype;
         let value = if same { value } else { B::float_cast(value, result.dtype.into()) };
@@ -257,14 +257,14 @@ impl Argument for Int {
         call.inputs.push(value.into_ir());
     }
 
-    fn receive<B: BackendIr>(call: &mut Received<'_, B>) -> IntTensor<B> {
+    fn receive<B: BackendIr>(call: &mut Incoming<'_, B>) -> IntTensor<B> {
         let input = call.input();
         call.handles.get_int_tensor::<B>(input)
     }
 }
 
 impl Answer for Int {
-    fn answer<B: BackendIr>(value: IntTensor<B>, call: &mut Received<'_, B>) {
+    fn answer<B: BackendIr>(value: IntTensor<B>, call: &mut Incoming<'_, B>) {
         let result = call.result();
         let same = value.dtype() == result.dtype;
         let value = if same { value } else { B::int_cast(value, result.dtype.into()) };
@@ -281,14 +281,14 @@ impl Argument for Count {
         call.scalars.push(ScalarIr::UInt(value as u64));
     }
 
-    fn receive<B: BackendIr>(call: &mut Received<'_, B>) -> usize {
+    fn receive<B: BackendIr>(call: &mut Incoming<'_, B>) -> usize {
         call.count()
     }
 }
 
-pub enum Counts {}
+pub enum CountList {}
 
-impl Argument for Counts {
+impl Argument for CountList {
     type Of<B: Backend> = Vec<usize>;
 
     fn send(value: Vec<usize>, call: &mut Call) {
@@ -296,7 +296,7 @@ impl Argument for Counts {
         call.scalars.extend(all.map(|count| ScalarIr::UInt(count as u64)));
     }
 
-    fn receive<B: BackendIr>(call: &mut Received<'_, B>) -> Vec<usize> {
+    fn receive<B: BackendIr>(call: &mut Incoming<'_, B>) -> Vec<usize> {
         (0..call.count()).map(|_| call.count()).collect()
     }
 }
@@ -310,7 +310,7 @@ impl Argument for Number {
         call.scalars.push(ScalarIr::Float(value));
     }
 
-    fn receive<B: BackendIr>(call: &mut Received<'_, B>) -> f64 {
+    fn receive<B: BackendIr>(call: &mut Incoming<'_, B>) -> f64 {
         call.number()
     }
 }
@@ -323,7 +323,7 @@ impl Argument for Type {
 
     fn send(_: FloatDType, _: &mut Call) {}
 
-    fn receive<B: BackendIr>(call: &mut Received<'_, B>) -> FloatDType {
+    fn receive<B: BackendIr>(call: &mut Incoming<'_, B>) -> FloatDType {
         call.results.as_slice()[0].dtype.into()
     }
 }
@@ -348,7 +348,7 @@ impl Argument for Step {
         call.scalars.push(ScalarIr::UInt(step));
     }
 
-    fn receive<B: BackendIr>(call: &mut Received<'_, B>) -> AdamWStep {
+    fn receive<B: BackendIr>(call: &mut Incoming<'_, B>) -> AdamWStep {
         let [learning_rate, beta_1, beta_2, epsilon, weight_decay, gradient_scale] =
             std::array::from_fn(|_| call.number());
         let step = call.count() as u64;

@@ -16,7 +16,7 @@ use crate::{History, ReportError};
 ///
 /// If the drawing library fails.
 pub fn expert_load(history: &History) -> Result<String, ReportError> {
-    let phases = history.phases();
+    let phases = history.stages();
     let plan = history.prunes().next().map(|(_, plan)| plan);
     let last_window = phases.first().and_then(|phase| phase.loads.clone());
     let planned = plan.map(|plan| plan.layers.iter().map(|layer| layer.load.clone()).collect());

@@ -30,8 +30,7 @@ impl<M: SelectionBias> Callback<M> for BalanceBias {
 
     fn on_start(&mut self, context: &mut Context<'_, M>) -> Result<(), TrainError> {
         if !context.model().has_selection_bias() {
-            let message = "bias_update_rate needs a model with router_selection_bias";
-            return Err(TrainError::Setting(message.into()));
+            return Err(TrainError::NoSelectionBias);
         }
         Ok(())
     }

@@ -264,12 +264,10 @@ impl<M: PrunableExperts> Callback<M> for PruneExperts {
         match self.state.watched {
             None => context.discard_snapshot(),
             Some(_) if !context.has_snapshot() => {
+                let path = context.run_dir().to_path_buf();
                 let reason =
                     "the guard watches a prune, but before-prune, the state to go back to, is gone";
-                return Err(TrainError::Setting(format!(
-                    "{}: {reason}",
-                    context.run_dir().display()
-                )));
+                return Err(TrainError::Damaged { path, reason: reason.into() });
             }
             Some(_) => {}
         }

@@ -93,40 +93,37 @@ impl LaepConfig {
     ///
     /// Names the setting that is out of range.
     pub fn validate(&self) -> Result<(), TrainError> {
-        let refuse = |message: String| Err(TrainError::Setting(message));
         self.stability.validate()?;
         self.limits.validate(self.groups)?;
         self.tracker()?;
         if self.rearrange_every == Some(0) {
-            return refuse("rearrange_every must be at least 1".into());
+            return Err(TrainError::Zero { name: "rearrange_every" });
         }
         match &self.trigger {
-            Trigger::Stable { rounds: 0 } => return refuse("rounds must be at least 1".into()),
-            Trigger::Steps(steps)
-                if steps.is_empty() || steps[0] == 0 || !steps.is_sorted_by(|a, b| a < b) =>
-            {
-                return refuse(format!(
-                    "the steps to prune at, {steps:?}, must ascend from 1 or more"
-                ));
+            Trigger::Stable { rounds: 0 } => return Err(TrainError::Zero { name: "rounds" }),
+            Trigger::Steps(steps) => {
+                let starts = steps.first().is_some_and(|&first| first > 0);
+                if !starts || !steps.is_sorted_by(|a, b| a < b) {
+                    return Err(TrainError::PruneSteps(steps.clone()));
+                }
             }
-            _ => {}
+            Trigger::Stable { .. } | Trigger::Never => {}
         }
         if let Some(plan) = &self.plan {
             plan.check()?;
             if self.rounds() > 1 {
-                return refuse(
-                    "a plan that was made elsewhere can be applied once: one round, not more"
-                        .into(),
-                );
+                return Err(TrainError::PlanOnce);
             }
         }
-        match self.guard {
-            Some(Guard { margin, .. }) if !(margin >= 0.0 && margin.is_finite()) => {
-                refuse(format!("the guard's margin = {margin} must not be negative"))
-            }
-            Some(Guard { steps: 0, .. }) => refuse("the guard needs at least 1 step".into()),
-            _ => Ok(()),
+        let Some(Guard { margin, steps }) = self.guard else { return Ok(()) };
+        if !(margin >= 0.0 && margin.is_finite()) {
+            let (name, expected) = ("the guard's margin", "must not be negative".into());
+            return Err(TrainError::OutOfRange { name, value: margin, expected });
         }
+        if steps == 0 {
+            return Err(TrainError::Zero { name: "the guard's steps" });
+        }
+        Ok(())
     }
 
     pub(crate) fn rounds(&self) -> usize {

@@ -31,21 +31,15 @@ pub fn check_mesh(
     model: &YuanConfig,
     mesh: &DeviceMesh,
 ) -> Result<(), TrainError> {
-    let refuse = |message: String| Err(TrainError::Setting(message));
     let (rows, devices) = (config.batch_size, mesh.devices().len());
     if !rows.is_multiple_of(devices) {
-        return refuse(format!(
-            "a batch of {rows} rows cannot be spread evenly over {devices} devices"
-        ));
+        return Err(TrainError::UnevenBatch { rows, devices });
     }
-    let sharing = mesh.expert();
     MeshModel::check(model, mesh)?;
-    let groups = config.laep.groups;
+    let (groups, devices) = (config.laep.groups, mesh.expert());
     let is_spread = config.laep.trigger != Trigger::Never || config.laep.rearrange_every.is_some();
-    if is_spread && !groups.is_multiple_of(sharing) {
-        return refuse(format!(
-            "{groups} groups cannot be spread over the {sharing} devices that share the experts"
-        ));
+    if is_spread && !groups.is_multiple_of(devices) {
+        return Err(TrainError::UnevenGroups { groups, devices });
     }
     Ok(())
 }

@@ -73,21 +73,15 @@ impl NewRun {
         tokenizer: &Tokenizer,
         eod: u32,
     ) -> Result<YuanConfig, TrainError> {
-        let refuse = |message: String| Err(TrainError::Setting(message));
         let (mut model, entries) = (self.model().clone(), tokenizer.get_vocab_size(true));
         match &self.start {
             Start::Fresh(_) => model.vocab_size = entries,
             Start::From(_) if model.vocab_size < entries => {
-                let rows = model.vocab_size;
-                return refuse(format!(
-                    "the tokenizer has {entries} entries, the model only {rows}"
-                ));
+                return Err(TrainError::Vocabulary { entries, rows: model.vocab_size });
             }
             Start::From(_) => {
                 if let Some(other) = model.tokens.eod.filter(|&other| other != eod) {
-                    return refuse(format!(
-                        "config.json says that {other} ends a document, the tokenizer {eod}"
-                    ));
+                    return Err(TrainError::EndOfDocument { model: other, tokenizer: eod });
                 }
             }
         }

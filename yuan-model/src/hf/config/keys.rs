@@ -154,9 +154,7 @@ impl Keys<'_> {
             });
         }
         if moe_count(self.moe, "num_attention_router_heads")? == Some(0) {
-            return Err(ConfigError::Contradiction(
-                "moe_config.num_attention_router_heads must not be 0".into(),
-            ));
+            return Err(ConfigError::Zero { key: "moe_config.num_attention_router_heads" });
         }
         Ok(())
     }
@@ -165,9 +163,11 @@ impl Keys<'_> {
         // A count beyond any file's means would only exhaust memory below.
         const MOST_LAYERS: usize = 1 << 16;
         if layers == 0 || layers > MOST_LAYERS {
-            return Err(ConfigError::Contradiction(format!(
-                "num_hidden_layers = {layers} is not in 1..={MOST_LAYERS}"
-            )));
+            return Err(ConfigError::OutOfRange {
+                key: "num_hidden_layers",
+                value: layers.to_string(),
+                expected: "is not in 1..=65536",
+            });
         }
         let key = "moe_config.per_layer_experts_blocks";
         match self.moe.get("per_layer_experts_blocks") {
@@ -177,10 +177,8 @@ impl Keys<'_> {
             }
             Some(Value::Array(blocks)) => {
                 if blocks.len() != layers {
-                    return Err(ConfigError::Contradiction(format!(
-                        "{key} lists {} layers, but num_hidden_layers = {layers}",
-                        blocks.len()
-                    )));
+                    let listed = blocks.len();
+                    return Err(ConfigError::LayersListed { key, listed, layers });
                 }
                 blocks.iter().map(|block| as_count(key, block)).collect()
             }
@@ -220,9 +218,12 @@ impl Keys<'_> {
         other: Option<T>,
     ) -> Result<Option<T>, ConfigError> {
         match (value, other) {
-            (Some(a), Some(b)) if a != b => Err(ConfigError::Contradiction(format!(
-                "{key} = {a} contradicts {other_key} = {b}"
-            ))),
+            (Some(a), Some(b)) if a != b => Err(ConfigError::Disagreement {
+                key: key.to_owned(),
+                value: a.to_string(),
+                other_key: other_key.to_owned(),
+                other_value: b.to_string(),
+            }),
             (a, b) => Ok(a.or(b)),
         }
     }

@@ -12,9 +12,9 @@ use burn::{
 use burn_cubecl::{CubeBackend, tensor::CubeTensor};
 
 use super::{
-    blas::{Batch, Matrix},
-    context::Session,
-    kernels::{Arg, Kernel, Source},
+    blas::{Matrix, ProductBatch},
+    context::Lanes,
+    kernels::{Arg, Kernel, KernelFile},
     queue::run,
     tensors::{FirstKeys, contiguous, dims, empty, is_bf16},
 };
@@ -29,7 +29,7 @@ const THREADS: usize = 256;
 /// How the work is cut.
 #[derive(Debug, Clone, Copy)]
 struct Plan {
-    /// Batch times heads.
+    /// ProductBatch times heads.
     heads: usize,
     /// Queries.
     seq: usize,
@@ -104,7 +104,7 @@ impl Plan {
     }
 
     fn kernel(&self, name: &'static str) -> Kernel {
-        Kernel::new(Source::Softmax, name, self.bf16)
+        Kernel::new(KernelFile::Softmax, name, self.bf16)
     }
 
     fn scale(&self) -> f32 {
@@ -165,7 +165,7 @@ fn after(
         (empty(&query, block, DType::F32), empty(&query, block, query.dtype));
     let tensors = [&query, &key, &value, &out, &scores, &probabilities, &first_keys.tensor];
     let first_key = first_keys.argument();
-    run(tensors, move |session, pointers| {
+    run(tensors, move |lanes, pointers| {
         let [query, key, value, out, scores, probabilities, first_keys_at] = pointers;
         let starts = first_key(first_keys_at);
         for (head, heads) in plan.rounds() {
@@ -173,7 +173,7 @@ fn after(
                 let seen = past + end;
                 let queries = plan.positions(query, head, start, end);
                 scores_of(
-                    session,
+                    lanes,
                     &plan,
                     heads,
                     queries,
@@ -185,12 +185,12 @@ fn after(
                 let places = [scores, probabilities].map(Arg::Pointer);
                 let args = [&places[..], &[starts], &sizes].concat();
                 let kernel = plan.kernel("causal_softmax");
-                session.launch(kernel, [end - start, heads], THREADS, 0, &args)?;
+                lanes.launch(kernel, [end - start, heads], THREADS, 0, &args)?;
                 let weights = plan.matrix(probabilities, end - start, seen, seen);
                 let parts =
                     [weights, plan.keys(value, head, seen), plan.positions(out, head, start, end)];
                 let strides = [(end - start) * seen, plan.keys_apart, plan.plane()];
-                session.product(0, parts, 1.0, 0.0, Some(Batch { count: heads, strides }))?;
+                lanes.product(0, parts, 1.0, 0.0, Some(ProductBatch { count: heads, strides }))?;
             }
         }
         Ok(())
@@ -200,7 +200,7 @@ fn after(
 
 /// `scale · queries · keysᵀ` of some heads, in f32, without gaps.
 fn scores_of(
-    session: &mut Session<'_>,
+    lanes: &mut Lanes<'_>,
     plan: &Plan,
     heads: usize,
     queries: Matrix,
@@ -212,12 +212,12 @@ fn scores_of(
     let scores =
         Matrix { pointer: to, rows, columns, pitch: columns, transposed: false, bf16: false };
     let strides = [plan.plane(), plan.keys_apart, rows * columns];
-    session.product(
+    lanes.product(
         0,
         [queries, keys.t(), scores],
         scale,
         0.0,
-        Some(Batch { count: heads, strides }),
+        Some(ProductBatch { count: heads, strides }),
     )
 }
 
@@ -255,7 +255,7 @@ pub(super) fn backward(
         &first_keys.tensor,
     ];
     let first_key = first_keys.argument();
-    run(tensors, move |session, pointers| {
+    run(tensors, move |lanes, pointers| {
         let [
             query,
             key,
@@ -277,7 +277,7 @@ pub(super) fn backward(
             for (start, end) in plan.blocks() {
                 let keys = [at(key, 0, end), at(value, 0, end)];
                 scores_of(
-                    session,
+                    lanes,
                     &plan,
                     heads,
                     at(query, start, end),
@@ -285,28 +285,32 @@ pub(super) fn backward(
                     plan.scale(),
                     scores,
                 )?;
-                scores_of(session, &plan, heads, at(grad, start, end), keys[1], 1.0, d_p)?;
+                scores_of(lanes, &plan, heads, at(grad, start, end), keys[1], 1.0, d_p)?;
                 let places =
                     [&[scores, d_p, p, d_scores].map(Arg::Pointer)[..], &[starts]].concat();
                 let sizes = [start, end, plan.heads_per_row, seq, head].map(Arg::Int);
                 let far = [Arg::Float(plan.scale().into()), Arg::Long(seq), Arg::Long(square)];
                 let args = [&places[..], &sizes, &far].concat();
                 let kernel = plan.kernel("causal_softmax_backward");
-                session.launch(kernel, [end - start, heads], THREADS, 0, &args)?;
+                lanes.launch(kernel, [end - start, heads], THREADS, 0, &args)?;
                 let row = (start * seq * plan.size()) as u64;
                 let rows = plan.matrix(d_scores + row, end - start, end, seq);
-                let batch =
-                    Some(Batch { count: heads, strides: [square, plan.plane(), plan.plane()] });
-                session.product(0, [rows, keys[0], at(d_query, start, end)], 1.0, 0.0, batch)?;
+                let batch = Some(ProductBatch {
+                    count: heads,
+                    strides: [square, plan.plane(), plan.plane()],
+                });
+                lanes.product(0, [rows, keys[0], at(d_query, start, end)], 1.0, 0.0, batch)?;
             }
             for (start, end) in plan.blocks() {
                 let corner = ((start * seq + start) * plan.size()) as u64;
-                let batch =
-                    Some(Batch { count: heads, strides: [square, plan.plane(), plan.plane()] });
+                let batch = Some(ProductBatch {
+                    count: heads,
+                    strides: [square, plan.plane(), plan.plane()],
+                });
                 for (weights, from, to) in [(p, grad, d_value), (d_scores, query, d_key)] {
                     let columns = plan.matrix(weights + corner, seq - start, end - start, seq).t();
                     let parts = [columns, at(from, start, seq), at(to, start, end)];
-                    session.product(0, parts, 1.0, 0.0, batch)?;
+                    lanes.product(0, parts, 1.0, 0.0, batch)?;
                 }
             }
         }

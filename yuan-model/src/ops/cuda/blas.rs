@@ -67,7 +67,7 @@ impl Matrix {
 /// Many products of one shape at once: how many, and the elements from one to the next in the three
 /// matrices.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Batch {
+pub(super) struct ProductBatch {
     pub count: usize,
     pub strides: [usize; 3],
 }
@@ -123,12 +123,12 @@ impl Blas {
         [a, b, c]: [Matrix; 3],
         alpha: f32,
         beta: f32,
-        batch: Option<Batch>,
+        batch: Option<ProductBatch>,
     ) -> Result<(), String> {
         debug_assert!(
             a.columns == b.rows && a.rows == c.rows && b.columns == c.columns && !c.transposed
         );
-        let batch = batch.unwrap_or(Batch { count: 1, strides: [0; 3] });
+        let batch = batch.unwrap_or(ProductBatch { count: 1, strides: [0; 3] });
         // cuBLAS counts by columns: it sees all three matrices transposed, and forms cᵀ = bᵀ · aᵀ.
         let operands = [b, a, c];
         let strides = [batch.strides[1], batch.strides[0], batch.strides[2]];
@@ -166,7 +166,7 @@ impl Blas {
         stream: CUstream,
     ) -> Result<(), String> {
         let call = |algorithm: &sys::cublasLtMatmulAlgo_t| {
-            // SAFETY: descriptors are alive, and the matrices lie within tensors that the session
+            // SAFETY: descriptors are alive, and the matrices lie within tensors that the lanes
             // holds.
             unsafe {
                 lt::matmul(

@@ -8,7 +8,7 @@ use std::{collections::HashSet, ffi::c_void, ptr};
 use cudarc::driver::{result as driver, sys};
 
 use super::{
-    blas::{Batch, Blas, Matrix},
+    blas::{Blas, Matrix, ProductBatch},
     failure::text,
     kernels::{Arg, Kernel, Kernels},
     readback::HostSlots,
@@ -98,17 +98,17 @@ impl State {
 }
 
 /// Access to the device while its thread works for this module.
-pub(super) struct Session<'a> {
+pub(super) struct Lanes<'a> {
     state: &'a mut State,
 }
 
-impl<'a> Session<'a> {
+impl<'a> Lanes<'a> {
     pub fn new(state: &'a mut State) -> Self {
         Self { state }
     }
 }
 
-impl Session<'_> {
+impl Lanes<'_> {
     /// Launches a kernel on the first lane.
     pub fn launch(
         &mut self,
@@ -197,7 +197,7 @@ impl Session<'_> {
         parts: [Matrix; 3],
         alpha: f32,
         beta: f32,
-        batch: Option<Batch>,
+        batch: Option<ProductBatch>,
     ) -> Result<(), String> {
         let stream = self.state.lanes[lane].stream;
         self.state.blas.product((lane, stream), parts, alpha, beta, batch)
@@ -224,7 +224,7 @@ impl Session<'_> {
 #[derive(Debug)]
 pub(super) struct Mark(usize);
 
-impl Session<'_> {
+impl Lanes<'_> {
     /// Where the first lane is.
     pub fn mark(&self) -> Result<Mark, String> {
         let event =

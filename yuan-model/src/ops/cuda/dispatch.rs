@@ -4,8 +4,8 @@ use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::{
-    context::Session,
-    kernels::{Arg, Kernel, Source},
+    context::Lanes,
+    kernels::{Arg, Kernel, KernelFile},
     queue::{received, run, start},
     readback::MOST_SENT,
     tensors::{contiguous, dims, empty, is_ours},
@@ -15,7 +15,7 @@ use super::{
 const CHUNK: usize = 256;
 
 fn kernel(name: &'static str) -> Kernel {
-    Kernel::new(Source::Dispatch, name, false)
+    Kernel::new(KernelFile::Dispatch, name, false)
 }
 
 /// Experts whose counts fit a block's memory, and the way to the host.
@@ -47,7 +47,7 @@ impl Sort {
 
     fn launch(
         self,
-        session: &mut Session<'_>,
+        lanes: &mut Lanes<'_>,
         [numbers, histogram, row_of, of_row, totals]: [u64; 5],
     ) -> Result<(), String> {
         let [numbers, histogram, row_of, of_row, totals] =
@@ -55,11 +55,11 @@ impl Sort {
         let (count, buckets, shared) =
             (Arg::Int(self.count), Arg::Int(self.buckets), 4 * self.buckets);
         let args = [numbers, histogram, count, buckets];
-        session.launch(kernel("count_pairs"), [self.chunks(), 1], CHUNK, shared, &args)?;
+        lanes.launch(kernel("count_pairs"), [self.chunks(), 1], CHUNK, shared, &args)?;
         let args = [histogram, totals, Arg::Int(self.chunks()), buckets];
-        session.launch(kernel("scan_counts"), [1, 1], 512, shared, &args)?;
+        lanes.launch(kernel("scan_counts"), [1, 1], 512, shared, &args)?;
         let args = [numbers, histogram, row_of, of_row, count, buckets];
-        session.launch(kernel("place_pairs"), [self.chunks(), 1], CHUNK, CHUNK / 32 * shared, &args)
+        lanes.launch(kernel("place_pairs"), [self.chunks(), 1], CHUNK, CHUNK / 32 * shared, &args)
     }
 }
 
@@ -74,10 +74,10 @@ pub(super) fn order(
     let [row_of_pair, pair_of_row] = [(); 2].map(|()| empty(&experts, [sort.count], experts.dtype));
     let (histogram, counts) =
         (sort.histogram(&experts), empty(&experts, [num_experts], experts.dtype));
-    run([&experts, &histogram, &row_of_pair, &pair_of_row, &counts], move |session, pointers| {
-        sort.launch(session, pointers)?;
+    run([&experts, &histogram, &row_of_pair, &pair_of_row, &counts], move |lanes, pointers| {
+        sort.launch(lanes, pointers)?;
         // On its way while the rows are gathered.
-        session.send(pointers[4], num_experts)
+        lanes.send(pointers[4], num_experts)
     });
     // The host is about to wait for them.
     start(&counts);
@@ -93,17 +93,17 @@ pub(super) fn sorted(ids: &CubeTensor, bound: usize) -> CubeTensor {
     let [digits, row_of, low, high, order] = [(); 5].map(|()| empty(ids, [count], ids.dtype));
     let (histogram, totals) = (sort.histogram(ids), empty(ids, [base], ids.dtype));
     let tensors = [ids, &digits, &row_of, &low, &high, &order, &histogram, &totals];
-    run(tensors, move |session, [ids, digits, row_of, low, high, order, histogram, totals]| {
-        let digit = |session: &mut Session<'_>, order: u64, unit: usize, into: u64| {
+    run(tensors, move |lanes, [ids, digits, row_of, low, high, order, histogram, totals]| {
+        let digit = |lanes: &mut Lanes<'_>, order: u64, unit: usize, into: u64| {
             let sizes = [count, unit, base].map(Arg::Int);
             let args = [&[ids, order, digits].map(Arg::Pointer)[..], &sizes].concat();
-            session.launch(kernel("digits"), [sort.chunks(), 1], CHUNK, 0, &args)?;
-            sort.launch(session, [digits, histogram, row_of, into, totals])
+            lanes.launch(kernel("digits"), [sort.chunks(), 1], CHUNK, 0, &args)?;
+            sort.launch(lanes, [digits, histogram, row_of, into, totals])
         };
-        digit(session, 0, 1, low)?;
-        digit(session, low, base, high)?;
+        digit(lanes, 0, 1, low)?;
+        digit(lanes, low, base, high)?;
         let args = [&[low, high, order].map(Arg::Pointer)[..], &[Arg::Int(count)]].concat();
-        session.launch(kernel("follow"), [sort.chunks(), 1], CHUNK, 0, &args)
+        lanes.launch(kernel("follow"), [sort.chunks(), 1], CHUNK, 0, &args)
     });
     order
 }

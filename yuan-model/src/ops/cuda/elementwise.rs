@@ -3,7 +3,7 @@
 use burn_cubecl::tensor::CubeTensor;
 
 use super::{
-    kernels::{Arg, Kernel, Source},
+    kernels::{Arg, Kernel, KernelFile},
     queue::run,
     tensors::{VECTOR, contiguous, dims, empty, empty_in_order, is_bf16, strides},
 };
@@ -16,7 +16,7 @@ fn blocks(items: usize) -> usize {
 }
 
 fn kernel(name: &'static str, like: &CubeTensor) -> Kernel {
-    Kernel::new(Source::Elementwise, name, is_bf16(like))
+    Kernel::new(KernelFile::Elementwise, name, is_bf16(like))
 }
 
 pub(super) fn swiglu(gate_up: CubeTensor) -> CubeTensor {
@@ -24,11 +24,11 @@ pub(super) fn swiglu(gate_up: CubeTensor) -> CubeTensor {
     let [rows, both] = dims(&gate_up);
     let out = empty(&gate_up, [rows, both / 2], gate_up.dtype);
     let (width, kernel) = (both / 2 / VECTOR, kernel("swiglu", &gate_up));
-    run([&gate_up, &out], move |session, pointers| {
+    run([&gate_up, &out], move |lanes, pointers| {
         let [from, to] = pointers.map(Arg::Pointer);
         let count = rows * width;
         let args = [from, to, Arg::Long(count), Arg::Int(width)];
-        session.launch(kernel, [blocks(count), 1], THREADS, 0, &args)
+        lanes.launch(kernel, [blocks(count), 1], THREADS, 0, &args)
     });
     out
 }
@@ -38,11 +38,11 @@ pub(super) fn swiglu_backward(gate_up: CubeTensor, grad: CubeTensor) -> CubeTens
     let [rows, both] = dims(&gate_up);
     let out = empty(&gate_up, [rows, both], gate_up.dtype);
     let (width, kernel) = (both / 2 / VECTOR, kernel("swiglu_backward", &gate_up));
-    run([&gate_up, &grad, &out], move |session, pointers| {
+    run([&gate_up, &grad, &out], move |lanes, pointers| {
         let [from, grad, to] = pointers.map(Arg::Pointer);
         let count = rows * width;
         let args = [from, grad, to, Arg::Long(count), Arg::Int(width)];
-        session.launch(kernel, [blocks(count), 1], THREADS, 0, &args)
+        lanes.launch(kernel, [blocks(count), 1], THREADS, 0, &args)
     });
     out
 }
@@ -65,11 +65,11 @@ pub(super) fn add_previous_backward(grad: CubeTensor) -> CubeTensor {
 
 fn shift(kernel: Kernel, from: &CubeTensor, to: &CubeTensor, [batch, seq, width]: [usize; 3]) {
     let width = width / VECTOR;
-    run([from, to], move |session, pointers| {
+    run([from, to], move |lanes, pointers| {
         let [from, to] = pointers.map(Arg::Pointer);
         let count = batch * seq * width;
         let args = [from, to, Arg::Long(count), Arg::Int(width), Arg::Int(seq)];
-        session.launch(kernel, [blocks(count), 1], THREADS, 0, &args)
+        lanes.launch(kernel, [blocks(count), 1], THREADS, 0, &args)
     });
 }
 
@@ -112,7 +112,7 @@ fn rotate_into(
     let (from, to) = (strides::<4>(x), strides::<4>(out));
     let (width, pairs) = (width / VECTOR, pairs / VECTOR);
     let (kernel, bytes) = (kernel("rotate", x), offset * x.dtype.size());
-    run([x, cos, sin, out], move |session, mut pointers| {
+    run([x, cos, sin, out], move |lanes, mut pointers| {
         pointers[3] += bytes as u64;
         let [x, cos, sin, out] = pointers.map(Arg::Pointer);
         let count = batch * seq * heads * (width - pairs);
@@ -120,6 +120,6 @@ fn rotate_into(
         let sizes = [seq, heads, width, pairs].map(Arg::Int);
         let far = [from[0], from[1], from[2], to[0], to[1], to[2], table].map(Arg::Long);
         let args = [&[x, cos, sin, out, Arg::Long(count)][..], &sizes, &far].concat();
-        session.launch(kernel, [blocks(count), 1], THREADS, 0, &args)
+        lanes.launch(kernel, [blocks(count), 1], THREADS, 0, &args)
     });
 }

@@ -78,7 +78,7 @@ type Ready = (Vec<u64>, usize, Mark);
 
 /// What one device does for the others.
 #[derive(Default)]
-struct Part<'a> {
+struct CopyPart<'a> {
     sources: Vec<&'a CubeTensor>,
     results: Vec<&'a CubeTensor>,
     /// Devices that it receives from.
@@ -99,9 +99,9 @@ struct Link {
 
 fn copy(sources: &[CubeTensor], results: &[CubeTensor], copies: Vec<Copy>) {
     let mut parts = shared_out(sources, results, copies);
-    parts.iter_mut().for_each(Part::say_ready);
-    parts.iter_mut().for_each(Part::send);
-    parts.iter_mut().for_each(Part::wait);
+    parts.iter_mut().for_each(CopyPart::say_ready);
+    parts.iter_mut().for_each(CopyPart::send);
+    parts.iter_mut().for_each(CopyPart::wait);
 }
 
 /// What there is to do, device by device.
@@ -109,16 +109,16 @@ fn shared_out<'a>(
     sources: &'a [CubeTensor],
     results: &'a [CubeTensor],
     copies: Vec<Copy>,
-) -> Vec<Part<'a>> {
+) -> Vec<CopyPart<'a>> {
     let mut devices: Vec<&CubeDevice> = Vec::new();
-    let mut parts: Vec<Part<'a>> = Vec::new();
+    let mut parts: Vec<CopyPart<'a>> = Vec::new();
     let mut place =
         |tensor: &'a CubeTensor,
-         list: for<'b> fn(&'b mut Part<'a>) -> &'b mut Vec<&'a CubeTensor>| {
+         list: for<'b> fn(&'b mut CopyPart<'a>) -> &'b mut Vec<&'a CubeTensor>| {
             let device =
                 devices.iter().position(|device| **device == tensor.device).unwrap_or_else(|| {
                     devices.push(&tensor.device);
-                    parts.push(Part::default());
+                    parts.push(CopyPart::default());
                     devices.len() - 1
                 });
             let held = list(&mut parts[device]);
@@ -151,15 +151,15 @@ fn shared_out<'a>(
     parts
 }
 
-impl Part<'_> {
+impl CopyPart<'_> {
     fn say_ready(&mut self) {
         let receivers = std::mem::take(&mut self.say_ready);
         if receivers.is_empty() {
             return;
         }
-        run_all(&self.results, move |session, pointers| {
+        run_all(&self.results, move |lanes, pointers| {
             for receiver in receivers {
-                tell(receiver, (pointers.to_vec(), session.context(), session.mark()?));
+                tell(receiver, (pointers.to_vec(), lanes.context(), lanes.mark()?));
             }
             Ok(())
         });
@@ -173,18 +173,18 @@ impl Part<'_> {
         }
         let num_sources = self.sources.len();
         let tensors = [&self.sources[..], &self.results[..]].concat();
-        run_all(&tensors, move |session, pointers| {
+        run_all(&tensors, move |lanes, pointers| {
             let (sources, results) = pointers.split_at(num_sources);
             // Every link's copies, with the addresses and the context of where they go.
-            let mut queues = vec![(own, results.to_vec(), session.context())];
+            let mut queues = vec![(own, results.to_vec(), lanes.context())];
             let mut senders = Vec::with_capacity(outgoing.len());
             for Link { ready, say_copied, copies } in outgoing {
                 let (results, context, mark) = told(ready)?;
-                session.wait(mark)?;
+                lanes.wait(mark)?;
                 queues.push((copies, results, context));
                 senders.push(say_copied);
             }
-            session.fork()?;
+            lanes.fork()?;
             // One of each link in turn, on one lane after the other.
             let longest = queues.iter().map(|(copies, ..)| copies.len()).max().unwrap_or(0);
             let in_turn = (0..longest).flat_map(|index| {
@@ -194,11 +194,11 @@ impl Part<'_> {
             });
             for (lane, (copy, to, context)) in (0..LANES).cycle().zip(in_turn) {
                 let [from, to] = [sources[copy.from] + copy.at[0] as u64, to + copy.at[1] as u64];
-                session.copy(lane, from, to, context, copy.bytes)?;
+                lanes.copy(lane, from, to, context, copy.bytes)?;
             }
-            session.join()?;
+            lanes.join()?;
             for sender in senders {
-                tell(sender, session.mark()?);
+                tell(sender, lanes.mark()?);
             }
             Ok(())
         });
@@ -210,8 +210,8 @@ impl Part<'_> {
         if copied.is_empty() {
             return;
         }
-        run_all(&self.results, move |session, _| {
-            copied.into_iter().try_for_each(|copied| session.wait(told(copied)?))
+        run_all(&self.results, move |lanes, _| {
+            copied.into_iter().try_for_each(|copied| lanes.wait(told(copied)?))
         });
         start(self.results[0]);
     }

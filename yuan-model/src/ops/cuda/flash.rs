@@ -8,8 +8,8 @@ use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::{
-    blas::{Batch, Matrix},
-    kernels::{Arg, Kernel, Source},
+    blas::{Matrix, ProductBatch},
+    kernels::{Arg, Kernel, KernelFile},
     queue::{capability, run},
     tensors::{FirstKeys, contiguous, dims, empty, empty_in_order, strides},
 };
@@ -37,7 +37,7 @@ pub(super) fn takes(query: &CubeTensor) -> bool {
 }
 
 fn kernel(name: &'static str, head_dim: usize) -> Kernel {
-    Kernel { head_dim, ..Kernel::new(Source::Flash, name, true) }
+    Kernel { head_dim, ..Kernel::new(KernelFile::Flash, name, true) }
 }
 
 /// Rows that 16-byte accesses can read in place.
@@ -73,12 +73,12 @@ pub(super) fn forward(
     let shared = 2 * head_dim * (QUERIES + 4 * KEYS) + SLACK;
     let tensors = [&query, &key, &value, &out, &log_sums, &first_keys.tensor];
     let (first_key, far) = (first_keys.argument(), [&query, &key, &value, &out].map(far).concat());
-    run(tensors, move |session, [q, k, v, o, log_sums, first]| {
+    run(tensors, move |lanes, [q, k, v, o, log_sums, first]| {
         let places = [q, k, v, o, log_sums].map(Arg::Pointer);
         let sizes = [first_key(first), Arg::Int(seq), Arg::Int(heads), Arg::Float(scale(head_dim))];
         let args = [&places[..], &sizes, &far].concat();
         let grid = [seq.div_ceil(QUERIES), batch * heads];
-        session.launch(kernel("flash_forward", head_dim), grid, THREADS, shared, &args)
+        lanes.launch(kernel("flash_forward", head_dim), grid, THREADS, shared, &args)
     });
     (out, log_sums)
 }
@@ -126,23 +126,17 @@ pub(super) fn backward(
     let (first_key, has_documents) = (first_keys.argument(), first_keys.given);
     let far_rows = [&grad, &out].map(far).concat();
     let far = [&query, &key, &value, &grad, &d_key, &d_value].map(far).concat();
-    run(tensors, move |session, pointers| {
+    run(tensors, move |lanes, pointers| {
         let [q, k, v, g, o, log_sums, first, d_q, d_k, d_v, delta, squares] = pointers;
         let rows = planes * seq;
         let sizes = [Arg::Int(rows), Arg::Int(seq), Arg::Int(heads)];
         let args = [&[g, o, delta].map(Arg::Pointer)[..], &sizes, &far_rows].concat();
-        session.launch(
-            kernel("flash_delta", head_dim),
-            [rows.div_ceil(8), 1],
-            THREADS,
-            0,
-            &args,
-        )?;
+        lanes.launch(kernel("flash_delta", head_dim), [rows.div_ceil(8), 1], THREADS, 0, &args)?;
         for plane in (0..planes).step_by(at_once) {
             let count = at_once.min(planes - plane);
             if has_documents {
                 // Documents that have ended are not visited.
-                session.zero(squares, 2 * count * seq * pitch)?;
+                lanes.zero(squares, 2 * count * seq * pitch)?;
             }
             let places = [q, k, v, g, log_sums, delta, d_k, d_v, squares].map(Arg::Pointer);
             let starts = [first_key(first)];
@@ -150,7 +144,7 @@ pub(super) fn backward(
             let scale = [Arg::Float(scale(head_dim)), Arg::Long(pitch)];
             let args = [&places[..], &starts, &sizes, &scale, &far].concat();
             let grid = [seq.div_ceil(KEYS), count];
-            session.launch(kernel("flash_backward", head_dim), grid, THREADS, shared, &args)?;
+            lanes.launch(kernel("flash_backward", head_dim), grid, THREADS, shared, &args)?;
 
             for start in (0..seq).step_by(PRODUCT_QUERIES) {
                 let end = (start + PRODUCT_QUERIES).min(seq);
@@ -168,8 +162,8 @@ pub(super) fn backward(
                 let part = at(squares, start, end, end - start, pitch).t();
                 let keys = at(k, plane * apart, end, head_dim, key_row);
                 let to = at(d_q, (plane * seq + start) * head_dim, end - start, head_dim, head_dim);
-                let batch = Batch { count, strides: [seq * pitch, apart, seq * head_dim] };
-                session.product(0, [part, keys, to], 1.0, 0.0, Some(batch))?;
+                let batch = ProductBatch { count, strides: [seq * pitch, apart, seq * head_dim] };
+                lanes.product(0, [part, keys, to], 1.0, 0.0, Some(batch))?;
             }
         }
         Ok(())

@@ -13,7 +13,7 @@ use super::failure::text;
 
 /// A file of kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Source {
+pub(super) enum KernelFile {
     Dispatch,
     Elementwise,
     Flash,
@@ -22,7 +22,7 @@ pub(super) enum Source {
     Softmax,
 }
 
-impl Source {
+impl KernelFile {
     fn text(self) -> &'static str {
         match self {
             Self::Dispatch => include_str!("kernels/dispatch.cu"),
@@ -39,14 +39,14 @@ impl Source {
 /// on that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Kernel {
-    pub source: Source,
+    pub source: KernelFile,
     pub name: &'static str,
     pub bf16: bool,
     pub head_dim: usize,
 }
 
 impl Kernel {
-    pub fn new(source: Source, name: &'static str, bf16: bool) -> Self {
+    pub fn new(source: KernelFile, name: &'static str, bf16: bool) -> Self {
         Self { source, name, bf16, head_dim: 0 }
     }
 }
@@ -65,7 +65,7 @@ pub(super) struct Kernels {
     /// Compute capability, as in `compute_90`.
     capability: i32,
     functions: HashMap<Kernel, sys::CUfunction>,
-    modules: HashMap<(Source, bool, usize), sys::CUmodule>,
+    modules: HashMap<(KernelFile, bool, usize), sys::CUmodule>,
 }
 
 impl Kernels {
@@ -105,7 +105,7 @@ impl Kernels {
     ) -> Result<sys::CUmodule, String> {
         let code = format!("{}\n{}", include_str!("kernels/common.cuh"), source.text());
         // Hopper's own instructions are in a variant of its architecture.
-        let variant = if source == Source::Flash { "a" } else { "" };
+        let variant = if source == KernelFile::Flash { "a" } else { "" };
         let mut options = vec![format!("--gpu-architecture=compute_{}{variant}", self.capability)];
         options.extend(bf16.then(|| "-DBF16".into()));
         options.extend((head_dim > 0).then(|| format!("-DHEAD_DIM={head_dim}")));

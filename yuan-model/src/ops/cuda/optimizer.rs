@@ -4,7 +4,7 @@ use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::{
-    kernels::{Arg, Kernel, Source},
+    kernels::{Arg, Kernel, KernelFile},
     queue::run,
     tensors::{contiguous, empty},
 };
@@ -15,7 +15,7 @@ const THREADS: usize = 256;
 const BLOCKS: usize = 132 * 8;
 
 fn kernel(name: &'static str) -> Kernel {
-    Kernel::new(Source::Optimizer, name, false)
+    Kernel::new(KernelFile::Optimizer, name, false)
 }
 
 fn elements(tensor: &CubeTensor) -> usize {
@@ -27,16 +27,16 @@ pub(super) fn sum_of_squares(x: CubeTensor) -> CubeTensor {
     let count = elements(&x);
     let blocks = count.div_ceil(THREADS).clamp(1, BLOCKS);
     let (partial, sum) = (empty(&x, [blocks], DType::F32), empty(&x, [1], DType::F32));
-    run([&x, &partial, &sum], move |session, pointers| {
+    run([&x, &partial, &sum], move |lanes, pointers| {
         let [x, partial, sum] = pointers.map(Arg::Pointer);
-        session.launch(
+        lanes.launch(
             kernel("squares"),
             [blocks, 1],
             THREADS,
             0,
             &[x, partial, Arg::Long(count)],
         )?;
-        session.launch(kernel("total"), [1, 1], 1024, 0, &[partial, sum, Arg::Int(blocks)])
+        lanes.launch(kernel("total"), [1, 1], 1024, 0, &[partial, sum, Arg::Int(blocks)])
     });
     sum
 }
@@ -58,7 +58,7 @@ pub(super) fn adamw(
     let count = elements(&param);
     let (step, [correction_1, correction_2]) = (*step, step.bias_corrections());
     let tensors = [&param, &grad, &moment_1, &moment_2, &out[0], &out[1], &out[2]];
-    run(tensors, move |session, pointers| {
+    run(tensors, move |lanes, pointers| {
         let numbers = [
             step.gradient_scale,
             step.beta_1,
@@ -71,7 +71,7 @@ pub(super) fn adamw(
         let [param, grad, m1, m2, to_param, to_m1, to_m2] = pointers.map(Arg::Pointer);
         let places = [param, grad, m1, m2, to_param, to_m1, to_m2, Arg::Long(count)];
         let args = [&places[..], &numbers.map(Arg::Float)].concat();
-        session.launch(kernel("adamw"), [count.div_ceil(THREADS).min(BLOCKS), 1], THREADS, 0, &args)
+        lanes.launch(kernel("adamw"), [count.div_ceil(THREADS).min(BLOCKS), 1], THREADS, 0, &args)
     });
     let [param, moment_1, moment_2] = out;
     (param, moment_1, moment_2)

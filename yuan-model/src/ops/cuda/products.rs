@@ -8,7 +8,7 @@ use burn_cubecl::tensor::CubeTensor;
 
 use super::{
     blas::Matrix,
-    context::{LANES, Session},
+    context::{LANES, Lanes},
     queue::run,
     tensors::{dims, empty, matrix, readable, strides},
 };
@@ -20,8 +20,8 @@ pub(super) fn product(rows: CubeTensor, weight: CubeTensor) -> CubeTensor {
     let out = empty(&rows, [count, columns], rows.dtype);
     if count > 0 {
         let parts = [matrix(&rows), matrix(&weight), matrix(&out)];
-        run([&rows, &weight, &out], move |session, pointers| {
-            session.product(0, at(parts, pointers), 1.0, 0.0, None)
+        run([&rows, &weight, &out], move |lanes, pointers| {
+            lanes.product(0, at(parts, pointers), 1.0, 0.0, None)
         });
     }
     out
@@ -33,11 +33,11 @@ pub(super) fn weight_gradient(rows: CubeTensor, grad: CubeTensor) -> CubeTensor 
     let ([count, d_in], [_, d_out]) = (dims(&rows), dims(&grad));
     let out = empty(&rows, [d_in, d_out], DType::F32);
     let parts = [matrix(&rows).t(), matrix(&grad), matrix(&out)];
-    run([&rows, &grad, &out], move |session, pointers| {
+    run([&rows, &grad, &out], move |lanes, pointers| {
         if count == 0 {
-            return session.zero(pointers[2], 4 * d_in * d_out);
+            return lanes.zero(pointers[2], 4 * d_in * d_out);
         }
-        session.product(0, at(parts, pointers), 1.0, 0.0, None)
+        lanes.product(0, at(parts, pointers), 1.0, 0.0, None)
     });
     out
 }
@@ -54,12 +54,12 @@ pub(super) fn grouped(
     let out = empty(&rows, [num_rows, d_out], rows.dtype);
     let size = rows.dtype.size();
     let parts = [matrix(&rows), matrix(&weight), matrix(&out)];
-    run([&rows, &weight, &out], move |session, pointers| {
+    run([&rows, &weight, &out], move |lanes, pointers| {
         let [all, first, out] = at(parts, pointers);
-        on_lanes(session, &rows_per_group, |session, lane, group, start, end| {
+        on_lanes(lanes, &rows_per_group, |lanes, lane, group, start, end| {
             let weight = Matrix { pointer: first.pointer + (group * apart * size) as u64, ..first };
             let parts = [all.slice_rows(start, end), weight, out.slice_rows(start, end)];
-            session.product(lane, parts, 1.0, 0.0, None)
+            lanes.product(lane, parts, 1.0, 0.0, None)
         })
     });
     out
@@ -75,7 +75,7 @@ pub(super) fn grouped_weight_gradient(
     let ([_, d_in], [_, d_out]) = (dims(&rows), dims(&grad));
     let out = empty(&rows, [rows_per_group.len(), d_in, d_out], DType::F32);
     let parts = [matrix(&rows), matrix(&grad)];
-    run([&rows, &grad, &out], move |session, [rows_at, grad_at, out_at]| {
+    run([&rows, &grad, &out], move |lanes, [rows_at, grad_at, out_at]| {
         let [rows, grad] = at(parts, [rows_at, grad_at]);
         let bytes = 4 * d_in * d_out;
         let of_group = |group: usize| Matrix {
@@ -87,12 +87,12 @@ pub(super) fn grouped_weight_gradient(
             bf16: false,
         };
         for group in (0..rows_per_group.len()).filter(|&group| rows_per_group[group] == 0) {
-            session.zero(of_group(group).pointer, bytes)?;
+            lanes.zero(of_group(group).pointer, bytes)?;
         }
-        on_lanes(session, &rows_per_group, |session, lane, group, start, end| {
+        on_lanes(lanes, &rows_per_group, |lanes, lane, group, start, end| {
             let parts =
                 [rows.slice_rows(start, end).t(), grad.slice_rows(start, end), of_group(group)];
-            session.product(lane, parts, 1.0, 0.0, None)
+            lanes.product(lane, parts, 1.0, 0.0, None)
         })
     });
     out
@@ -106,16 +106,16 @@ fn at<const N: usize>(matrices: [Matrix; N], pointers: [u64; N]) -> [Matrix; N] 
 /// Hands every group that has rows to `work`, the groups in turn to the lanes: the last blocks of
 /// one product run beside the first of the next.
 fn on_lanes(
-    session: &mut Session<'_>,
+    lanes: &mut Lanes<'_>,
     rows_per_group: &[usize],
-    mut work: impl FnMut(&mut Session<'_>, usize, usize, usize, usize) -> Result<(), String>,
+    mut work: impl FnMut(&mut Lanes<'_>, usize, usize, usize, usize) -> Result<(), String>,
 ) -> Result<(), String> {
-    session.fork()?;
+    lanes.fork()?;
     let (mut start, mut lane) = (0, 0);
     for (group, &count) in rows_per_group.iter().enumerate().filter(|(_, count)| **count > 0) {
-        work(session, lane, group, start, start + count)?;
+        work(lanes, lane, group, start, start + count)?;
         start += count;
         lane = (lane + 1) % LANES;
     }
-    session.join()
+    lanes.join()
 }

@@ -25,7 +25,7 @@ use cubecl_runtime::{
 use cudarc::driver::result as driver;
 
 use super::{
-    context::{Session, State},
+    context::{Lanes, State},
     failure::{raise, remember, text},
 };
 
@@ -44,17 +44,17 @@ thread_local! {
 /// later.
 pub(super) fn run<const N: usize>(
     tensors: [&CubeTensor; N],
-    work: impl FnOnce(&mut Session<'_>, [u64; N]) -> Result<(), String> + Send + 'static,
+    work: impl FnOnce(&mut Lanes<'_>, [u64; N]) -> Result<(), String> + Send + 'static,
 ) {
-    run_all(&tensors, |session, pointers| {
-        work(session, pointers.try_into().expect("as many addresses as tensors"))
+    run_all(&tensors, |lanes, pointers| {
+        work(lanes, pointers.try_into().expect("as many addresses as tensors"))
     });
 }
 
 /// [`run`] with any number of tensors but none.
 pub(super) fn run_all(
     tensors: &[&CubeTensor],
-    work: impl FnOnce(&mut Session<'_>, &[u64]) -> Result<(), String> + Send + 'static,
+    work: impl FnOnce(&mut Lanes<'_>, &[u64]) -> Result<(), String> + Send + 'static,
 ) {
     raise();
     let bindings = tensors.iter().map(|tensor| binding(tensor)).collect();
@@ -75,12 +75,12 @@ pub(super) fn start(tensor: &CubeTensor) {
 /// Runs `work` after everything queued so far and waits for its result.
 fn run_now<R: Send>(
     tensor: &CubeTensor,
-    work: impl FnOnce(&mut Session<'_>, u64) -> Result<R, String> + Send,
+    work: impl FnOnce(&mut Lanes<'_>, u64) -> Result<R, String> + Send,
 ) -> R {
     raise();
     let bindings = vec![binding(tensor)];
     let result = device(tensor).submit_blocking(|server| {
-        on_device(server, bindings, |session, pointers| work(session, pointers[0]))
+        on_device(server, bindings, |lanes, pointers| work(lanes, pointers[0]))
     });
     raise();
     match result {
@@ -103,7 +103,7 @@ fn binding(tensor: &CubeTensor) -> BufferBinding {
 fn on_device<R>(
     server: &mut CudaServer,
     bindings: Vec<BufferBinding>,
-    work: impl FnOnce(&mut Session<'_>, &[u64]) -> Result<R, String>,
+    work: impl FnOnce(&mut Lanes<'_>, &[u64]) -> Result<R, String>,
 ) -> Result<R, String> {
     let resource = |binding: BufferBinding| {
         let stream = binding.stream;
@@ -119,7 +119,7 @@ fn on_device<R>(
             Entry::Vacant(entry) => entry.insert(State::new(context)?),
         };
         state.enter()?;
-        let result = work(&mut Session::new(state), &pointers);
+        let result = work(&mut Lanes::new(state), &pointers);
         state.leave()?;
         result
     })
@@ -143,12 +143,12 @@ pub(super) fn capability(tensor: &CubeTensor) -> i32 {
     if let Some(&capability) = known.get(&tensor.device) {
         return capability;
     }
-    let capability = run_now(tensor, |session, _| Ok(session.capability()));
+    let capability = run_now(tensor, |lanes, _| Ok(lanes.capability()));
     known.insert(tensor.device.clone(), capability);
     capability
 }
 
-/// What a tensor's numbers were when they were [sent](Session::send), if they were; they are to be
+/// What a tensor's numbers were when they were [sent](Lanes::send), if they were; they are to be
 /// asked for once.
 ///
 /// # Panics
@@ -159,5 +159,5 @@ pub(super) fn received(tensor: &CubeTensor) -> Option<Vec<i32>> {
         clippy::redundant_closure_for_method_calls,
         reason = "the method is not general enough"
     )]
-    run_now(tensor, |session, pointer| session.receive(pointer))
+    run_now(tensor, |lanes, pointer| lanes.receive(pointer))
 }

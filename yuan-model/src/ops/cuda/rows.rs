@@ -5,7 +5,7 @@ use burn_cubecl::tensor::CubeTensor;
 
 use super::{
     dispatch,
-    kernels::{Arg, Kernel, Source},
+    kernels::{Arg, Kernel, KernelFile},
     queue::run,
     tensors::{VECTOR, contiguous, dims, empty, is_bf16, matrix, readable},
 };
@@ -16,7 +16,7 @@ fn threads(items: usize) -> usize {
 }
 
 fn kernel(name: &'static str, like: &CubeTensor) -> Kernel {
-    Kernel::new(Source::Rows, name, is_bf16(like))
+    Kernel::new(KernelFile::Rows, name, is_bf16(like))
 }
 
 pub(super) fn rms_norm(x: CubeTensor, weight: CubeTensor, epsilon: f64) -> CubeTensor {
@@ -24,7 +24,7 @@ pub(super) fn rms_norm(x: CubeTensor, weight: CubeTensor, epsilon: f64) -> CubeT
     let [rows, width] = dims(&x);
     let (out, width) = (empty(&x, [rows, width], x.dtype), width / VECTOR);
     let kernel = kernel("rms_norm", &x);
-    run([&x, &weight, &out], move |session, [x, weight, out]| {
+    run([&x, &weight, &out], move |lanes, [x, weight, out]| {
         let args = [
             Arg::Pointer(x),
             Arg::Pointer(weight),
@@ -32,7 +32,7 @@ pub(super) fn rms_norm(x: CubeTensor, weight: CubeTensor, epsilon: f64) -> CubeT
             Arg::Int(width),
             Arg::Float(epsilon),
         ];
-        session.launch(kernel, [rows, 1], threads(width), 0, &args)
+        lanes.launch(kernel, [rows, 1], threads(width), 0, &args)
     });
     out
 }
@@ -57,14 +57,14 @@ pub(super) fn rms_norm_backward(
     let kernel = [kernel("rms_norm_backward", &x), kernel("column_sums", &x)];
     run(
         [&x, &weight, &grad, &d_x, &partial, &d_weight],
-        move |session, [x, weight, grad, d_x, partial, d_weight]| {
+        move |lanes, [x, weight, grad, d_x, partial, d_weight]| {
             let [x, weight, grad, d_x] = [x, weight, grad, d_x].map(Arg::Pointer);
             let (parts, sums) = (Arg::Pointer(partial), Arg::Pointer(d_weight));
             let args =
                 [x, weight, grad, d_x, parts, Arg::Int(rows), Arg::Int(width), Arg::Float(epsilon)];
-            session.launch(kernel[0], [blocks, 1], width.next_multiple_of(32), 0, &args)?;
+            lanes.launch(kernel[0], [blocks, 1], width.next_multiple_of(32), 0, &args)?;
             let args = [parts, sums, Arg::Int(blocks), Arg::Int(elements)];
-            session.launch(kernel[1], [elements.div_ceil(32), 1], 256, 0, &args)
+            lanes.launch(kernel[1], [elements.div_ceil(32), 1], 256, 0, &args)
         },
     );
     (d_x, d_weight)
@@ -85,9 +85,9 @@ fn pick(name: &'static str, source: CubeTensor, rows: CubeTensor, dtype: DType) 
     let ([_, elements], [count]) = (dims(&source), dims(&rows));
     let (out, width) = (empty(&source, [count, elements], dtype), elements / VECTOR);
     let kernel = kernel(name, &out);
-    run([&source, &rows, &out], move |session, pointers| {
+    run([&source, &rows, &out], move |lanes, pointers| {
         let [source, rows, out] = pointers.map(Arg::Pointer);
-        session.launch(kernel, [count, 1], threads(width), 0, &[source, rows, out, Arg::Int(width)])
+        lanes.launch(kernel, [count, 1], threads(width), 0, &[source, rows, out, Arg::Int(width)])
     });
     out
 }
@@ -98,11 +98,11 @@ pub(super) fn embed_backward(grad: CubeTensor, ids: CubeTensor, vocab: usize) ->
     let order = dispatch::sorted(&ids, vocab);
     let (out, width) = (empty(&grad, [vocab, elements], DType::F32), elements / VECTOR);
     let kernel = kernel("embed_backward", &grad);
-    run([&grad, &ids, &order, &out], move |session, pointers| {
-        session.zero(pointers[3], 4 * vocab * elements)?;
+    run([&grad, &ids, &order, &out], move |lanes, pointers| {
+        lanes.zero(pointers[3], 4 * vocab * elements)?;
         let [grad, ids, order, out] = pointers.map(Arg::Pointer);
         let args = [grad, ids, order, out, Arg::Int(rows), Arg::Int(width)];
-        session.launch(kernel, [rows, 1], threads(width), 0, &args)
+        lanes.launch(kernel, [rows, 1], threads(width), 0, &args)
     });
     out
 }
@@ -113,10 +113,10 @@ pub(super) fn gather_sum(grad: CubeTensor, inverse: CubeTensor, copies: usize) -
     let (rows, width) = (count / copies, elements / VECTOR);
     let out = empty(&grad, [rows, elements], grad.dtype);
     let kernel = kernel("gather_sum", &grad);
-    run([&grad, &inverse, &out], move |session, pointers| {
+    run([&grad, &inverse, &out], move |lanes, pointers| {
         let [grad, inverse, out] = pointers.map(Arg::Pointer);
         let args = [grad, inverse, out, Arg::Int(width), Arg::Int(copies)];
-        session.launch(kernel, [rows, 1], threads(width), 0, &args)
+        lanes.launch(kernel, [rows, 1], threads(width), 0, &args)
     });
     out
 }
@@ -131,10 +131,10 @@ pub(super) fn combine(
     let ([_, elements], [tokens, top_k]) = (dims(&rows), dims(&weights));
     let (out, width) = (empty(&rows, [tokens, elements], rows.dtype), elements / VECTOR);
     let kernel = kernel("combine_rows", &rows);
-    run([&rows, &weights, &row_of_pair, &out], move |session, pointers| {
+    run([&rows, &weights, &row_of_pair, &out], move |lanes, pointers| {
         let [rows, weights, row_of_pair, out] = pointers.map(Arg::Pointer);
         let args = [rows, weights, row_of_pair, out, Arg::Int(width), Arg::Int(top_k)];
-        session.launch(kernel, [tokens, 1], threads(width), 0, &args)
+        lanes.launch(kernel, [tokens, 1], threads(width), 0, &args)
     });
     out
 }
@@ -151,11 +151,11 @@ pub(super) fn combine_backward(
     let d_rows = empty(&rows, [pairs, elements], rows.dtype);
     let d_weights = empty(&rows, [tokens, top_k], rows.dtype);
     let kernel = kernel("combine_rows_backward", &rows);
-    run([&rows, &weights, &row_of_pair, &grad, &d_rows, &d_weights], move |session, pointers| {
+    run([&rows, &weights, &row_of_pair, &grad, &d_rows, &d_weights], move |lanes, pointers| {
         let [rows, weights, row_of_pair, grad, d_rows, d_weights] = pointers.map(Arg::Pointer);
         let args =
             [rows, weights, row_of_pair, grad, d_rows, d_weights, Arg::Int(width), Arg::Int(top_k)];
-        session.launch(kernel, [tokens, 1], threads(width), 0, &args)
+        lanes.launch(kernel, [tokens, 1], threads(width), 0, &args)
     });
     (d_rows, d_weights)
 }
@@ -167,16 +167,10 @@ pub(super) fn cross_entropy(logits: CubeTensor, labels: CubeTensor) -> CubeTenso
     let (logits, labels) = (contiguous(logits), contiguous(labels));
     let [rows, classes] = dims(&logits);
     let out = empty(&logits, [rows], DType::F32);
-    run([&logits, &labels, &out], move |session, pointers| {
+    run([&logits, &labels, &out], move |lanes, pointers| {
         let [logits, labels, out] = pointers.map(Arg::Pointer);
-        let kernel = Kernel::new(Source::Rows, "cross_entropy", false);
-        session.launch(
-            kernel,
-            [rows, 1],
-            LOGIT_THREADS,
-            0,
-            &[logits, labels, out, Arg::Int(classes)],
-        )
+        let kernel = Kernel::new(KernelFile::Rows, "cross_entropy", false);
+        lanes.launch(kernel, [rows, 1], LOGIT_THREADS, 0, &[logits, labels, out, Arg::Int(classes)])
     });
     out
 }
@@ -190,10 +184,10 @@ pub(super) fn cross_entropy_backward(
     let [rows, classes] = dims(&logits);
     let out = empty(&logits, [rows, classes], DType::F32);
     let kernel = kernel("cross_entropy_backward", &out);
-    run([&logits, &labels, &grad, &out], move |session, pointers| {
+    run([&logits, &labels, &grad, &out], move |lanes, pointers| {
         let [logits, labels, grad, out] = pointers.map(Arg::Pointer);
         let args = [logits, labels, grad, out, Arg::Int(classes), Arg::Float(1.0)];
-        session.launch(kernel, [rows, 1], LOGIT_THREADS, 0, &args)
+        lanes.launch(kernel, [rows, 1], LOGIT_THREADS, 0, &args)
     });
     out
 }
@@ -214,25 +208,25 @@ pub(super) fn linear_cross_entropy(
     let parts = [&rows, &weight, &logits].map(matrix);
     run(
         [&rows, &weight, &labels, &losses, &logits],
-        move |session, [rows_at, weight_at, labels, losses, logits_at]| {
+        move |lanes, [rows_at, weight_at, labels, losses, logits_at]| {
             let [rows, weight, logits] = parts;
             let (rows, weight, logits) =
                 (rows.at(rows_at), weight.at(weight_at), logits.at(logits_at));
             for start in (0..num_rows).step_by(logits.rows) {
                 let end = (start + logits.rows).min(num_rows);
                 let piece = logits.slice_rows(0, end - start);
-                session.product(
+                lanes.product(
                     0,
                     [rows.slice_rows(start, end), weight, piece],
                     scale as f32,
                     0.0,
                     None,
                 )?;
-                let kernel = Kernel::new(Source::Rows, "cross_entropy", false);
+                let kernel = Kernel::new(KernelFile::Rows, "cross_entropy", false);
                 let [labels, losses] =
                     [labels, losses].map(|at| Arg::Pointer(at + 4 * start as u64));
                 let args = [Arg::Pointer(logits_at), labels, losses, Arg::Int(classes)];
-                session.launch(kernel, [end - start, 1], LOGIT_THREADS, 0, &args)?;
+                lanes.launch(kernel, [end - start, 1], LOGIT_THREADS, 0, &args)?;
             }
             Ok(())
         },
@@ -261,7 +255,7 @@ pub(super) fn linear_cross_entropy_backward(
     let parts = [&rows, &weight, &logits, &d_logits, &d_rows, &d_weight].map(matrix);
     run(
         tensors,
-        move |session,
+        move |lanes,
               [
             rows_at,
             weight_at,
@@ -277,12 +271,12 @@ pub(super) fn linear_cross_entropy_backward(
             let (logits, d_logits) = (logits.at(logits_at), d_logits.at(d_logits_at));
             let (d_rows, d_weight) = (d_rows.at(d_rows_at), d_weight.at(d_weight_at));
             if num_rows == 0 {
-                return session.zero(d_weight_at, 4 * width * classes);
+                return lanes.zero(d_weight_at, 4 * width * classes);
             }
             for start in (0..num_rows).step_by(at_once) {
                 let end = (start + at_once).min(num_rows);
                 let (part, count) = (rows.slice_rows(start, end), end - start);
-                session.product(
+                lanes.product(
                     0,
                     [part, weight, logits.slice_rows(0, count)],
                     scale as f32,
@@ -292,11 +286,11 @@ pub(super) fn linear_cross_entropy_backward(
                 let [labels, grad] = [labels, grad].map(|at| Arg::Pointer(at + 4 * start as u64));
                 let (from, to) = (Arg::Pointer(logits_at), Arg::Pointer(d_logits_at));
                 let args = [from, labels, grad, to, Arg::Int(classes), Arg::Float(scale)];
-                session.launch(kernel, [count, 1], LOGIT_THREADS, 0, &args)?;
+                lanes.launch(kernel, [count, 1], LOGIT_THREADS, 0, &args)?;
                 let d_logits = d_logits.slice_rows(0, count);
                 let beta = if start == 0 { 0.0 } else { 1.0 };
-                session.product(0, [part.t(), d_logits, d_weight], 1.0, beta, None)?;
-                session.product(
+                lanes.product(0, [part.t(), d_logits, d_weight], 1.0, beta, None)?;
+                lanes.product(
                     0,
                     [d_logits, weight.t(), d_rows.slice_rows(start, end)],
                     1.0,

@@ -44,7 +44,7 @@ pub(in crate::ops) fn recorded<B: YuanOps, C: CheckpointStrategy>(
     let back: Shared<B> = Arc::new(Mutex::new(back));
     let mut chain = Recorded::<B, C>::new(token.clone());
     for (index, node) in nodes.into_iter().enumerate() {
-        chain = match (Source { index })
+        chain = match (SourceNode { index })
             .prepare::<C>([node, chain.node()])
             .compute_bound()
             .stateful()
@@ -53,7 +53,7 @@ pub(in crate::ops) fn recorded<B: YuanOps, C: CheckpointStrategy>(
             OpsKind::UnTracked(step) => step.finish(token.clone()),
         };
     }
-    let result = |(index, result)| match (Received { index })
+    let result = |(index, result)| match (ReceivedRows { index })
         .prepare::<C>([chain.node()])
         .compute_bound()
         .stateful()
@@ -183,11 +183,11 @@ type Shared<B> = Arc<Mutex<Back<B>>>;
 
 /// A step of the chain.
 #[derive(Debug)]
-struct Source {
+struct SourceNode {
     index: usize,
 }
 
-impl<B: YuanOps> Backward<B, 2> for Source {
+impl<B: YuanOps> Backward<B, 2> for SourceNode {
     type State = Shared<B>;
 
     fn backward(self, ops: Ops<Shared<B>, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
@@ -206,11 +206,11 @@ impl<B: YuanOps> Backward<B, 2> for Source {
 
 /// A result's step.
 #[derive(Debug)]
-struct Received {
+struct ReceivedRows {
     index: usize,
 }
 
-impl<B: YuanOps> Backward<B, 1> for Received {
+impl<B: YuanOps> Backward<B, 1> for ReceivedRows {
     type State = Shared<B>;
 
     fn backward(self, ops: Ops<Shared<B>, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
