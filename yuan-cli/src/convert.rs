@@ -3,19 +3,13 @@
 
 use std::{path::PathBuf, time::Instant};
 
-use anyhow::bail;
-use burn::tensor::FloatDType;
 use clap::Args;
 use yuan::{
-    model::{
-        hf::{SaveOptions, parse_shard_size},
-        host_device,
-        storage::parse_float_dtype,
-    },
+    model::host_device,
     train::{Inventory, ModelDirectory},
 };
 
-use crate::console::Console;
+use crate::{console::Console, weights::WeightOptions};
 
 /// Options of `yuan convert`; FROM is recognised by its files, TO is in Hugging Face's layout unless
 /// --run is given.
@@ -27,43 +21,29 @@ pub struct Options {
     /// Directory to write; it appears when it is complete
     #[arg(value_name = "TO")]
     to: PathBuf,
-    /// Type of the weights: f32, f16 or bf16; default: as they are
-    #[arg(long, value_name = "TYPE", value_parser = parse_float_dtype, help_heading = "Output")]
-    dtype: Option<FloatDType>,
-    /// Largest size of one file, such as 5GB or 500MB
-    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = parse_shard_size)]
-    #[arg(conflicts_with = "run", help_heading = "Output")]
-    shard_size: u64,
+    #[command(flatten)]
+    weights: WeightOptions,
     /// Write the first checkpoint of a run instead, for `yuan generate` and `yuan pretrain --init`
-    #[arg(long, help_heading = "Output")]
+    #[arg(long, help_heading = "Output", conflicts_with = "shard_size")]
     run: bool,
-    /// Replace TO if it exists
-    #[arg(long, help_heading = "Output")]
-    overwrite: bool,
 }
 
 pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
     let (from, to) = (ModelDirectory::open(&options.from)?, &options.to);
-    if to.exists() && !options.overwrite {
-        bail!("{} already exists: add --overwrite to replace it", to.display());
-    }
+    options.weights.check_free(to)?;
     let start = Instant::now();
-    let save = SaveOptions {
-        dtype: options.dtype,
-        shard_size: options.shard_size,
-        overwrite: options.overwrite,
-        side_files: Vec::new(),
-    };
     match &from {
         // Tensor by tensor; no model is built.
-        ModelDirectory::Hf(checkpoint) if !options.run => checkpoint.rewrite(to, None, &save)?,
+        ModelDirectory::Hf(checkpoint) if !options.run => {
+            checkpoint.rewrite(to, None, &options.weights.save_options(Vec::new()))?;
+        }
         _ => {
             // The types are converted on the way out, so that each value is rounded once.
-            let model = from.load(&host_device(), options.dtype.filter(|_| options.run))?;
+            let model = from.load(&host_device(), options.weights.dtype.filter(|_| options.run))?;
             if options.run {
                 ModelDirectory::write_run(to, &model, &from.tokenizer_files())?;
             } else {
-                model.save_hf(to, &SaveOptions { side_files: from.tokenizer_files(), ..save })?;
+                model.save_hf(to, &options.weights.save_options(from.tokenizer_files()))?;
             }
         }
     }

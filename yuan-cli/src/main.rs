@@ -16,6 +16,7 @@ mod plan;
 mod pretrain;
 mod prune;
 mod report;
+mod weights;
 mod worker;
 
 /// Every step allocates and frees the same large tensors, which glibc returns to the system each

@@ -3,18 +3,13 @@
 use std::{fs, path::PathBuf, time::Instant};
 
 use anyhow::{Context, bail};
-use burn::tensor::FloatDType;
 use clap::Args;
 use yuan::{
     laep::PrunePlan,
-    model::{
-        hf::{SaveOptions, parse_shard_size},
-        storage::parse_float_dtype,
-    },
     train::{Inventory, ModelDirectory},
 };
 
-use crate::console::Console;
+use crate::{console::Console, weights::WeightOptions};
 
 /// Options of `yuan prune`.
 #[derive(Args)]
@@ -28,16 +23,8 @@ pub struct Options {
     /// Directory to write; it appears when it is complete
     #[arg(value_name = "TO")]
     to: PathBuf,
-    /// Type of the weights: f32, f16 or bf16; default: as they are
-    #[arg(long, value_name = "TYPE", value_parser = parse_float_dtype, help_heading = "Output")]
-    dtype: Option<FloatDType>,
-    /// Largest size of one file, such as 5GB or 500MB
-    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = parse_shard_size)]
-    #[arg(help_heading = "Output")]
-    shard_size: u64,
-    /// Replace TO if it exists
-    #[arg(long, help_heading = "Output")]
-    overwrite: bool,
+    #[command(flatten)]
+    weights: WeightOptions,
 }
 
 pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
@@ -53,17 +40,9 @@ pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
     let config = checkpoint.config();
     let fits = plan.check_against(&config.experts_per_layer, config.top_k);
     fits.with_context(|| format!("{path} is no plan for this model"))?;
-    if to.exists() && !options.overwrite {
-        bail!("{} already exists: add --overwrite to replace it", to.display());
-    }
-    let save = SaveOptions {
-        dtype: options.dtype,
-        shard_size: options.shard_size,
-        overwrite: options.overwrite,
-        side_files: Vec::new(),
-    };
+    options.weights.check_free(to)?;
     let (before, start) = (Inventory::of(&options.from)?, Instant::now());
-    checkpoint.rewrite(to, Some(&plan.kept()), &save)?;
+    checkpoint.rewrite(to, Some(&plan.kept()), &options.weights.save_options(Vec::new()))?;
     let (after, seconds) = (Inventory::of(to)?, start.elapsed().as_secs_f64());
     let pruned = 100.0 * (1.0 - after.parameters as f64 / before.parameters as f64);
     console.say(format_args!(

@@ -29,7 +29,7 @@ const THREADS: usize = 256;
 /// How the work is cut.
 #[derive(Debug, Clone, Copy)]
 struct Plan {
-    /// ProductBatch times heads.
+    /// Batch times heads.
     heads: usize,
     /// Queries.
     seq: usize,

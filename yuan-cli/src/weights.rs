@@ -1,0 +1,47 @@
+//! The options of commands that write weights: their type, their files, and whether they may replace
+//! what is there.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::bail;
+use burn::tensor::FloatDType;
+use clap::Args;
+use yuan::model::{
+    hf::{SaveOptions, parse_shard_size},
+    storage::parse_float_dtype,
+};
+
+/// How weights are written.
+#[derive(Args)]
+#[command(next_help_heading = "Output")]
+pub struct WeightOptions {
+    /// Type of the weights: f32, f16 or bf16; default: as they are
+    #[arg(long, value_name = "TYPE", value_parser = parse_float_dtype)]
+    pub dtype: Option<FloatDType>,
+    /// Largest size of one file, such as 5GB or 500MB
+    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = parse_shard_size)]
+    shard_size: u64,
+    /// Replace TO if it exists
+    #[arg(long)]
+    overwrite: bool,
+}
+
+impl WeightOptions {
+    /// Refuses a directory that exists and may not be replaced.
+    pub fn check_free(&self, to: &Path) -> anyhow::Result<()> {
+        if to.exists() && !self.overwrite {
+            bail!("{} already exists: add --overwrite to replace it", to.display());
+        }
+        Ok(())
+    }
+
+    /// The options for the library, with files that go beside the weights.
+    pub fn save_options(&self, side_files: Vec<PathBuf>) -> SaveOptions {
+        SaveOptions {
+            dtype: self.dtype,
+            shard_size: self.shard_size,
+            overwrite: self.overwrite,
+            side_files,
+        }
+    }
+}
