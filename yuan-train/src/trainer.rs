@@ -1,4 +1,4 @@
-//! The loop: steps, the callbacks around them, validations, checkpoints and ways back.
+//! The trainer: a model, its data and the callbacks of a run.
 
 use std::{
     collections::BTreeMap,
@@ -10,17 +10,15 @@ use serde_json::Value;
 use yuan_model::{RefusedCut, Selection};
 
 use crate::{
-    AdamW, Callback, Checkpoint, CheckpointState, Context, Event, LanguageModel, LossOptions,
-    Place, StepMetrics, TrainConfig, TrainError,
-    callback::{
-        context::Requests,
-        schedule::{CheckpointEvery, ValidateEvery},
-    },
+    AdamW, Callback, Checkpoint, CheckpointState, LanguageModel, LossOptions, Place, StepMetrics,
+    TrainConfig, TrainError,
+    callback::schedule::{CheckpointEvery, ValidateEvery},
     data::RowStream,
     session::Session,
 };
 
 mod step;
+mod turns;
 
 pub use step::{NotFinite, StepOutcome};
 
@@ -201,7 +199,7 @@ impl<M: LanguageModel> Trainer<M> {
 
     /// Cuts or rearranges the model and, by the selections that `cut` returns, the optimizer's
     /// moments; returns the bytes that went from one device to another. In a run it is a callback
-    /// that does this ([`Context::cut`]).
+    /// that does this ([`Context::cut`](crate::Context::cut)).
     ///
     /// # Errors
     ///
@@ -216,103 +214,6 @@ impl<M: LanguageModel> Trainer<M> {
     /// Steps completed.
     pub fn step(&self) -> u64 {
         self.step
-    }
-
-    /// Trains to the end: steps, callbacks after each, and a last validation and checkpoint.
-    ///
-    /// # Errors
-    ///
-    /// The first error of a step, a callback, a validation or a checkpoint ends the run.
-    pub fn run(&mut self) -> Result<(), TrainError> {
-        let mut requests = Requests::default();
-        self.call(&mut requests, |callback, context| callback.on_start(context))?;
-        if requests.discard_snapshot {
-            Checkpoint::discard_snapshot(&self.run_dir)?;
-        }
-        let summary = self.session.model().summary();
-        self.tell(&Event::Start {
-            step: self.step,
-            steps: self.config.steps,
-            parameters: summary.parameters,
-            experts_per_layer: summary.experts_per_layer,
-        })?;
-        while self.step < self.config.steps && self.turn()? {}
-        Ok(())
-    }
-
-    /// One step with everything around it; whether the run goes on.
-    fn turn(&mut self) -> Result<bool, TrainError> {
-        let metrics = match self.train_step()? {
-            StepOutcome::Taken(metrics) => metrics,
-            StepOutcome::NotFinite(found) => {
-                self.skip(found)?;
-                return Ok(true);
-            }
-        };
-        self.skipped_in_a_row = 0;
-        let mut requests = Requests::default();
-        self.tell(&Event::Step(metrics.clone()))?;
-        self.call(&mut requests, |callback, context| callback.on_step(context, &metrics))?;
-        let is_last = self.step == self.config.steps;
-        if requests.validate || requests.stop || is_last {
-            let loss = self.validate()?;
-            if !loss.is_finite() {
-                let (step, what) = (self.step, "validation loss");
-                return match self.go_back()? {
-                    true => Ok(true),
-                    false => Err(TrainError::NotFinite { step, what, value: loss }),
-                };
-            }
-            self.tell(&Event::Validation { step: self.step, loss })?;
-        }
-        if requests.snapshot {
-            let (model, optimizer) = (self.session.model(), self.session.optimizer());
-            Checkpoint::save_snapshot(&self.run_dir, model, optimizer, &self.state())?;
-        }
-        self.call(&mut requests, |callback, context| callback.on_step_end(context))?;
-        if requests.roll_back {
-            self.roll_back()?;
-            return Ok(true);
-        }
-        let last = is_last || requests.stop;
-        if requests.checkpoint || last {
-            self.save_checkpoint()?;
-            Checkpoint::keep_latest(&self.run_dir, self.config.keep_checkpoints)?;
-        }
-        if requests.discard_snapshot {
-            Checkpoint::discard_snapshot(&self.run_dir)?;
-        }
-        Ok(!last)
-    }
-
-    /// Leaves a batch out whose loss or gradient is no number: the step is taken with the next one.
-    fn skip(&mut self, found: NotFinite) -> Result<(), TrainError> {
-        if self.go_back()? {
-            self.skipped_in_a_row = 0;
-            return Ok(());
-        }
-        self.skipped_in_a_row += 1;
-        if self.skipped_in_a_row > self.config.max_skipped {
-            let (step, in_a_row) = (self.step + 1, self.skipped_in_a_row);
-            let NotFinite { what, value } = found;
-            return Err(TrainError::NeverFinite { step, what, value, in_a_row });
-        }
-        let (what, value) = (found.what.into(), found.value.to_string());
-        self.tell(&Event::Skip { step: self.step, what, value })
-    }
-
-    /// Goes back to the snapshot if a callback wants to after a number that is not finite; whether
-    /// it did.
-    fn go_back(&mut self) -> Result<bool, TrainError> {
-        let mut requests = Requests::default();
-        self.call(&mut requests, |callback, context| {
-            callback.on_not_finite(context);
-            Ok(())
-        })?;
-        if requests.roll_back {
-            self.roll_back()?;
-        }
-        Ok(requests.roll_back)
     }
 
     /// One optimizer step; after one that was [not finite](StepOutcome::NotFinite) the model is as
@@ -348,77 +249,5 @@ impl<M: LanguageModel> Trainer<M> {
             sum += step::float(Some(loss.map_err(|error| TrainError::Device(error.to_string()))?));
         }
         Ok(sum / self.config.validation_batches as f64)
-    }
-
-    fn state(&self) -> CheckpointState {
-        let mut callbacks = BTreeMap::new();
-        for callback in &self.callbacks {
-            if let Some(state) = callback.state() {
-                callbacks.insert(callback.name().to_owned(), state);
-            }
-        }
-        CheckpointState {
-            step: self.step,
-            consumed_rows: self.train.consumed(),
-            optimizer_updates: self.session.optimizer().updates(),
-            callbacks,
-        }
-    }
-
-    fn save_checkpoint(&mut self) -> Result<(), TrainError> {
-        let (model, optimizer) = (self.session.model(), self.session.optimizer());
-        Checkpoint::save(&self.run_dir, model, optimizer, &self.state())?;
-        self.tell(&Event::Checkpoint { step: self.step })
-    }
-
-    /// Goes back to the snapshot: model, optimizer, step (and with it the learning rate), data and
-    /// callbacks.
-    ///
-    /// The checkpoints of the branch that is left go only when one of the branch that is taken is
-    /// complete: killed before that, the run resumes on the old branch, takes the same steps and
-    /// decides the same again.
-    fn roll_back(&mut self) -> Result<(), TrainError> {
-        // Its moments need not be in memory beside those of the snapshot.
-        self.session.set_optimizer(AdamW::new(&self.config.optimizer));
-        let snapshot = Checkpoint::snapshot(&self.run_dir);
-        let (model, optimizer, state) = snapshot.load::<M>(&self.config.optimizer, &self.place)?;
-        let left = self.step;
-        self.session = Session::new(model, optimizer);
-        let mut states = self.take_up(state);
-        for callback in &mut self.callbacks {
-            callback.roll_back(states.remove(callback.name()))?;
-        }
-        self.tell(&Event::RollBack { step: left, to_step: self.step })?;
-        self.save_checkpoint()?;
-        Checkpoint::remove_after(&self.run_dir, self.step)?;
-        Checkpoint::keep_latest(&self.run_dir, self.config.keep_checkpoints)?;
-        Checkpoint::discard_snapshot(&self.run_dir)
-    }
-
-    /// Calls every callback, then tells all of them what any of them emitted.
-    fn call(
-        &mut self,
-        requests: &mut Requests,
-        mut hook: impl FnMut(&mut dyn Callback<M>, &mut Context<'_, M>) -> Result<(), TrainError>,
-    ) -> Result<(), TrainError> {
-        let mut events = Vec::new();
-        let has_snapshot = Checkpoint::has_snapshot(&self.run_dir);
-        for callback in &mut self.callbacks {
-            let mut context = Context {
-                step: self.step,
-                config: &self.config,
-                run_dir: &self.run_dir,
-                session: &mut self.session,
-                requests,
-                events: &mut events,
-                has_snapshot,
-            };
-            hook(callback.as_mut(), &mut context)?;
-        }
-        events.iter().try_for_each(|event| self.tell(event))
-    }
-
-    fn tell(&mut self, event: &Event) -> Result<(), TrainError> {
-        self.callbacks.iter_mut().try_for_each(|callback| callback.on_event(event))
     }
 }
