@@ -6,20 +6,20 @@
 
 use std::{fs, path::Path};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use burn::tensor::Device;
 use yuan::{
     model::files::write_whole,
     report::History,
     toy,
     train::{
-        Checkpoint, MetricsFile, Trainer,
+        Checkpoint, MetricsFile, Run, Trainer,
         data::{self, TokenStreams},
         fresh_model, row_streams,
     },
 };
 
-use crate::console::Console;
+use crate::console::{Console, WrongOption};
 
 mod options;
 mod tables;
@@ -29,13 +29,16 @@ pub use options::Options;
 use variants::{Outcome, Variant};
 
 pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
-    options.train_config(&Variant::base(), 0)?;
-    let device = yuan::device(&options.device)?.autodiff();
+    options.train_config(&Variant::base(), 0).wrong_option()?;
+    // The tokenizer says later how many entries there are, and which ends a document.
+    options.model_config(&Variant::base(), options.vocab, 0).validate().wrong_option()?;
+    let device = yuan::device(&options.device).wrong_option()?.autodiff();
+    claim(options)?;
     let documents = match &options.data {
         Some(directory) => data::read_directory(directory)?,
         None => toy::corpus()?,
     };
-    let documents = data::thin_out(documents, options.megabytes * 1_000_000);
+    let documents = data::thin_out(documents, options.megabytes.saturating_mul(1_000_000));
     let tokenizer = data::train_tokenizer(&documents, options.vocab, false)?;
     let streams = TokenStreams::new(&documents, &tokenizer)?;
     let study = Study { options, device, vocab: tokenizer.get_vocab_size(true), streams };
@@ -68,6 +71,23 @@ pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
     write("ablation.json", &serde_json::to_string_pretty(&outcomes)?)?;
     write("ablation.svg", &tables::picture(&outcomes, options.layers)?)?;
     console.say(format_args!("\n{report}\nEverything is in {}", options.out.display()))
+}
+
+/// Takes the directory for these settings: it is empty, or holds an ablation with the same.
+fn claim(options: &Options) -> anyhow::Result<()> {
+    let (file, shown) = (options.out.join("settings.json"), options.out.display());
+    let settings = serde_json::to_string_pretty(options)?;
+    match fs::read_to_string(&file) {
+        Ok(earlier) if earlier == settings => return Ok(()),
+        Ok(_) => bail!(
+            "{shown} holds an ablation with other settings (settings.json): name another directory \
+             with --out"
+        ),
+        Err(_) if Run::is_free(&options.out) => {}
+        Err(_) => bail!("{shown} holds no ablation: name an empty directory with --out"),
+    }
+    fs::create_dir_all(&options.out).with_context(|| format!("cannot create {shown}"))?;
+    Ok(write_whole(&file, settings.as_bytes())?)
 }
 
 /// What all runs share.
@@ -134,8 +154,8 @@ impl Study<'_> {
         };
         trainer.with_callback(MetricsFile::default())?.run()?;
         let history = History::read(directory)?;
-        let phase = history.stages().pop().context("nothing was recorded")?;
-        let (_, loss) = phase.validation.context("the run was not validated")?;
+        let stage = history.stages().pop().context("nothing was recorded")?;
+        let (_, loss) = stage.validation.context("the run was not validated")?;
         let gini = history.windows().last().map_or(0.0, |w| {
             w.statistics.iter().map(|s| s.gini).sum::<f64>() / w.statistics.len() as f64
         });
@@ -145,8 +165,8 @@ impl Study<'_> {
         Ok(Outcome {
             variant: variant.key(),
             seed,
-            parameters: phase.parameters,
-            experts_per_layer: phase.experts_per_layer,
+            parameters: stage.parameters,
+            experts_per_layer: stage.experts_per_layer,
             loss,
             gini,
         })

@@ -1,7 +1,7 @@
 //! How the program speaks: results on standard output, notes on standard error, one line an error.
 
 use std::{
-    fmt::Display,
+    fmt::{self, Display},
     io::{self, IsTerminal, Write, stderr, stdout},
     path::PathBuf,
     process::ExitCode,
@@ -16,7 +16,7 @@ pub struct Options {
     /// Say nothing but results and errors
     #[arg(long, short, global = true, conflicts_with = "verbose")]
     quiet: bool,
-    /// Say more: every step of a training that does not run on a terminal
+    /// Say more where there is more to say: every step of a training that does not run on a terminal
     #[arg(long, short, global = true)]
     verbose: bool,
     /// Take options from this file, by their names; those that are typed win
@@ -70,23 +70,42 @@ impl Console {
     }
 }
 
+/// What is wrong with an option, in one sentence.
+#[derive(Debug)]
+struct OptionError(String);
+
+impl Display for OptionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for OptionError {}
+
+/// For errors that an option is to blame for: the program ends with status 2.
+pub trait WrongOption<T> {
+    /// The same error, which is now that of an option.
+    fn wrong_option(self) -> anyhow::Result<T>;
+}
+
+impl<T, E: Into<anyhow::Error>> WrongOption<T> for Result<T, E> {
+    fn wrong_option(self) -> anyhow::Result<T> {
+        self.map_err(|error| OptionError(format!("{:#}", error.into())).into())
+    }
+}
+
 /// Ends the program: a failure is one line with all its causes, whatever `RUST_BACKTRACE` says, and
-/// status 1. Whoever closed the pipe has read enough, which is no failure.
+/// status 1, or 2 if an option is wrong. Whoever closed the pipe has read enough, which is no
+/// failure.
 pub fn exit(done: anyhow::Result<()>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             drop(writeln!(stderr(), "Error: {error:#}"));
-            ExitCode::FAILURE
+            ExitCode::from(if error.is::<OptionError>() { 2 } else { 1 })
         }
     }
-}
-
-/// Ends the program with status 2, as for any other wrong option.
-pub fn wrong_option(error: &anyhow::Error) -> ExitCode {
-    drop(writeln!(stderr(), "error: {error:#}"));
-    ExitCode::from(2)
 }
 
 fn is_closed_pipe(error: &anyhow::Error) -> bool {

@@ -30,7 +30,7 @@ pub struct Options {
 
 pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
     let (from, to) = (ModelDirectory::open(&options.from)?, &options.to);
-    options.weights.check_free(to)?;
+    options.weights.check_free(&options.from, to)?;
     let start = Instant::now();
     match &from {
         // Tensor by tensor; no model is built.

@@ -20,7 +20,7 @@ use yuan::{
     train::ModelDirectory,
 };
 
-use crate::console::Console;
+use crate::console::{Console, WrongOption};
 
 /// Options of `yuan generate`.
 #[derive(Args)]
@@ -68,7 +68,14 @@ pub struct Options {
 }
 
 pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
-    let device = yuan::device(&options.device)?;
+    let device = yuan::device(&options.device).wrong_option()?;
+    let sampling = Sampling {
+        temperature: options.temperature,
+        top_k: options.top_k,
+        top_p: options.top_p,
+        repetition_penalty: options.repetition_penalty,
+    };
+    sampling.validate().wrong_option()?;
     let directory = ModelDirectory::open(&options.model)?;
     let tokenizer = Tokenizer::load(&directory.tokenizer_directory())?;
     let texts = texts(options)?;
@@ -83,12 +90,7 @@ pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
     };
     let generation = GenerationOptions {
         max_new_tokens: options.max_new_tokens,
-        sampling: Sampling {
-            temperature: options.temperature,
-            top_k: options.top_k,
-            top_p: options.top_p,
-            repetition_penalty: options.repetition_penalty,
-        },
+        sampling,
         stop_tokens,
         seed: options.seed,
     };

@@ -27,13 +27,15 @@ pub struct LimitOptions {
 }
 
 impl LimitOptions {
-    /// The given limits over others. Without a multiple of its own, the kept count is rounded to the
-    /// groups, if those are given.
+    /// The given limits over others. Groups that do not divide the other's multiple, and come without
+    /// one of their own, are the multiple.
     pub fn over(&self, limits: PruneLimits) -> PruneLimits {
+        let groups =
+            self.groups.filter(|&groups| groups > 0 && !limits.multiple_of.is_multiple_of(groups));
         PruneLimits {
             alpha: self.alpha.clone().unwrap_or(limits.alpha),
             beta: self.beta.clone().unwrap_or(limits.beta),
-            multiple_of: self.multiple_of.or(self.groups).unwrap_or(limits.multiple_of),
+            multiple_of: self.multiple_of.or(groups).unwrap_or(limits.multiple_of),
             min_experts: self.min_experts.unwrap_or(limits.min_experts),
             max_pruned_fraction: limits.max_pruned_fraction,
         }

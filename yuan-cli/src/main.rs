@@ -2,7 +2,9 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use console::WrongOption as _;
 
 mod ablation;
 mod console;
@@ -12,6 +14,7 @@ mod generate;
 mod inspect;
 mod limits;
 mod merge;
+mod numbers;
 mod plan;
 mod pretrain;
 mod prune;
@@ -24,7 +27,8 @@ mod worker;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Pre-train, prune and run mixture-of-experts language models (Yuan3.0) with LAEP.
+/// Pre-train, prune and run mixture-of-experts language models (Yuan3.0) with layer-adaptive expert
+/// pruning (LAEP).
 #[derive(Parser)]
 #[command(name = "yuan", version, propagate_version = true, arg_required_else_help = true)]
 #[command(args_override_self = true)] // of an option given twice, the later holds; a list takes both
@@ -56,19 +60,24 @@ enum Command {
     Efficiency(efficiency::Options),
     /// Train the variants of the paper's Tables 1 and 2 in miniature and compare their losses
     Ablation(ablation::Options),
-    /// Serve a device to trainings of other processes (feature `remote`)
+    /// Serve a device to trainings of other processes
+    #[cfg_attr(not(feature = "remote"), command(hide = true))]
     Worker(worker::Options),
 }
 
 fn main() -> ExitCode {
-    let arguments = match merge::with_config_file(std::env::args_os()) {
+    let parser = parser();
+    let arguments = match merge::with_config_file(&parser, std::env::args_os()) {
         Ok(arguments) => arguments,
-        Err(error) => return console::wrong_option(&error),
+        Err(error) => return console::exit(Err(error).wrong_option()),
     };
-    let program = Program::parse_from(&arguments);
+    let matches = parser.clone().get_matches_from(&arguments);
+    let program = Program::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let console = program.console.open();
     let done = match program.command {
-        Command::Pretrain(options) => pretrain::run(&options, &console, &arguments),
+        Command::Pretrain(options) => {
+            pretrain::run(&options, &console, || merge::as_config_file(&parser, &arguments))
+        }
         Command::Plan(options) => plan::run(&options, &console),
         Command::Generate(options) => generate::run(&options, &console),
         Command::Convert(options) => convert::run(&options, &console),
@@ -80,4 +89,14 @@ fn main() -> ExitCode {
         Command::Worker(options) => worker::run(&options, &console),
     };
     console::exit(done)
+}
+
+/// The program's options; a negative number is a value, not the name of one.
+fn parser() -> clap::Command {
+    Program::command().mut_subcommands(|command| {
+        command.mut_args(|argument| {
+            let takes_value = argument.get_action().takes_values();
+            if takes_value { argument.allow_negative_numbers(true) } else { argument }
+        })
+    })
 }

@@ -4,188 +4,362 @@
 //! A key is the name of an option without its dashes. Tables only order the file: `beta` may stand
 //! in a table `[laep]` or at the top.
 
-use std::{ffi::OsString, fs, path::Path};
+use std::{
+    any::TypeId,
+    collections::BTreeSet,
+    ffi::{OsStr, OsString},
+    fs,
+    path::{Path, PathBuf, absolute},
+};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
+use clap::{Arg, Command, error::ErrorKind};
 use toml::{Table, Value};
 
 /// The arguments, with the keys of the file that `--config` names as options behind the command.
+///
+/// # Errors
+///
+/// If the file cannot be read, or one of its keys is no option of the command or has a value that
+/// the option does not take.
 pub fn with_config_file(
+    program: &Command,
     arguments: impl Iterator<Item = OsString>,
 ) -> anyhow::Result<Vec<OsString>> {
     let arguments: Vec<OsString> = arguments.collect();
-    let Some(path) = value_of(&arguments, "--config") else { return Ok(arguments) };
-    let shown = Path::new(&path).display();
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {shown}"))?;
-    let table: Table = text.parse().map_err(|error: toml::de::Error| {
-        anyhow::anyhow!("{shown} is no TOML file: {}", error.message())
-    })?;
-    let mut options = Vec::new();
-    flatten(&table, &mut options).with_context(|| format!("cannot use {shown}"))?;
-    // A typed option replaces that of the file, lists included.
-    options.retain(|option| !arguments.iter().any(|typed| name(typed) == name(option)));
-    // Behind the command: the first word that is neither an option nor the file's name.
-    let mut is_value = false;
-    let at = arguments.iter().skip(1).position(|word| {
-        let was_value = std::mem::replace(&mut is_value, word == "--config");
-        !was_value && !is_option(word)
-    });
-    let command = at.map_or(1, |at| at + 2);
-    let (before, behind) = arguments.split_at(command.min(arguments.len()));
+    let Some((at, command)) = command_of(program, &arguments) else { return Ok(arguments) };
+    let typed = Typed::of(program, command, &arguments);
+    let Some(path) = &typed.config else { return Ok(arguments) };
+    let options = from_file(program, command, &typed.names, Path::new(path))?;
+    let (before, behind) = arguments.split_at(at + 1);
     Ok(before.iter().cloned().chain(options).chain(behind.iter().cloned()).collect())
 }
 
+/// Options of a run's own that a file for other runs does not hold.
+const OF_THIS_CALL: [&str; 5] = ["config", "run", "resume", "quiet", "verbose"];
+
 /// The options that were given, from the file or typed, as a file for `--config`: the last of each.
-pub fn as_config_file(arguments: &[OsString]) -> String {
+/// Paths are absolute, so that the file means the same wherever it is used.
+pub fn as_config_file(program: &Command, arguments: &[OsString]) -> String {
+    let Some((at, command)) = command_of(program, arguments) else { return String::new() };
     let mut table = Table::new();
-    let mut words = arguments.iter().skip(1).map(|word| word.to_string_lossy()).peekable();
+    let mut words = arguments[at + 1..].iter();
     while let Some(word) = words.next() {
-        let Some(option) = word.strip_prefix("--") else { continue };
-        let (name, value) = match option.split_once('=') {
-            Some((name, value)) => (name, Value::from(value)),
-            None => match words.next_if(|next| !is_option(&OsString::from(next.as_ref()))) {
-                Some(value) => (option, Value::from(value.as_ref())),
-                None => (option, Value::from(true)),
-            },
+        let Some((name, value)) = long_option(word) else { continue };
+        let Some(option) = find(program, command, &name) else { continue };
+        let value = match value {
+            Some(value) => Some(value),
+            None if takes_value(option) => words.next().cloned(),
+            None => None,
         };
-        if matches!(name, "config" | "run" | "resume" | "quiet" | "verbose") {
+        if OF_THIS_CALL.contains(&name.as_str()) {
             continue;
         }
+        let value = match value {
+            None => Value::from(true),
+            Some(value) if is_path(option) => shown(absolute(&value).unwrap_or(value.into())),
+            Some(value) => shown(value),
+        };
         // Of a list that was given in parts, all parts count; of anything else, the last.
-        let parts = match (table.get(name).and_then(Value::as_str), value.as_str()) {
-            (Some(before), Some(more)) if LISTS.contains(&name) => {
-                format!("{before},{more}").into()
-            }
+        let parts = match (table.get(&name).and_then(Value::as_str), value.as_str()) {
+            (Some(before), Some(more)) if is_list(option) => format!("{before},{more}").into(),
             _ => value,
         };
-        table.insert(name.to_owned(), parts);
+        table.insert(name, parts);
     }
     table.to_string()
 }
 
-/// `--beta` of `--beta=0.1`.
-fn name(option: &OsString) -> String {
-    let option = option.to_string_lossy();
-    option.split('=').next().unwrap_or_default().to_owned()
-}
-
-/// Options that hold every value they are given.
-const LISTS: [&str; 2] = ["device", "prune-at"];
-
-fn value_of(arguments: &[OsString], option: &str) -> Option<OsString> {
-    let mut words = arguments.iter();
-    while let Some(word) = words.next() {
-        if word == option {
-            return words.next().cloned();
-        }
-        let word = word.to_string_lossy();
-        if let Some(value) = word.strip_prefix(option).and_then(|rest| rest.strip_prefix('=')) {
-            return Some(value.into());
+/// Where the name of the command stands, and the command.
+fn command_of<'a>(program: &'a Command, arguments: &[OsString]) -> Option<(usize, &'a Command)> {
+    let mut words = arguments.iter().enumerate().skip(1);
+    while let Some((at, word)) = words.next() {
+        if word == "--config" {
+            words.next();
+        } else if !word.as_encoded_bytes().starts_with(b"-") {
+            return Some((at, program.find_subcommand(word)?));
         }
     }
     None
 }
 
-/// A negative number is a value.
-fn is_option(word: &OsString) -> bool {
-    let word = word.to_string_lossy();
-    word.starts_with('-') && word.parse::<f64>().is_err()
+/// What was typed.
+struct Typed {
+    /// Names of the options.
+    names: BTreeSet<String>,
+    /// The file of settings: the last, if several are named.
+    config: Option<OsString>,
 }
 
-fn flatten(table: &Table, options: &mut Vec<OsString>) -> anyhow::Result<()> {
-    for (key, value) in table {
-        // As it is spelled in `run.json`, too.
-        let key = key.replace('_', "-");
-        let text = match value {
-            Value::Table(inner) => {
-                flatten(inner, options)?;
-                continue;
+impl Typed {
+    fn of(program: &Command, command: &Command, arguments: &[OsString]) -> Self {
+        let (mut names, mut config) = (BTreeSet::new(), None);
+        let mut words = arguments.iter().skip(1);
+        while let Some(word) = words.next() {
+            if word == "--" {
+                break;
             }
-            Value::Boolean(true) => {
-                options.push(format!("--{key}").into());
-                continue;
+            if let Some((name, value)) = long_option(word) {
+                let takes_value = find(program, command, &name).is_some_and(takes_value);
+                let value = value.or_else(|| takes_value.then(|| words.next().cloned()).flatten());
+                if name == "config" {
+                    config = value;
+                }
+                names.insert(name);
+            } else if let Some(letters) = word.to_str().and_then(|word| word.strip_prefix('-')) {
+                for argument in arguments_of(program, command) {
+                    let short = argument.get_short().filter(|&short| letters.contains(short));
+                    names.extend(short.and(argument.get_long()).map(str::to_owned));
+                }
             }
-            Value::Boolean(false) => continue,
-            Value::Array(values) => {
-                values.iter().map(plain).collect::<anyhow::Result<Vec<_>>>()?.join(",")
-            }
-            value => plain(value)?,
+        }
+        Self { names, config }
+    }
+}
+
+/// `--beta=0.1` as its name and, if it is in the same word, its value.
+fn long_option(word: &OsStr) -> Option<(String, Option<OsString>)> {
+    let text = word.to_string_lossy();
+    let option = text.strip_prefix("--").filter(|option| !option.is_empty())?;
+    Some(match option.split_once('=') {
+        Some((name, value)) => (name.to_owned(), Some(value.into())),
+        None => (option.to_owned(), None),
+    })
+}
+
+fn arguments_of<'a>(program: &'a Command, command: &'a Command) -> impl Iterator<Item = &'a Arg> {
+    command.get_arguments().chain(program.get_arguments())
+}
+
+fn find<'a>(program: &'a Command, command: &'a Command, name: &str) -> Option<&'a Arg> {
+    arguments_of(program, command).find(|argument| argument.get_long() == Some(name))
+}
+
+fn takes_value(option: &Arg) -> bool {
+    option.get_action().takes_values()
+}
+
+fn is_list(option: &Arg) -> bool {
+    option.get_value_delimiter().is_some()
+}
+
+fn is_path(option: &Arg) -> bool {
+    option.get_value_parser().type_id() == TypeId::of::<PathBuf>()
+}
+
+fn shown(text: impl AsRef<OsStr>) -> Value {
+    text.as_ref().to_string_lossy().into_owned().into()
+}
+
+/// The options of a file, without those that were typed and those that cannot stand beside them.
+fn from_file(
+    program: &Command,
+    command: &Command,
+    typed: &BTreeSet<String>,
+    path: &Path,
+) -> anyhow::Result<Vec<OsString>> {
+    let shown = path.display();
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {shown}"))?;
+    let table: Table = text.parse().map_err(|error: toml::de::Error| {
+        anyhow::anyhow!("{shown} is no TOML file: {}", error.message())
+    })?;
+    let mut entries = Vec::new();
+    flatten(table, &mut entries);
+    let (mut options, mut seen) = (Vec::new(), BTreeSet::new());
+    for (key, value) in entries {
+        let option = find(program, command, &key).filter(|_| key != "config");
+        let Some(option) = option else {
+            bail!("{shown}: `{key}` is no option of `yuan {}`", command.get_name());
         };
-        options.push(format!("--{key}={text}").into());
+        ensure!(seen.insert(key.clone()), "{shown}: `{key}` has two values");
+        let word = word(option, &key, value).with_context(|| shown.to_string())?;
+        if !typed.contains(&key) && !conflicts(program, command, option, typed) {
+            options.extend(word.map(OsString::from));
+        }
+    }
+    refuse_values(program, command, &options).with_context(|| shown.to_string())?;
+    Ok(options)
+}
+
+/// Every key with its value, whatever table it stands in.
+fn flatten(table: Table, entries: &mut Vec<(String, Value)>) {
+    for (key, value) in table {
+        match value {
+            Value::Table(inner) => flatten(inner, entries),
+            // As it is spelled in `run.json`, too.
+            value => entries.push((key.replace('_', "-"), value)),
+        }
+    }
+}
+
+/// An option with its value as a word of the command line; none for a switch that is off.
+fn word(option: &Arg, key: &str, value: Value) -> anyhow::Result<Option<String>> {
+    let text = match value {
+        Value::Boolean(is_on) if !takes_value(option) => {
+            return Ok(is_on.then(|| format!("--{key}")));
+        }
+        value if !takes_value(option) => bail!("`{key}` is true or false, not {value}"),
+        Value::Array(values) => {
+            ensure!(!values.is_empty(), "`{key}` is an empty list: leave it out");
+            let mut texts = Vec::new();
+            for value in values {
+                texts.push(plain(key, value)?);
+            }
+            texts.join(",")
+        }
+        value => plain(key, value)?,
+    };
+    Ok(Some(format!("--{key}={text}")))
+}
+
+fn plain(key: &str, value: Value) -> anyhow::Result<String> {
+    Ok(match value {
+        Value::String(text) => text,
+        Value::Integer(number) => number.to_string(),
+        Value::Float(number) => number.to_string(),
+        other => bail!("`{key}` is a number or a text, not {other}"),
+    })
+}
+
+/// Whether an option cannot stand beside one that was typed.
+fn conflicts(program: &Command, command: &Command, option: &Arg, typed: &BTreeSet<String>) -> bool {
+    arguments_of(program, command)
+        .filter(|other| other.get_long().is_some_and(|name| typed.contains(name)))
+        .any(|other| {
+            excludes(program, command, option, other) || excludes(program, command, other, option)
+        })
+}
+
+fn excludes(program: &Command, command: &Command, one: &Arg, other: &Arg) -> bool {
+    let known = if one.is_global_set() { program } else { command };
+    known.get_arg_conflicts_with(one).iter().any(|excluded| excluded.get_id() == other.get_id())
+}
+
+/// Refuses values that the options do not take, in a sentence that can name the file.
+fn refuse_values(program: &Command, command: &Command, options: &[OsString]) -> anyhow::Result<()> {
+    let words = [program.get_name(), command.get_name()].map(OsString::from);
+    let words = words.into_iter().chain(options.iter().cloned());
+    let Err(error) = program.clone().try_get_matches_from(words) else { return Ok(()) };
+    if matches!(error.kind(), ErrorKind::ValueValidation | ErrorKind::InvalidValue) {
+        let text = error.to_string();
+        let sentence = text.lines().next().unwrap_or_default();
+        bail!("{}", sentence.strip_prefix("error: ").unwrap_or(sentence));
     }
     Ok(())
 }
 
-fn plain(value: &Value) -> anyhow::Result<String> {
-    Ok(match value {
-        Value::String(text) => text.clone(),
-        Value::Integer(number) => number.to_string(),
-        Value::Float(number) => number.to_string(),
-        other => bail!("{other} is no value of an option"),
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use clap::ArgAction;
+
     use super::*;
+
+    /// A program with an option of every kind.
+    fn program() -> Command {
+        let switch = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
+        let value = |name: &'static str| Arg::new(name).long(name).allow_negative_numbers(true);
+        let steps = value("steps").value_parser(clap::value_parser!(u64));
+        let data = value("data").value_parser(clap::value_parser!(PathBuf));
+        let prune_at = value("prune-at").value_delimiter(',').action(ArgAction::Append);
+        let pretrain = Command::new("pretrain")
+            .args([steps, data, prune_at, value("alpha"), value("learning-rate")])
+            .args([switch("recompute"), switch("no-laep").conflicts_with("prune-at")]);
+        Command::new("yuan").subcommand(pretrain).args([
+            value("config").global(true),
+            switch("quiet").short('q').global(true).conflicts_with("verbose"),
+            switch("verbose").short('v').global(true),
+        ])
+    }
 
     fn words(text: &str) -> Vec<OsString> {
         text.split(' ').map(Into::into).collect()
     }
 
+    /// What becomes of typed words, of which `FILE` is a file with this text.
+    fn merged(text: &str, typed: &str) -> anyhow::Result<String> {
+        let directory = tempfile::tempdir()?;
+        let path = directory.path().join("small.toml");
+        fs::write(&path, text)?;
+        let path = path.display().to_string();
+        let typed = typed.replace("FILE", &path);
+        let merged = with_config_file(&program(), words(&typed).into_iter())?;
+        let merged: Vec<String> =
+            merged.iter().map(|word| word.to_string_lossy().replace(&path, "FILE")).collect();
+        Ok(merged.join(" "))
+    }
+
     #[test]
     fn keys_of_the_file_stand_before_what_was_typed() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("small.toml");
-        fs::write(
-            &path,
-            "steps = 8\n[laep]\nalpha = [0.2, inf]\nno-laep = false\nrecompute = true",
-        )
-        .unwrap();
-        let typed = format!("yuan pretrain --config {} --steps 9", path.display());
-        let merged = with_config_file(words(&typed).into_iter()).unwrap();
-        let expected = format!(
-            "yuan pretrain --alpha=0.2,inf --recompute --config {} --steps 9",
-            path.display()
+        let text = "steps = 8\n[laep]\nalpha = [0.2, inf]\nno-laep = false\nlearning_rate = 0.01";
+        assert_eq!(
+            merged(text, "yuan pretrain --config FILE --steps -9").unwrap(),
+            "yuan pretrain --alpha=0.2,inf --learning-rate=0.01 --config FILE --steps -9"
         );
-        let sort = |mut words: Vec<OsString>| {
-            words[2..4].sort();
-            words
-        };
-        assert_eq!(sort(merged.clone()), sort(words(&expected)));
-        let file = as_config_file(&merged);
-        assert_eq!(file, "alpha = \"0.2,inf\"\nrecompute = true\nsteps = \"9\"\n");
+        assert_eq!(
+            merged("recompute = true", "yuan --config FILE pretrain --prune-at 12").unwrap(),
+            "yuan --config FILE pretrain --recompute --prune-at 12"
+        );
+        // The last file counts; behind `--` there are no options.
+        let typed = "yuan pretrain --config none --config=FILE -- --config none";
+        let expected = "yuan pretrain --steps=8 --config none --config=FILE -- --config none";
+        assert_eq!(merged("steps = 8", typed).unwrap(), expected);
+        // No command, or none that there is: clap says what is wrong.
+        assert_eq!(merged("steps = 8", "yuan --config FILE").unwrap(), "yuan --config FILE");
+        let typed = "yuan --config FILE help";
+        assert_eq!(merged("steps = 8", typed).unwrap(), typed);
     }
 
     #[test]
-    fn the_file_may_be_named_before_the_command_and_lists_are_kept_whole() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("small.toml");
-        fs::write(&path, "learning_rate = 0.01").unwrap();
-        let path = path.display();
-        let typed = format!("yuan --config {path} pretrain --prune-at 12 --prune-at 18");
-        let merged = with_config_file(words(&typed).into_iter()).unwrap();
-        let expected = format!(
-            "yuan --config {path} pretrain --learning-rate=0.01 --prune-at 12 --prune-at 18"
-        );
-        assert_eq!(merged, words(&expected));
-        let file = as_config_file(&merged);
-        assert_eq!(file, "learning-rate = \"0.01\"\nprune-at = \"12,18\"\n");
+    fn what_cannot_stand_beside_a_typed_option_is_left_out() {
+        let typed = "yuan pretrain --config FILE --prune-at 3 -v";
+        assert_eq!(merged("no-laep = true\nquiet = true", typed).unwrap(), typed);
+        let typed = "yuan pretrain --no-laep --config FILE";
+        assert_eq!(merged("prune-at = [3, 6]", typed).unwrap(), typed);
     }
 
     #[test]
-    fn a_file_that_cannot_be_used_is_named() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("bad.toml");
-        let message = |text: Option<&str>| {
-            if let Some(text) = text {
-                fs::write(&path, text).unwrap();
-            }
-            let typed = format!("yuan pretrain --config={}", path.display());
-            format!("{:#}", with_config_file(words(&typed).into_iter()).unwrap_err())
-        };
-        assert!(message(None).contains("cannot read") && message(None).contains("bad.toml"));
-        assert!(message(Some("steps = ")).contains("bad.toml is no TOML file"));
-        assert!(message(Some("steps = [[1]]")).contains("is no value of an option"));
+    fn the_given_options_make_a_file_that_gives_them_again() {
+        let typed = "yuan -q pretrain --config x --prune-at 12 --prune-at 18 --learning-rate=-1 \
+                     --recompute --run r --data some/dir --steps 3 --steps 4";
+        let file = as_config_file(&program(), &words(typed));
+        let data = std::env::current_dir().unwrap().join("some/dir");
+        let expected = format!(
+            "data = {:?}\nlearning-rate = \"-1\"\nprune-at = \"12,18\"\nrecompute = true\n\
+             steps = \"4\"\n",
+            data.display().to_string()
+        );
+        assert_eq!(file, expected);
+        assert_eq!(
+            merged(&file, "yuan pretrain --config FILE").unwrap(),
+            format!(
+                "yuan pretrain --data={} --learning-rate=-1 --prune-at=12,18 --recompute \
+                 --steps=4 --config FILE",
+                data.display()
+            )
+        );
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_used_is_named_with_the_key() {
+        let message =
+            |text: &str| format!("{:#}", merged(text, "yuan pretrain --config=FILE").unwrap_err());
+        for (text, expected) in [
+            ("steps = ", "small.toml is no TOML file"),
+            ("steps = [[1]]", "small.toml: `steps` is a number or a text, not [1]"),
+            ("steps = false", "small.toml: `steps` is a number or a text, not false"),
+            ("steps = []", "small.toml: `steps` is an empty list"),
+            ("steps = \"many\"", "small.toml: invalid value 'many' for '--steps"),
+            ("recompute = 1", "small.toml: `recompute` is true or false, not 1"),
+            ("nonsense = false", "small.toml: `nonsense` is no option of `yuan pretrain`"),
+            ("help = true", "small.toml: `help` is no option of `yuan pretrain`"),
+            ("\"\" = true", "small.toml: `` is no option of `yuan pretrain`"),
+            ("config = \"x\"", "small.toml: `config` is no option of `yuan pretrain`"),
+            ("steps = 1\n[a]\nsteps = 2", "small.toml: `steps` has two values"),
+        ] {
+            assert!(message(text).contains(expected), "{text}: {}", message(text));
+        }
+        let typed = words("yuan pretrain --config=/nowhere/x.toml").into_iter();
+        let error = with_config_file(&program(), typed).unwrap_err();
+        assert!(format!("{error:#}").contains("cannot read /nowhere/x.toml"), "{error:#}");
     }
 }

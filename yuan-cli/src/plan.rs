@@ -20,7 +20,8 @@ use crate::{console::Console, limits::LimitOptions};
 /// Options of `yuan plan`.
 #[derive(Args)]
 #[command(after_help = "Of a run, the limits that are not given are the run's own: without any, \
-    the plan is the one that the run made or would make. Of a file they are alpha inf, beta 0.1, \
+    the plan is the one that the run makes of its first loads. Groups that do not divide the \
+    multiple become it. Of a file they are alpha inf, beta 0.1, \
     multiple-of 1, min-experts 1 and groups 1.")]
 pub struct Options {
     /// Directory of a run, or a file with {"layers": [[tokens of expert 0, …], …]}
@@ -42,7 +43,8 @@ pub struct Options {
     #[arg(long, value_name = "SHARES", value_delimiter = ',', requires = "sweep")]
     #[arg(default_value = "0.02,0.05,0.1,0.15,0.2,0.3", help_heading = "LAEP")]
     betas: Vec<f64>,
-    /// Print JSON instead of a table
+    /// Print the kept and pruned experts as JSON instead of a table; a plan to apply is written by
+    /// --save
     #[arg(long, help_heading = "Output")]
     json: bool,
     /// Write the plan, to be applied by `yuan pretrain --plan` or `yuan prune`
@@ -54,7 +56,7 @@ pub struct Options {
 }
 
 pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
-    let (file, limits, groups) = source(&options.loads)?;
+    let (file, limits, groups) = source(&options.loads, console)?;
     let path = file.display();
     let text = fs::read_to_string(&file).with_context(|| format!("cannot read {path}"))?;
     let loads = LoadFile::from_json(&text).with_context(|| format!("cannot use {path}"))?;
@@ -85,7 +87,7 @@ pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
 }
 
 /// The file of loads, and the limits and groups that hold unless others are given.
-fn source(path: &Path) -> anyhow::Result<(PathBuf, PruneLimits, usize)> {
+fn source(path: &Path, console: &Console) -> anyhow::Result<(PathBuf, PruneLimits, usize)> {
     if !path.is_dir() {
         return Ok((path.to_path_buf(), PruneLimits::default(), 1));
     }
@@ -93,6 +95,12 @@ fn source(path: &Path) -> anyhow::Result<(PathBuf, PruneLimits, usize)> {
     match Run::open(path) {
         Ok(run) => {
             let laep = &run.config().laep;
+            if laep.plan.is_some() {
+                console.note(
+                    "The run was given a plan (`plan` in run.json); this is the plan that its own \
+                     loads would give.",
+                );
+            }
             Ok((file, laep.limits.clone(), laep.groups))
         }
         // Loads without the settings that they were made with.

@@ -1,12 +1,10 @@
 //! `yuan pretrain`: a run from text to report.
 
-use std::ffi::OsString;
 use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use anyhow::bail;
 use yuan::{
     model::{DeviceMesh, REMOTE, files::write_whole, ops},
     prelude::*,
@@ -14,7 +12,10 @@ use yuan::{
     train::{Display, ModelDirectory, Watch, check_mesh, check_settings, data, peak_resident},
 };
 
-use crate::{console::Console, merge, report};
+use crate::{
+    console::{Console, WrongOption},
+    report,
+};
 
 mod options;
 
@@ -23,20 +24,24 @@ pub use options::Options;
 /// Name of the file in a run that holds the options it was made with.
 const OPTIONS: &str = "options.toml";
 
-pub fn run(options: &Options, console: &Console, arguments: &[OsString]) -> anyhow::Result<()> {
+/// `given` writes the options that were given as a file for `--config`.
+pub fn run(
+    options: &Options,
+    console: &Console,
+    given: impl FnOnce() -> String,
+) -> anyhow::Result<()> {
     ops::set_fast_paths(!options.portable);
     let mut devices = Vec::new();
     for name in &options.device {
-        devices.push(yuan::device(name)?);
+        devices.push(yuan::device(name).wrong_option()?);
     }
-    let mesh = DeviceMesh::new(devices, options.data_parallel)?.autodiff();
+    let mesh = DeviceMesh::new(devices, options.data_parallel).wrong_option()?.autodiff();
     let run = match &options.run {
         Some(directory) if options.resume => Run::open(directory)?,
         directory => {
             let directory = directory.clone().unwrap_or_else(first_free);
             let run = create(options, console, &directory, &mesh)?;
-            let given = merge::as_config_file(arguments);
-            write_whole(&directory.join(OPTIONS), given.as_bytes())?;
+            write_whole(&directory.join(OPTIONS), given().as_bytes())?;
             run
         }
     };
@@ -57,13 +62,11 @@ fn create(
         Some(init) => init.config().clone(),
         None => options.model_config(),
     };
-    model.validate()?;
+    model.validate().wrong_option()?;
     options.check_plan(&config, &model)?;
-    check_settings(&config, &model)?;
-    check_mesh(&config, &model, mesh)?;
-    if !Run::is_free(directory) {
-        bail!(TrainError::RunExists(directory.to_path_buf()));
-    }
+    check_settings(&config, &model).wrong_option()?;
+    check_mesh(&config, &model, mesh).wrong_option()?;
+    Run::check_free(directory)?;
     let documents = match &options.data {
         Some(directory) => data::read_directory(directory)?,
         None => toy::corpus()?,

@@ -17,7 +17,8 @@ pub struct Options {
     /// Directory in Hugging Face's layout
     #[arg(value_name = "FROM")]
     from: PathBuf,
-    /// The plan: which experts of every layer are kept, in which order
+    /// The plan, as `yuan plan --save` writes it: which experts of every layer are kept, in which
+    /// order
     #[arg(value_name = "PLAN.json")]
     plan: PathBuf,
     /// Directory to write; it appears when it is complete
@@ -40,7 +41,7 @@ pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
     let config = checkpoint.config();
     let fits = plan.check_against(&config.experts_per_layer, config.top_k);
     fits.with_context(|| format!("{path} is no plan for this model"))?;
-    options.weights.check_free(to)?;
+    options.weights.check_free(&options.from, to)?;
     let (before, start) = (Inventory::of(&options.from)?, Instant::now());
     checkpoint.rewrite(to, Some(&plan.kept()), &options.weights.save_options(Vec::new()))?;
     let (after, seconds) = (Inventory::of(to)?, start.elapsed().as_secs_f64());

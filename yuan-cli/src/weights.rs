@@ -6,9 +6,12 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 use burn::tensor::FloatDType;
 use clap::Args;
-use yuan::model::{
-    hf::{SaveOptions, parse_shard_size},
-    storage::parse_float_dtype,
+use yuan::{
+    model::{
+        hf::{SaveOptions, parse_shard_size},
+        storage::parse_float_dtype,
+    },
+    train::Run,
 };
 
 /// How weights are written.
@@ -27,10 +30,25 @@ pub struct WeightOptions {
 }
 
 impl WeightOptions {
-    /// Refuses a directory that exists and may not be replaced.
-    pub fn check_free(&self, to: &Path) -> anyhow::Result<()> {
-        if to.exists() && !self.overwrite {
-            bail!("{} already exists: add --overwrite to replace it", to.display());
+    /// Refuses to write where something is that may not be replaced: without `--overwrite` anything,
+    /// with it whatever is no model, and the model that is read.
+    pub fn check_free(&self, from: &Path, to: &Path) -> anyhow::Result<()> {
+        let shown = to.display();
+        if !to.exists() {
+            return Ok(());
+        }
+        if !to.is_dir() {
+            bail!("{shown} is a file: name a directory to write");
+        }
+        if !self.overwrite {
+            bail!("{shown} already exists: add --overwrite to replace it");
+        }
+        let [source, target] = [from, to].map(Path::canonicalize);
+        if source?.starts_with(target?) {
+            bail!("{shown} holds {}, which is read: name another directory", from.display());
+        }
+        if !Run::is_free(to) && !to.join("config.json").is_file() {
+            bail!("{shown} holds no model, and --overwrite replaces only models");
         }
         Ok(())
     }

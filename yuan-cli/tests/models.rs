@@ -12,6 +12,7 @@ use std::{
 use serde_json::Value;
 use support::{fail, succeed, tiny_pretrain, write_corpus, yuan};
 use tempfile::{TempDir, tempdir};
+use yuan::train::Checkpoint;
 
 /// A run of some steps, pruned on the way; made once for all tests.
 fn run() -> &'static Path {
@@ -249,4 +250,55 @@ fn a_full_disk_leaves_the_previous_output_as_it_was() {
     assert!(error.contains("cannot write ") && error.contains("File too large"), "{error}");
     assert!(fs::read(exported.join("model.safetensors")).unwrap() == before);
     assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 1, "nothing half-written is left");
+}
+
+#[test]
+fn replacing_a_model_spares_whatever_is_none() {
+    let temp = tempdir().unwrap();
+    let path = |name: &str| temp.path().join(name);
+    fs::write(path("file"), "mine").unwrap();
+    fs::create_dir(path("photos")).unwrap();
+    fs::write(path("photos").join("cat.png"), "mine").unwrap();
+    let convert = |from: &Path, to: &Path| {
+        let mut convert = command("convert", &[from, to]);
+        convert.arg("--overwrite");
+        convert
+    };
+    let error = fail(&mut convert(run(), &path("file")));
+    assert!(error.contains("file is a file: name a directory to write"), "{error}");
+    let error = fail(&mut convert(run(), &path("photos")));
+    assert!(error.contains("photos holds no model"), "{error}");
+    // By another spelling, and from inside of it.
+    let spelled = run().join("..").join(run().file_name().unwrap());
+    let error = fail(&mut convert(run(), &spelled));
+    assert!(error.contains("which is read: name another directory"), "{error}");
+    let checkpoint = Checkpoint::latest(run()).unwrap().unwrap().path;
+    let error = fail(&mut convert(&checkpoint, run()));
+    assert!(error.contains("which is read: name another directory"), "{error}");
+    let mut left: Vec<_> =
+        fs::read_dir(temp.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["file", "photos"]);
+    assert_eq!(fs::read_to_string(path("file")).unwrap(), "mine");
+    assert!(path("photos").join("cat.png").is_file() && run().join("run.json").is_file());
+    // A model is replaced.
+    succeed(&mut command("convert", &[run(), &path("model")]));
+    succeed(&mut convert(run(), &path("model")));
+}
+
+#[test]
+fn a_checkpoint_is_found_from_inside_of_it() {
+    let checkpoint = Checkpoint::latest(run()).unwrap().unwrap().path;
+    let mut inside = command("generate", &[Path::new(".")]);
+    inside.args(["the expert of", "--temperature", "0", "--max-new-tokens", "24", "--ignore-stop"]);
+    let (out, _) = succeed(inside.current_dir(&checkpoint));
+    assert_eq!(out, generated(run(), "the expert of"));
+}
+
+#[test]
+fn more_tokens_than_there_are_positions_are_refused() {
+    let mut endless = command("generate", &[run()]);
+    let error = fail(endless.args(["hello", "--max-new-tokens", "18446744073709551615"]));
+    assert!(error.contains("max_new_tokens is too large"), "{error}");
+    assert!(!error.contains("panicked"), "{error}");
 }

@@ -5,8 +5,9 @@ mod support;
 use std::fs;
 
 use serde_json::{Value, json};
-use support::{fail, succeed, yuan};
+use support::{fail, succeed, tiny_pretrain, write_corpus, yuan};
 use tempfile::tempdir;
+use yuan::laep::PrunePlan;
 
 #[test]
 fn a_dry_run_prints_json_or_a_table() {
@@ -101,4 +102,26 @@ fn what_is_wrong_is_said_in_a_sentence() {
     assert!(
         run("{\"layers\": [[1, 2]]}", &["--groups", "0"]).contains("groups = 0 is not allowed")
     );
+}
+
+#[test]
+fn the_limits_of_a_run_hold_for_its_plan_unless_others_are_given() {
+    let directory = tempdir().unwrap();
+    let (data, run) = (directory.path().join("data"), directory.path().join("run"));
+    write_corpus(&data);
+    succeed(tiny_pretrain(&data, &run).args(["--groups", "2", "--multiple-of", "4"]));
+    let made = PrunePlan::from_json(&fs::read_to_string(run.join("plan.json")).unwrap()).unwrap();
+    let kept = |extra: &[&str]| {
+        let (out, _) = succeed(yuan("plan").arg(&run).arg("--json").args(extra));
+        let plan: Value = serde_json::from_str(&out).unwrap();
+        let layers = plan["layers"].as_array().unwrap();
+        layers.iter().map(|layer| layer["kept"].clone()).collect::<Vec<_>>()
+    };
+    let of_the_run: Vec<Value> = made.kept().into_iter().map(Value::from).collect();
+    assert_eq!(kept(&[]), of_the_run);
+    // Said again, the run's own groups change nothing.
+    assert_eq!(kept(&["--groups", "2"]), of_the_run);
+    // Others are the multiple where the run's does not fit them.
+    let counts = kept(&["--groups", "8"]);
+    assert!(counts.iter().all(|kept| kept.as_array().unwrap().len() == 8), "{counts:?}");
 }

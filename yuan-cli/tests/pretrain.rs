@@ -203,6 +203,32 @@ fn wrong_settings_are_refused_before_anything_is_read() {
 }
 
 #[test]
+fn a_wrong_option_is_status_2_and_a_failure_is_status_1() {
+    let directory = tempdir().unwrap();
+    let status = |extra: &[&str]| {
+        let mut command = yuan("pretrain");
+        command.arg("--run").arg(directory.path().join("run")).args(extra);
+        command.output().unwrap().status.code()
+    };
+    for wrong in [
+        &["--stepz"][..],
+        &["--steps", "0"],
+        &["--beta", "-1"],
+        &["--hidden", "33"],
+        &["--layers", "99999999999"],
+        &["--device", "abacus"],
+        &["--prune-at", "9,3"],
+    ] {
+        assert_eq!(status(wrong), Some(2), "{wrong:?}");
+    }
+    assert_eq!(status(&["--data", "/nowhere"]), Some(1));
+    assert_eq!(status(&["--plan", "/nowhere.json"]), Some(1));
+    // A negative number is a value, whose sentence names what it is for.
+    let message = fail(yuan("pretrain").args(["--seed", "-1"]));
+    assert!(message.contains("invalid value '-1' for '--seed <NUMBER>'"), "{message}");
+}
+
+#[test]
 fn a_corrupt_checkpoint_stops_a_resume() {
     let directory = tempdir().unwrap();
     let (data, run) = (directory.path().join("data"), directory.path().join("run"));

@@ -54,7 +54,7 @@ fn shown(text: &str) -> (f64, f64) {
     (digits.parse::<f64>().unwrap() * scale, scale * 10_f64.powi(-decimals))
 }
 
-/// Median of tokens per second over the steps of every phase, from the JSON lines alone.
+/// Median of tokens per second over the steps of every stage, from the JSON lines alone.
 fn median_speeds(lines: &[Value]) -> Vec<f64> {
     // What lies between a prune and the roll-back that undid it never was.
     let mut lasting: Vec<&Value> = Vec::new();
@@ -66,10 +66,10 @@ fn median_speeds(lines: &[Value]) -> Vec<f64> {
             lasting.push(line);
         }
     }
-    let phases = lasting.split(|line| line["event"] == "prune");
-    phases
-        .map(|phase| {
-            let steps = phase.iter().filter(|line| line["event"] == "step");
+    let stages = lasting.split(|line| line["event"] == "prune");
+    stages
+        .map(|stage| {
+            let steps = stage.iter().filter(|line| line["event"] == "step");
             let mut speeds: Vec<f64> = steps
                 .map(|step| step["tokens"].as_f64().unwrap() / step["seconds"].as_f64().unwrap())
                 .collect();
@@ -109,7 +109,7 @@ fn check_numbers(run: &Path) {
                 "gain in median speed" => speeds.last().unwrap() / speeds[0],
                 how => {
                     speeds[how
-                        .strip_prefix("median speed of phase ")
+                        .strip_prefix("median speed of stage ")
                         .unwrap()
                         .parse::<usize>()
                         .unwrap()]

@@ -78,4 +78,10 @@ fn the_ablation_fills_its_tables() {
     assert!(
         fail(ablation().args(["--device", "abacus"])).contains("there is no device \"abacus\"")
     );
+    // Outcomes of other settings do not mix, and what the ablation did not make stays.
+    let message = fail(ablation().args(["--steps", "9"]));
+    assert!(message.contains("holds an ablation with other settings"), "{message}");
+    let message = fail(ablation().arg("--out").arg(&data));
+    assert!(message.contains("data holds no ablation"), "{message}");
+    assert!(data.join("text-00.md").is_file());
 }

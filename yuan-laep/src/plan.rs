@@ -109,7 +109,7 @@ impl LayerPlan {
 /// # Ok::<(), yuan_laep::PlanError>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(from = "StoredPlan")]
+#[serde(try_from = "StoredPlan")]
 pub struct PrunePlan {
     /// The constraints it was made under.
     pub limits: PruneLimits,
@@ -159,10 +159,9 @@ impl PrunePlan {
     ///
     /// [`PlanError::Format`] for anything that is no plan, else what [`check`](Self::check) finds.
     pub fn from_json(text: &str) -> Result<Self, PlanError> {
-        let plan: Self =
+        let stored: StoredPlan =
             serde_json::from_str(text).map_err(|error| PlanError::Format(error.to_string()))?;
-        plan.check()?;
-        Ok(plan)
+        stored.try_into()
     }
 
     /// The plan as indented JSON.
@@ -274,14 +273,19 @@ struct StoredLimits {
     top_k: Option<usize>,
 }
 
-impl From<StoredPlan> for PrunePlan {
-    fn from(stored: StoredPlan) -> Self {
-        Self {
+/// Whatever file a plan is read from, it is checked.
+impl TryFrom<StoredPlan> for PrunePlan {
+    type Error = PlanError;
+
+    fn try_from(stored: StoredPlan) -> Result<Self, PlanError> {
+        let plan = Self {
             top_k: stored.top_k.or(stored.limits.top_k).unwrap_or(1),
             limits: stored.limits.limits,
             num_groups: stored.num_groups,
             layers: stored.layers,
-        }
+        };
+        plan.check()?;
+        Ok(plan)
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Early in pre-training expert loads swing by orders of magnitude (initial transition
 //! phase); later their ranking is largely fixed (stable phase). The paper names no test;
-//! this one is ours: between consecutive windows the load fractions must move little, and
+//! this one was chosen here: between consecutive windows the load fractions must move little, and
 //! the ranking must persist.
 
 use serde::{Deserialize, Serialize};

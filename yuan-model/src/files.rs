@@ -54,11 +54,12 @@ pub fn write_whole(path: &Path, contents: &[u8]) -> Result<(), FileError> {
 ///
 /// # Errors
 ///
-/// What `fill` returns, or that the directory cannot be written.
+/// What `fill` returns, that a file is in the way, or that the directory cannot be written.
 pub fn write_directory<E: From<FileError>>(
     path: &Path,
     fill: impl FnOnce(&Path) -> Result<(), E>,
 ) -> Result<(), E> {
+    refuse_file(path)?;
     let unfinished = unfinished(path);
     let write = || -> Result<(), E> {
         if unfinished.exists() {
@@ -94,8 +95,9 @@ pub fn copy_into(file: &Path, directory: &Path) -> Result<(), FileError> {
 ///
 /// # Errors
 ///
-/// If it cannot be removed.
+/// If it is a file or cannot be removed.
 pub fn remove_directory(path: &Path) -> Result<(), FileError> {
+    refuse_file(path)?;
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(".removed.");
     name.push(UNFINISHED);
@@ -111,6 +113,14 @@ pub fn remove_directory(path: &Path) -> Result<(), FileError> {
         Ok(())
     };
     remove().map_err(FileError::of("remove", path))
+}
+
+/// What is no directory is not moved out of a directory's way.
+fn refuse_file(path: &Path) -> Result<(), FileError> {
+    if !path.exists() || path.is_dir() {
+        return Ok(());
+    }
+    Err(FileError::of("replace", path)(io::ErrorKind::NotADirectory.into()))
 }
 
 /// Extension of what is not complete.

@@ -95,7 +95,10 @@ impl YuanModel {
         let model = self.valid();
         let device = model.embedding.weight.val().device();
         let padding = prompts.iter().map(|prompt| longest - prompt.len()).collect();
-        let capacity = longest + options.max_new_tokens - 1;
+        let capacity = longest.saturating_add(options.max_new_tokens - 1);
+        if i32::try_from(capacity).is_err() {
+            return Err(GenerateError::TooLong { tokens: capacity });
+        }
         let mut cache = Cache::new(model.blocks.len(), padding, capacity);
         let mut input = padded(prompts, longest);
         loop {

@@ -87,8 +87,8 @@ impl ExpertLoad {
     }
 }
 
-/// Rows that the devices at each place of a mesh's rows computed in the experts of one layer,
-/// summed over the rows of the mesh.
+/// Token rows that each device of a mesh computed in the experts of one layer; devices that hold
+/// copies of the same experts are added up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceRows(Vec<u64>);
 

@@ -2,9 +2,10 @@
 //!
 //! The model calls the functions of this module and knows nothing beneath them. Every
 //! operation has a [`portable`] form in terms of Burn's own operations, which is the truth
-//! and runs on every backend, and may have a faster form for one backend beside it.
-//! Gradients are written by hand in `autodiff`: Burn's own would differentiate a slice of
-//! the stacked weights into a full-size tensor per expert, a cost that grows with E².
+//! and runs on every backend, and may have fast forms in `flex` and `cuda`. Its gradient is
+//! written by hand beside it (`step!`), and `autodiff` records it: Burn's own would
+//! differentiate a slice of the stacked weights into a full-size tensor per expert, a cost
+//! that grows with E².
 
 #![cfg_attr(
     feature = "ndarray",

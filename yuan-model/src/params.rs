@@ -1,4 +1,4 @@
-//! Parameter counts by formula, from the config alone (`ARCHITECTURE.md` §12 of the reference).
+//! Parameter counts by formula, from the config alone.
 
 use crate::{RouterType, YuanConfig};
 

@@ -25,7 +25,7 @@ pub struct Stage {
     pub parameters: u64,
     /// Experts of every layer.
     pub experts_per_layer: Vec<usize>,
-    /// Median over its steps; none for a phase without steps.
+    /// Median over its steps; none for a stage without steps.
     pub tokens_per_second: Option<f64>,
     /// Its last validation, as step and loss.
     pub validation: Option<(u64, f64)>,
@@ -35,10 +35,10 @@ pub struct Stage {
     pub lines: StageLines,
 }
 
-/// Indices of the events that a phase was read from.
+/// Indices of the events that a stage was read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StageLines {
-    /// The start of the run, or the prune that the phase begins with: they say what the model is.
+    /// The start of the run, or the prune that the stage begins with: they say what the model is.
     pub model: usize,
     /// The last validation.
     pub validation: Option<usize>,
@@ -80,7 +80,8 @@ impl History {
         story
     }
 
-    /// Reads `metrics.jsonl` of a run directory.
+    /// Reads `metrics.jsonl` of a run directory. A last line that is cut off, as a run that was
+    /// killed leaves it, is left out.
     ///
     /// # Errors
     ///
@@ -88,14 +89,20 @@ impl History {
     pub fn read(run_dir: &Path) -> Result<Self, ReportError> {
         let path = run_dir.join(MetricsFile::NAME);
         let text = fs::read_to_string(&path).map_err(FileError::of("read", &path))?;
-        let event = |(number, line): (usize, &str)| {
-            serde_json::from_str(line).map_err(|error| FileError {
-                action: "understand",
-                path: path.clone(),
-                cause: std::io::Error::other(format!("line {}: {error}", number + 1)),
-            })
-        };
-        Ok(Self::new(text.lines().enumerate().map(event).collect::<Result<_, _>>()?))
+        let mut events = Vec::new();
+        for (index, line) in text.split_inclusive('\n').enumerate() {
+            match serde_json::from_str(line) {
+                Ok(event) => events.push(event),
+                Err(_) if !line.ends_with('\n') => {}
+                Err(error) => {
+                    // The line as JSON is always line 1.
+                    let error = error.to_string().replace(" at line 1 column ", " at column ");
+                    let cause = std::io::Error::other(format!("line {}: {error}", index + 1));
+                    return Err(FileError { action: "understand", path, cause }.into());
+                }
+            }
+        }
+        Ok(Self::new(events))
     }
 
     /// A run of these events.
@@ -174,11 +181,11 @@ impl History {
 
     /// The run before its first prune, after it, after the second …; nothing for an empty file.
     pub fn stages(&self) -> Vec<Stage> {
-        let mut phases: Vec<(Stage, Vec<f64>)> = Vec::new();
+        let mut stages: Vec<(Stage, Vec<f64>)> = Vec::new();
         for (line, event) in self.lasting() {
             let begins = match event {
                 // A resumed run starts again, but it is the same run.
-                Event::Start { parameters, experts_per_layer, .. } if phases.is_empty() => {
+                Event::Start { parameters, experts_per_layer, .. } if stages.is_empty() => {
                     Some((*parameters, experts_per_layer))
                 }
                 Event::Prune { parameters_after, experts_after, .. } => {
@@ -188,7 +195,7 @@ impl History {
             };
             if let Some((parameters, experts_per_layer)) = begins {
                 let lines = StageLines { model: line, validation: None, load: None };
-                let phase = Stage {
+                let stage = Stage {
                     step: event.step(),
                     parameters,
                     experts_per_layer: experts_per_layer.clone(),
@@ -197,14 +204,14 @@ impl History {
                     loads: None,
                     lines,
                 };
-                phases.push((phase, Vec::new()));
-            } else if let Some((phase, speeds)) = phases.last_mut() {
-                phase.add(line, event, speeds);
+                stages.push((stage, Vec::new()));
+            } else if let Some((stage, speeds)) = stages.last_mut() {
+                stage.add(line, event, speeds);
             }
         }
-        let finished = phases.into_iter().map(|(phase, mut speeds)| {
+        let finished = stages.into_iter().map(|(stage, mut speeds)| {
             speeds.sort_by(f64::total_cmp);
-            Stage { tokens_per_second: speeds.get(speeds.len() / 2).copied(), ..phase }
+            Stage { tokens_per_second: speeds.get(speeds.len() / 2).copied(), ..stage }
         });
         finished.collect()
     }

@@ -155,16 +155,16 @@ impl Page<'_> {
         )
     }
 
-    /// Parameters, experts, speed and loss, a column per phase.
+    /// Parameters, experts, speed and loss, a column per stage.
     fn summary(&mut self) {
         self.heading("Summary");
-        let phases = self.history.stages();
-        if phases.is_empty() {
+        let stages = self.history.stages();
+        if stages.is_empty() {
             self.paragraph("Nothing was recorded.");
             return;
         }
         let mut head = vec![String::new()];
-        head.extend(table::phase_titles(self.history).iter().map(|title| escape(title)));
+        head.extend(table::stage_titles(self.history).iter().map(|title| escape(title)));
         let names = [
             "parameters",
             "experts",
@@ -173,24 +173,24 @@ impl Page<'_> {
             "busiest expert / mean, worst layer",
         ];
         let mut rows = names.map(|name| vec![name.to_owned()]);
-        for (i, phase) in phases.iter().enumerate() {
+        for (i, stage) in stages.iter().enumerate() {
             // A prune says what the model became, the start what it was.
-            let model = self.line(phase.lines.model);
+            let model = self.line(stage.lines.model);
             let after = match i {
                 0 => ("/parameters", "/experts_per_layer"),
                 _ => ("/parameters_after", "/experts_after"),
             };
-            let speed = phase.tokens_per_second.map(|speed| {
-                Self::derived(speed, &format!("median speed of phase {i}"), Show::Fixed(0))
+            let speed = stage.tokens_per_second.map(|speed| {
+                Self::derived(speed, &format!("median speed of stage {i}"), Show::Fixed(0))
             });
             let validation =
-                phase.lines.validation.map(|at| self.line(at).number("/loss", Show::Fixed(4)));
+                stage.lines.validation.map(|at| self.line(at).number("/loss", Show::Fixed(4)));
             let cells = [
                 model.number(after.0, Show::Millions),
                 Self::experts(&model, after.1),
                 speed.unwrap_or_else(|| "-".into()),
                 validation.unwrap_or_else(|| "-".into()),
-                phase
+                stage
                     .lines
                     .load
                     .map_or_else(|| "-".into(), |at| Self::worst_imbalance(&self.line(at))),
@@ -198,13 +198,13 @@ impl Page<'_> {
             rows.iter_mut().zip(cells).for_each(|(row, cell)| row.push(cell));
         }
         self.table(&head, &rows);
-        if let [before, .., after] = &phases[..]
+        if let [before, .., after] = &stages[..]
             && let (Some(before), Some(after)) = (before.tokens_per_second, after.tokens_per_second)
         {
             let measured = Self::derived(after / before, "gain in median speed", Show::Fixed(3));
-            let predicted: Vec<String> = phases[1..]
+            let predicted: Vec<String> = stages[1..]
                 .iter()
-                .map(|phase| self.line(phase.lines.model).number("/predicted_gain", Show::Fixed(3)))
+                .map(|stage| self.line(stage.lines.model).number("/predicted_gain", Show::Fixed(3)))
                 .collect();
             self.paragraph(&format!(
                 "Tokens per second after over before, as measured: {measured}; as the efficiency model predicts \
@@ -260,18 +260,22 @@ impl Page<'_> {
                         Self::moved(&line)
                     ));
                 }
-                Event::Guard { satisfied, .. } => {
+                Event::Guard { loss, satisfied, .. } => {
                     let line = self.line(index);
-                    let verdict = if *satisfied {
-                        "is within it: the prune stays"
-                    } else {
-                        "is not: the prune is undone"
+                    let measured = line.number("/loss", Show::Fixed(4));
+                    let verdict = match (loss, satisfied) {
+                        (None, _) => "the loss is not a number: the prune is undone".into(),
+                        (_, true) => {
+                            format!("the validation loss {measured} is within it: the prune stays")
+                        }
+                        (_, false) => {
+                            format!("the validation loss {measured} is not: the prune is undone")
+                        }
                     };
                     self.paragraph(&format!(
-                        "Guard, step {}: at most {} is allowed; the validation loss {} {verdict}.",
+                        "Guard, step {}: at most {} is allowed; {verdict}.",
                         line.number("/step", Show::Fixed(0)),
                         line.number("/allowed_loss", Show::Fixed(4)),
-                        line.number("/loss", Show::Fixed(4))
                     ));
                 }
                 Event::RollBack { .. } => {

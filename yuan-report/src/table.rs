@@ -7,19 +7,19 @@ use crate::{History, Stage};
 /// Parameters, experts, speed, validation loss and imbalance, a column before the prune and one
 /// after each.
 pub fn summary_table(history: &History) -> String {
-    let phases = history.stages();
-    if phases.is_empty() {
+    let stages = history.stages();
+    if stages.is_empty() {
         return String::from("nothing was recorded\n");
     }
-    let mut rows = vec![row("", phase_titles(history))];
+    let mut rows = vec![row("", stage_titles(history))];
     for (name, cell) in summary_rows() {
-        rows.push(row(name, phases.iter().map(cell).collect()));
+        rows.push(row(name, stages.iter().map(cell).collect()));
     }
     rows.concat()
 }
 
-/// "before (to step 80)", "after", and so on, a title per phase.
-pub(super) fn phase_titles(history: &History) -> Vec<String> {
+/// "before (to step 80)", "after", and so on, a title per stage.
+pub(super) fn stage_titles(history: &History) -> Vec<String> {
     let prunes: Vec<u64> = history.prunes().map(|(step, _)| step).collect();
     match prunes[..] {
         [] => vec!["whole run".into()],
@@ -40,19 +40,19 @@ type Cell = fn(&Stage) -> String;
 
 fn summary_rows() -> [(&'static str, Cell); 6] {
     [
-        ("parameters", |phase| format!("{:.2} M", phase.parameters as f64 / 1e6)),
-        ("experts per layer", |phase| join(phase.experts_per_layer.iter().map(usize::to_string))),
-        ("tokens per second", |phase| {
-            phase.tokens_per_second.map_or("-".into(), |speed| format!("{speed:.0}"))
+        ("parameters", |stage| format!("{:.2} M", stage.parameters as f64 / 1e6)),
+        ("experts per layer", |stage| join(stage.experts_per_layer.iter().map(usize::to_string))),
+        ("tokens per second", |stage| {
+            stage.tokens_per_second.map_or("-".into(), |speed| format!("{speed:.0}"))
         }),
-        ("validation loss", |phase| {
-            phase.validation.map_or("-".into(), |(step, loss)| format!("{loss:.4} (step {step})"))
+        ("validation loss", |stage| {
+            stage.validation.map_or("-".into(), |(step, loss)| format!("{loss:.4} (step {step})"))
         }),
-        ("busiest expert / mean", |phase| {
-            per_layer(phase, |load| format!("{:.2}", load.max_over_mean()))
+        ("busiest expert / mean", |stage| {
+            per_layer(stage, |load| format!("{:.2}", load.max_over_mean()))
         }),
-        ("least loaded expert / mean", |phase| {
-            per_layer(phase, |load| {
+        ("least loaded expert / mean", |stage| {
+            per_layer(stage, |load| {
                 let statistics = LoadStatistics::of(load);
                 format!("{:.2}", statistics.min as f64 / statistics.mean.max(f64::MIN_POSITIVE))
             })
@@ -60,8 +60,8 @@ fn summary_rows() -> [(&'static str, Cell); 6] {
     ]
 }
 
-fn per_layer(phase: &Stage, text: impl Fn(&LayerLoad) -> String) -> String {
-    phase.loads.as_ref().map_or("-".into(), |loads| join(loads.iter().map(text)))
+fn per_layer(stage: &Stage, text: impl Fn(&LayerLoad) -> String) -> String {
+    stage.loads.as_ref().map_or("-".into(), |loads| join(loads.iter().map(text)))
 }
 
 fn join(parts: impl Iterator<Item = String>) -> String {

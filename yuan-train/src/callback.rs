@@ -1,7 +1,8 @@
 //! The seam of the loop: a callback observes a run and may change it.
 //!
-//! LAEP, validation, checkpoints, metric files and the live display are all callbacks; a user adds
-//! one from another crate the same way ([`Trainer::with_callback`](crate::Trainer::with_callback)).
+//! LAEP, the schedules of validations and checkpoints, the metrics file and the live display are all
+//! callbacks; a user adds one from another crate the same way
+//! ([`Trainer::with_callback`](crate::Trainer::with_callback)). The trainer validates and writes.
 //!
 //! What a callback learns comes as an [`Event`], and what it finds out itself it may
 //! [`emit`](Context::emit) as one, so that the metrics file and the display need not know it.
@@ -82,8 +83,9 @@ pub trait Callback<M> {
         Ok(())
     }
 
-    /// Loss or gradient of the step stopped being a number, which ends the run unless it can go
-    /// back.
+    /// Loss or gradient of a step, or the validation loss, is no number. Unless the run goes back, the
+    /// batch is left out, up to [`max_skipped`](crate::TrainConfig::max_skipped) in a row; a validation
+    /// loss ends the run.
     fn on_not_finite(&mut self, context: &mut Context<'_, M>) {
         let _ = context;
     }

@@ -141,7 +141,7 @@ pub enum TrainError {
     NeverFinite {
         /// The step, counted from 1.
         step: u64,
-        /// Loss or gradient norm.
+        /// Loss, balancing loss or gradient norm.
         what: &'static str,
         /// Its last value.
         value: f64,

@@ -89,7 +89,12 @@ impl ModelDirectory {
     pub fn tokenizer_directory(&self) -> PathBuf {
         match self {
             Self::Run { checkpoint, .. } if !checkpoint.path.join(TOKENIZER).is_file() => {
-                checkpoint.path.parent().unwrap_or(&checkpoint.path).to_path_buf()
+                let path = &checkpoint.path;
+                match (path.file_name(), path.parent()) {
+                    (Some(_), Some(run)) => run.to_path_buf(),
+                    // Of `.` and the like.
+                    _ => path.join(".."),
+                }
             }
             Self::Run { checkpoint, .. } => checkpoint.path.clone(),
             Self::Hf(checkpoint) => checkpoint.path().to_path_buf(),

@@ -88,9 +88,7 @@ impl Run {
     /// If the directory is taken, a setting does not fit the model, there is too little text, or a
     /// file cannot be written; nothing of the run is then left.
     pub fn create(directory: &Path, new: NewRun) -> Result<Self, TrainError> {
-        if !Self::is_free(directory) {
-            return Err(TrainError::RunExists(directory.to_path_buf()));
-        }
+        Self::check_free(directory)?;
         check_settings(&new.config, new.model())?;
         let tokenizer = new.tokenizer()?;
         let streams = TokenStreams::new(&new.documents, &tokenizer)?;
@@ -109,9 +107,20 @@ impl Run {
 
     /// Whether a run may be made in a directory: it is empty or not there.
     pub fn is_free(directory: &Path) -> bool {
-        match directory.read_dir() {
-            Ok(mut entries) => entries.next().is_none(),
-            Err(error) => error.kind() == ErrorKind::NotFound,
+        Self::check_free(directory).is_ok()
+    }
+
+    /// Checks that a run may be made in a directory.
+    ///
+    /// # Errors
+    ///
+    /// If something is in it, it is a file, or it cannot be read.
+    pub fn check_free(directory: &Path) -> Result<(), TrainError> {
+        match directory.read_dir().map(|mut entries| entries.next().is_none()) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(TrainError::RunExists(directory.to_path_buf())),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(TrainError::io("use", directory)(error)),
         }
     }
 
@@ -151,9 +160,12 @@ impl Run {
     /// If the directory holds no run, or a file of it is damaged.
     pub fn open(directory: &Path) -> Result<Self, TrainError> {
         let path = directory.join(CONFIG);
-        let Ok(text) = fs::read_to_string(&path) else {
-            return Err(TrainError::NoRun(directory.to_path_buf()));
-        };
+        let text = fs::read_to_string(&path).map_err(|error| match error.kind() {
+            ErrorKind::NotFound | ErrorKind::NotADirectory => {
+                TrainError::NoRun(directory.to_path_buf())
+            }
+            _ => TrainError::io("read", &path)(error),
+        })?;
         let config = serde_json::from_str(&text).map_err(|error| {
             let reason = format!("not a run's configuration: {error}");
             TrainError::Damaged { path, reason }
@@ -239,7 +251,7 @@ pub fn fresh_model(
     seed: u64,
     device: &Device,
 ) -> Result<YuanModel, TrainError> {
-    // As if the first step drew them.
+    // The seed of the first step (`trainer::step`); another one changes the weights of every run.
     device.seed(seed.wrapping_add(1));
     Ok(named::initialized(YuanModel::new(config, device)?))
 }

@@ -81,7 +81,7 @@ pub fn report(outcomes: &[Outcome], layers: usize) -> String {
     }
     text.push_str(
         "Loss: mean validation cross-entropy over the seeds, nats per token; +-: 95 % confidence interval of the\n\
-         paired difference (Student's t). The direction agrees or not where ours lies outside of it, else it is noise.\n",
+         paired difference (Student's t). The direction agrees or not where the difference lies outside of it, else it is noise.\n",
     );
     text
 }
@@ -100,7 +100,8 @@ fn verdict(variant: &Variant, row: &Row, paper: Option<f64>) -> &'static str {
     }
 }
 
-/// Differences to the base, ours as bars with their standard errors, the paper's as rings.
+/// Differences to the base: those of these runs as bars with their 95 % confidence intervals, the
+/// paper's as rings.
 pub fn picture(outcomes: &[Outcome], layers: usize) -> anyhow::Result<String> {
     let rows = Variant::all(layers).into_iter().filter(|variant| !variant.is_base());
     let difference = |variant: Variant| {
@@ -112,7 +113,7 @@ pub fn picture(outcomes: &[Outcome], layers: usize) -> anyhow::Result<String> {
             } else {
                 format!("{}, no LFA", variant.name)
             },
-            ours: row.difference,
+            measured: row.difference,
             error: row.error.unwrap_or(0.0),
             paper: variant.paper.map(|loss| loss - base),
         })

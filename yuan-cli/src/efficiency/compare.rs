@@ -10,7 +10,7 @@ use crate::console::Console;
 /// The prediction of a run beside what it measured.
 pub fn compare(run: &Path, console: &Console) -> anyhow::Result<()> {
     let history = History::read(run)?;
-    let phases = history.stages();
+    let stages = history.stages();
     let prunes = history.lasting().filter_map(|(_, event)| match event {
         Event::Prune { step, predicted_gain, .. } => Some((*step, *predicted_gain)),
         _ => None,
@@ -20,12 +20,12 @@ pub fn compare(run: &Path, console: &Console) -> anyhow::Result<()> {
         "prune", "tokens/s before", "after", "measured", "predicted"
     ))?;
     let mut any = false;
-    for ((step, predicted), pair) in prunes.zip(phases.windows(2)) {
+    for ((step, predicted), pair) in prunes.zip(stages.windows(2)) {
         let (Some(before), Some(after)) = (pair[0].tokens_per_second, pair[1].tokens_per_second)
         else {
             continue;
         };
-        let predicted = predicted.context("the run was made without a device description")?;
+        let predicted = predicted.context("the run was made without a prediction of its speed")?;
         console.say(format_args!(
             "{step:>5}  {before:>15.0}  {after:>13.0}  {:>8.1}%  {:>8.1}%",
             100.0 * (after / before - 1.0),

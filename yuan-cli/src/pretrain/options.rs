@@ -12,7 +12,7 @@ use yuan::{
     train::{Guard, LaepConfig, Precision, TrainConfig, Trigger},
 };
 
-use crate::limits::LimitOptions;
+use crate::{limits::LimitOptions, numbers::layers};
 
 /// Options of `yuan pretrain`.
 #[derive(Args)]
@@ -22,14 +22,14 @@ use crate::limits::LimitOptions;
     in options.toml, which --config takes."
 )]
 pub struct Options {
-    /// Directory of text files to learn; default: the crates that this program was built from
+    /// Directory of text files to learn, UTF-8 and up to 1 MiB each; default: the crates that this program was built from
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     pub data: Option<PathBuf>,
     /// Tokens of a row
     #[arg(long, value_name = "TOKENS", help_heading = "Data")]
     #[arg(default_value_t = toy::train_config().seq_len)]
     seq: usize,
-    /// Entries of the tokenizer's vocabulary
+    /// Entries of the tokenizer's vocabulary: at least the 256 bytes and the end of a document
     #[arg(long, value_name = "ENTRIES", help_heading = "Data")]
     #[arg(default_value_t = toy::model().vocab_size)]
     vocab: usize,
@@ -40,10 +40,10 @@ pub struct Options {
     #[arg(conflicts_with_all = ["vocab", "layers", "hidden", "experts", "router", "no_lfa"])]
     pub init: Option<PathBuf>,
     /// Layers of the model
-    #[arg(long, value_name = "LAYERS", help_heading = "Model")]
+    #[arg(long, value_parser = layers, value_name = "LAYERS", help_heading = "Model")]
     #[arg(default_value_t = toy::model().num_layers())]
     layers: usize,
-    /// Width of the model
+    /// Width of the model, a multiple of 4
     #[arg(long, value_name = "WIDTH", help_heading = "Model")]
     #[arg(default_value_t = toy::model().hidden_size)]
     hidden: usize,
@@ -160,14 +160,15 @@ pub struct Options {
     #[arg(long, help_heading = "Devices")]
     recompute: bool,
     /// No fast versions: every operation as plain Burn computes it, to tell whether a fast one is
-    /// to blame for something
+    /// to blame for something; a worker has its own --portable
     #[arg(long, help_heading = "Devices")]
     pub portable: bool,
 
     /// Directory of the run; default: the first free of runs/pretrain, runs/pretrain-2, …
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub run: Option<PathBuf>,
-    /// Go on with the run in --run from its latest checkpoint; other options are then ignored
+    /// Go on with the run in --run from its latest checkpoint, by its own settings: of the other
+    /// options only those of devices count, and not --precision and --recompute
     #[arg(long, requires = "run", help_heading = "Output")]
     pub resume: bool,
     /// Steps between validations; 0: only at the end

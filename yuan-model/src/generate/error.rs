@@ -30,6 +30,12 @@ pub enum GenerateError {
         /// What it may be.
         expected: &'static str,
     },
+    /// Prompt and continuation would be longer than positions are counted.
+    #[error("max_new_tokens is too large: with the prompt it makes {tokens} tokens of at most 2³¹")]
+    TooLong {
+        /// Tokens of the longest prompt and its continuation.
+        tokens: usize,
+    },
     /// The model's scores are no numbers.
     #[error(
         "the scores for token {position} of sequence {sequence} are not finite: the weights are damaged"

@@ -29,7 +29,12 @@ impl Sampling {
         Self { temperature: 1.0, top_k: None, top_p: 1.0, repetition_penalty: 1.0 }
     }
 
-    pub(super) fn validate(&self) -> Result<(), GenerateError> {
+    /// Checks the settings, before anything is computed by them.
+    ///
+    /// # Errors
+    ///
+    /// Names the first that is out of its range.
+    pub fn validate(&self) -> Result<(), GenerateError> {
         let settings = [
             ("temperature", self.temperature, self.temperature >= 0.0, "0 or more"),
             ("top_k", self.top_k.unwrap_or(1) as f64, self.top_k != Some(0), "at least 1"),

@@ -39,7 +39,7 @@ fn is_f32(tensor: &Tensor) -> bool {
     tensor.dtype == DType::F32
 }
 
-/// Halves of whole vectors.
+/// Whether half of the last axis is a whole number of vectors.
 fn has_fast_halves(tensor: &Tensor) -> bool {
     is_fast(tensor)
         && tensor.meta.shape().last().is_some_and(|width| width.is_multiple_of(2 * VECTOR))

@@ -7,7 +7,7 @@ use burn::tensor::{Int, Tensor};
 use super::YuanOps;
 use crate::ModelError;
 
-/// Numbers on the host, if they were.
+/// Counts that the backend already has on the host; `None` if they must be read from the device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostCounts(pub Option<Vec<usize>>);
 

@@ -1,4 +1,4 @@
-//! Differences to a base run, ours beside published ones.
+//! Differences to a base run, measured ones beside published ones.
 
 use plotters::{
     prelude::*,
@@ -14,7 +14,7 @@ pub struct Difference {
     /// Name of the variant.
     pub name: String,
     /// Our difference.
-    pub ours: f64,
+    pub measured: f64,
     /// Half the width of its confidence interval.
     pub error: f64,
     /// The published difference.
@@ -29,7 +29,7 @@ pub struct Difference {
 pub fn differences(title: &str, rows: &[Difference]) -> Result<String, ReportError> {
     let reach = rows
         .iter()
-        .flat_map(|row| [row.ours.abs() + row.error, row.paper.unwrap_or(0.0).abs()])
+        .flat_map(|row| [row.measured.abs() + row.error, row.paper.unwrap_or(0.0).abs()])
         .fold(1e-3, f64::max)
         * 1.1;
     let height = 100 + 26 * rows.len() as i32;
@@ -53,15 +53,15 @@ pub fn differences(title: &str, rows: &[Difference]) -> Result<String, ReportErr
         for (i, row) in rows.iter().enumerate() {
             let y = 60 + 26 * i as i32;
             text(canvas, &row.name, (left - 10, y), 13, (HPos::Right, VPos::Center))?;
-            let bar = [(x(row.ours.min(0.0)), y - 7), (x(row.ours.max(0.0)), y + 7)];
+            let bar = [(x(row.measured.min(0.0)), y - 7), (x(row.measured.max(0.0)), y + 7)];
             canvas.draw(&Rectangle::new(bar, STRONG.mix(0.7).filled()))?;
-            let whisker = [(x(row.ours - row.error), y), (x(row.ours + row.error), y)];
+            let whisker = [(x(row.measured - row.error), y), (x(row.measured + row.error), y)];
             canvas.draw(&PathElement::new(whisker, INK.stroke_width(2)))?;
             if let Some(paper) = row.paper {
                 canvas.draw(&Circle::new((x(paper), y), 5, PRUNE.stroke_width(2)))?;
             }
         }
-        let note = "bars: ours with confidence interval; rings: the paper; left is better";
+        let note = "bars: measured, with confidence interval; rings: the paper; left is better";
         text(canvas, note, (575, bottom + 34), 12, (HPos::Center, VPos::Center))
     })
 }

@@ -16,12 +16,12 @@ use crate::{History, ReportError};
 ///
 /// If the drawing library fails.
 pub fn expert_load(history: &History) -> Result<String, ReportError> {
-    let phases = history.stages();
+    let stages = history.stages();
     let plan = history.prunes().next().map(|(_, plan)| plan);
-    let last_window = phases.first().and_then(|phase| phase.loads.clone());
+    let last_window = stages.first().and_then(|stage| stage.loads.clone());
     let planned = plan.map(|plan| plan.layers.iter().map(|layer| layer.load.clone()).collect());
     let before: Vec<LayerLoad> = planned.or(last_window).unwrap_or_default();
-    let after = phases.get(1..).and_then(<[_]>::last).and_then(|phase| phase.loads.clone());
+    let after = stages.get(1..).and_then(<[_]>::last).and_then(|stage| stage.loads.clone());
     let layers = before.len().max(1) as i32;
     let cell = (480 / layers).clamp(6, 40);
     let height = 130 + 2 * 40 + cell * layers * if after.is_some() { 2 } else { 1 };

@@ -97,17 +97,18 @@ impl<M> Context<'_, M> {
         self.requests.roll_back = true;
     }
 
-    /// Asks for a validation after this step.
+    /// Asks for a validation after this step; heard in [`on_step`](crate::Callback::on_step) only.
     pub fn request_validation(&mut self) {
         self.requests.validate = true;
     }
 
-    /// Asks for a checkpoint after this step.
+    /// Asks for a checkpoint after this step; heard in `on_step` and `on_step_end`.
     pub fn request_checkpoint(&mut self) {
         self.requests.checkpoint = true;
     }
 
-    /// Asks for the run to end after this step, with a last validation and checkpoint.
+    /// Asks for the run to end after this step, with a last validation and checkpoint; heard in
+    /// [`on_step`](crate::Callback::on_step) only, and not if the run goes back after this step.
     pub fn request_stop(&mut self) {
         self.requests.stop = true;
     }

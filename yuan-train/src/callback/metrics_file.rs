@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::Write,
+    io::{ErrorKind, Write},
     path::PathBuf,
 };
 
@@ -33,10 +33,12 @@ impl<M> Callback<M> for MetricsFile {
 
     fn on_start(&mut self, context: &mut Context<'_, M>) -> Result<(), TrainError> {
         let path = context.run_dir().join(Self::NAME);
-        let old = if self.lines > 0 {
-            fs::read_to_string(&path).unwrap_or_default()
-        } else {
-            String::new()
+        let old = match fs::read_to_string(&path) {
+            _ if self.lines == 0 => String::new(),
+            Ok(old) => old,
+            Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+            // What cannot be read is not written over.
+            Err(error) => return Err(TrainError::io("read", &path)(error)),
         };
         let kept: String =
             old.split_inclusive('\n').take(self.lines).filter(|l| l.ends_with('\n')).collect();

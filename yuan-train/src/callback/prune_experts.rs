@@ -207,8 +207,8 @@ impl PruneExperts {
         Ok(())
     }
 
-    /// Ends the watch over a prune when the loss came back, and asks to undo it when time, or the
-    /// run, is up.
+    /// Ends the watch over a prune when the loss came back, and asks to undo it when the time, or
+    /// the last of the configured steps, is up.
     fn watch<M>(&mut self, context: &mut Context<'_, M>) {
         let (Some(Watched { until, allowed_loss }), Some((step, loss))) =
             (self.state.watched, self.validation)

@@ -1,4 +1,4 @@
-//! Validation and checkpoints every so many steps.
+//! When to validate and when to write a checkpoint: every so many steps.
 
 use crate::{Callback, Context, StepMetrics, TrainError};
 

@@ -68,7 +68,10 @@ pub fn read_directory(directory: &Path) -> Result<Vec<Document>, TrainError> {
         documents.extend(read_document(name, &file)?);
     }
     if documents.is_empty() {
-        return Err(TrainError::Corpus(format!("{} holds no text files", directory.display())));
+        return Err(TrainError::Corpus(format!(
+            "{} holds no text files in UTF-8 of up to 1 MiB",
+            directory.display()
+        )));
     }
     Ok(documents)
 }

@@ -11,12 +11,17 @@ use crate::{TrainConfig, TrainError, Trigger};
 /// Names the setting that is out of range or does not fit the model.
 pub fn check_settings(config: &TrainConfig, model: &YuanConfig) -> Result<(), TrainError> {
     config.validate()?;
-    let (experts, top_k) = (&model.experts_per_layer, model.top_k);
-    if let Some(plan) = &config.laep.plan {
-        return Ok(plan.check_against(experts, top_k)?);
+    if config.bias_update_rate.is_some() && !model.router_selection_bias {
+        return Err(TrainError::NoSelectionBias);
     }
-    if config.laep.trigger != Trigger::Never {
-        config.laep.limits.check_model(experts, top_k)?;
+    let (experts, top_k) = (&model.experts_per_layer, model.top_k);
+    let laep = &config.laep;
+    if let Some(plan) = &laep.plan {
+        plan.check_against(experts, top_k)?;
+    }
+    let is_planned = laep.trigger != Trigger::Never && laep.plan.is_none();
+    if is_planned || laep.rearrange_every.is_some() {
+        laep.limits.check_model(experts, top_k)?;
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
 //! Causal attention for any type and card, by products over blocks of queries: cuBLAS forms scores
-//! and sums, our kernels the softmax between them.
+//! and sums, this crate's kernels the softmax between them.
 //!
 //! A block of queries meets the keys up to its end only, so a little more than half of all scores
 //! is formed. Scores are in f32 and exist for one block at a time; probabilities are rounded to the

@@ -15,7 +15,7 @@ use super::{
 /// Elements of one vector access.
 pub(super) const VECTOR: usize = 8;
 
-/// On CUDA, with the libraries that our work there needs.
+/// On CUDA, with the libraries that the work there needs.
 pub(super) fn is_cuda(tensor: &CubeTensor) -> bool {
     matches!(tensor.device, CubeDevice::Cuda(_))
         && tensor.qparams.is_none()

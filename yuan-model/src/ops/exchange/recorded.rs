@@ -119,7 +119,7 @@ impl<B: YuanOps> Back<B> {
         }
     }
 
-    /// The numberless value of the chain.
+    /// A tensor without meaning that links the steps of the chain.
     fn token(&self) -> FloatTensor<B> {
         B::float_empty(Shape::from([1]), &self.sources[0].device, self.sources[0].dtype.into())
     }
