@@ -8,7 +8,7 @@
 #     scripts/gpu.sh scale CONFIG         # there: steps with other numbers of tokens, experts and layers
 #     scripts/gpu.sh yuan ARGS…           # there: the program, for instance `yuan pretrain --device cuda --data target/gpu/text`
 #
-# Building needs LLVM, which Burn's build downloads by itself.
+# Building needs LLVM 22: scripts/llvm-for-cuda.sh installs it where the build cannot download its own.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 pack=target/gpu

@@ -116,8 +116,8 @@ fn metadata(manifest: &Path) -> Result<Metadata, TrainError> {
     };
     let mut output = list(&["--offline"]).map_err(|error| failed(error.to_string()))?;
     if !output.status.success() {
-        // Cargo wants to see the manifests of all crates of the workspace, also of those that nothing
-        // was built from yet: a few of them may have to be downloaded.
+        // Cargo wants to see the manifests of all crates of the workspace, also of those that
+        // nothing was built from yet: a few of them may have to be downloaded.
         output = list(&[]).map_err(|error| failed(error.to_string()))?;
     }
     if !output.status.success() {

@@ -1,6 +1,6 @@
 //! Mixture-of-experts language models (Yuan3.0, arXiv 2601.14327) on [Burn](burn), and LAEP,
-//! Layer-Adaptive Expert Pruning: in the middle of pre-training, under-used experts are pruned layer
-//! by layer from token-load statistics, and the rest are rearranged over the devices.
+//! Layer-Adaptive Expert Pruning: in the middle of pre-training, under-used experts are pruned
+//! layer by layer from token-load statistics, and the rest are rearranged over the devices.
 //!
 //! Four crates under one roof: [`model`] (the transformer), [`laep`] (the planner), [`train`]
 //! (pre-training with LAEP as a callback) and, behind the feature `report`, `report` (tables,

@@ -9,8 +9,8 @@ use yuan_train::{LaepConfig, TrainConfig, TrainError, Trigger, data::Document};
 
 pub use crate::corpus::read_crate_sources;
 
-/// Text without a data set to download: sources and documentation of the crates that this library was
-/// built from, which Cargo has unpacked. `Cargo.lock` pins every byte.
+/// Text without a data set to download: sources and documentation of the crates that this library
+/// was built from, which Cargo has unpacked. `Cargo.lock` pins every byte.
 ///
 /// # Errors
 ///

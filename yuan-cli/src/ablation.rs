@@ -1,5 +1,5 @@
-//! `yuan ablation`: the paper's Tables 1 and 2 in miniature, LAEP and auxiliary losses on the same data,
-//! several seeds.
+//! `yuan ablation`: the paper's Tables 1 and 2 in miniature, LAEP and auxiliary losses on the same
+//! data, several seeds.
 //!
 //! Runs that differ only in their prune share all steps before it: they go on from a checkpoint of
 //! the base run.

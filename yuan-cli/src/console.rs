@@ -16,7 +16,8 @@ pub struct Options {
     /// Say nothing but results and errors
     #[arg(long, short, global = true, conflicts_with = "verbose")]
     quiet: bool,
-    /// Say more where there is more to say: every step of a training that does not run on a terminal
+    /// Say more where there is more to say: every step of a training that does not run on a
+    /// terminal
     #[arg(long, short, global = true)]
     verbose: bool,
     /// Take options from this file, by their names; those that are typed win

@@ -11,7 +11,8 @@ use yuan::{
 
 use crate::{console::Console, weights::WeightOptions};
 
-/// Options of `yuan convert`; FROM is recognised by its files, TO is in Hugging Face's layout unless
+/// Options of `yuan convert`; FROM is recognised by its files, TO is in Hugging Face's layout
+/// unless
 /// --run is given.
 #[derive(Args)]
 pub struct Options {

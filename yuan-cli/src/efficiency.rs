@@ -1,5 +1,5 @@
-//! `yuan efficiency`: what pruning and rearranging should do to the speed of training, calculated for
-//! Yuan3.0 Ultra, or as a run predicted it beside what it measured.
+//! `yuan efficiency`: what pruning and rearranging should do to the speed of training, calculated
+//! for Yuan3.0 Ultra, or as a run predicted it beside what it measured.
 
 use std::path::PathBuf;
 
@@ -28,39 +28,44 @@ pub struct Options {
     #[arg(long, value_name = "RUN")]
     run: Option<PathBuf>,
     /// Matrix products that a device sustains, in TFLOP/s
-    #[arg(long, value_parser = positive, value_name = "TFLOP_PER_S", default_value_t = 400.0, help_heading = "Devices")]
+    #[arg(long, value_parser = positive, value_name = "TFLOP_PER_S", default_value_t = 400.0)]
+    #[arg(help_heading = "Devices")]
     tflops: f64,
     /// Memory bandwidth of a device, in GB/s
-    #[arg(long, value_parser = positive, value_name = "GB_PER_S", default_value_t = 2500.0, help_heading = "Devices")]
+    #[arg(long, value_parser = positive, value_name = "GB_PER_S", default_value_t = 2500.0)]
+    #[arg(help_heading = "Devices")]
     memory: f64,
     /// Bandwidth of a device's link, in GB/s
-    #[arg(long, value_parser = positive, value_name = "GB_PER_S", default_value_t = 40.0, help_heading = "Devices")]
+    #[arg(long, value_parser = positive, value_name = "GB_PER_S", default_value_t = 40.0)]
+    #[arg(help_heading = "Devices")]
     link: f64,
     /// Tokens of a device in a micro-batch
-    #[arg(long, value_parser = positive, value_parser = positive, value_name = "TOKENS", default_value_t = 4096.0, help_heading = "Optimisation")]
+    #[arg(long, value_parser = positive, value_name = "TOKENS", default_value_t = 4096.0)]
+    #[arg(help_heading = "Optimisation")]
     tokens: f64,
     /// Micro-batches of an optimizer step
-    #[arg(
-        long,
-        value_name = "MICRO_BATCHES",
-        default_value_t = 16.0,
-        help_heading = "Optimisation"
-    )]
+    #[arg(long, value_parser = positive, value_name = "MICRO_BATCHES", default_value_t = 16.0)]
+    #[arg(help_heading = "Optimisation")]
     micro_batches: f64,
     /// Copies of every expert over which gradients are reduced
-    #[arg(long, value_parser = positive, value_name = "COPIES", default_value_t = 4.0, help_heading = "Devices")]
+    #[arg(long, value_parser = positive, value_name = "COPIES", default_value_t = 4.0)]
+    #[arg(help_heading = "Devices")]
     copies: f64,
     /// Device groups of a layer
-    #[arg(long, value_parser = at_least_one::<usize>, value_name = "GROUPS", default_value_t = 8, help_heading = "Devices")]
+    #[arg(long, value_parser = at_least_one::<usize>, value_name = "GROUPS", default_value_t = 8)]
+    #[arg(help_heading = "Devices")]
     groups: usize,
     /// Load of the busiest expert over that of the idlest
-    #[arg(long, value_parser = ratio, value_name = "RATIO", default_value_t = 500.0, help_heading = "LAEP")]
+    #[arg(long, value_parser = ratio, value_name = "RATIO", default_value_t = 500.0)]
+    #[arg(help_heading = "LAEP")]
     spread: f64,
     /// Tokens of a sequence
-    #[arg(long, value_parser = at_least_one::<usize>, value_name = "TOKENS", default_value_t = 4096, help_heading = "Optimisation")]
+    #[arg(long, value_parser = at_least_one::<usize>, value_name = "TOKENS")]
+    #[arg(default_value_t = 4096, help_heading = "Optimisation")]
     seq: usize,
     /// Passes over the products: 3, or 4 with recomputation
-    #[arg(long, value_parser = positive, value_name = "PASSES", default_value_t = 4.0, help_heading = "Optimisation")]
+    #[arg(long, value_parser = positive, value_name = "PASSES", default_value_t = 4.0)]
+    #[arg(help_heading = "Optimisation")]
     passes: f64,
 }
 

@@ -27,8 +27,8 @@ pub struct LimitOptions {
 }
 
 impl LimitOptions {
-    /// The given limits over others. Groups that do not divide the other's multiple, and come without
-    /// one of their own, are the multiple.
+    /// The given limits over others. Groups that do not divide the other's multiple, and come
+    /// without one of their own, are the multiple.
     pub fn over(&self, limits: PruneLimits) -> PruneLimits {
         let groups =
             self.groups.filter(|&groups| groups > 0 && !limits.multiple_of.is_multiple_of(groups));

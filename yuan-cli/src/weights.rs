@@ -1,5 +1,5 @@
-//! The options of commands that write weights: their type, their files, and whether they may replace
-//! what is there.
+//! The options of commands that write weights: their type, their files, and whether they may
+//! replace what is there.
 
 use std::path::{Path, PathBuf};
 
@@ -30,8 +30,8 @@ pub struct WeightOptions {
 }
 
 impl WeightOptions {
-    /// Refuses to write where something is that may not be replaced: without `--overwrite` anything,
-    /// with it whatever is no model, and the model that is read.
+    /// Refuses to write where something is that may not be replaced: without `--overwrite`
+    /// anything, with it whatever is no model, and the model that is read.
     pub fn check_free(&self, from: &Path, to: &Path) -> anyhow::Result<()> {
         let shown = to.display();
         if !to.exists() {

@@ -5,10 +5,10 @@
 //! ones sit. It holds no tensor and knows no model: integers go in, a [`PrunePlan`] comes
 //! out, which can be printed, saved, edited, refused and applied later.
 //!
-//! Read in this order: [`LayerLoad`] and [`LoadTracker`] (what was measured), [`StabilityTest`] (may
-//! we decide yet?), [`PruneLimits`] (how much may go), [`PrunePlan`] (who goes), [`rearrange`] (where
-//! the rest sit); then [`LoadStatistics`] (how unequal are the loads?), [`WhatIf`] (other limits on
-//! the same loads) and [`efficiency`] (what it does to the speed).
+//! Read in this order: [`LayerLoad`] and [`LoadTracker`] (what was measured), [`StabilityTest`]
+//! (may we decide yet?), [`PruneLimits`] (how much may go), [`PrunePlan`] (who goes), [`rearrange`]
+//! (where the rest sit); then [`LoadStatistics`] (how unequal are the loads?), [`WhatIf`] (other
+//! limits on the same loads) and [`efficiency`] (what it does to the speed).
 //!
 //! ```
 //! use yuan_laep::{ExpertLayout, LayerLoad, PruneLimits, PrunePlan};

@@ -76,8 +76,8 @@ pub struct YuanConfig {
     /// without which its routers send nearly everything to the same few experts.
     pub embedding_init_std: Option<f64>,
     /// Whether every router carries a bias for choosing experts, which balancing without an
-    /// auxiliary loss moves (DeepSeek-V3); in `config.json` a key of this library, `router_selection_bias`. Off in the
-    /// published models.
+    /// auxiliary loss moves (DeepSeek-V3); in `config.json` a key of this library,
+    /// `router_selection_bias`. Off in the published models.
     pub router_selection_bias: bool,
     /// Dropout on the attention probabilities, in training only.
     pub attention_dropout: f64,

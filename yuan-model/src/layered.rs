@@ -137,8 +137,8 @@ pub struct LossOutput {
 }
 
 impl LossOutput {
-    /// A loss, `[1]`, and the tokens that each expert of each layer received, `[num_experts]`, on one
-    /// device and without balancing losses.
+    /// A loss, `[1]`, and the tokens that each expert of each layer received, `[num_experts]`, on
+    /// one device and without balancing losses.
     pub fn new(loss: Tensor<1>, tokens_per_expert: Vec<Tensor<1, Int>>) -> Self {
         let loads = tokens_per_expert.into_iter().map(ExpertLoad::Device).collect();
         Self { loss, balance_loss: None, loads, rows_per_device: Vec::new() }
@@ -195,8 +195,8 @@ pub trait Layered: Module {
         balance: BalanceLosses,
     ) -> Result<LayerOutput<Vec<Tensor<3>>>, ModelError>;
 
-    /// Mean cross-entropy of what the last layer left on every device, `[batch share, seq, hidden]`:
-    /// `[1]`.
+    /// Mean cross-entropy, `[1]`, of what the last layer left on every device,
+    /// `[batch share, seq, hidden]`.
     ///
     /// # Errors
     ///

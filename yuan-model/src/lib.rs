@@ -1,13 +1,13 @@
 //! The Yuan3.0 mixture-of-experts language model (arXiv 2601.14327), written once on
 //! [Burn](burn) tensors: the [`Device`](burn::tensor::Device) decides where it runs.
 //!
-//! Start with [`YuanConfig`] (what a model is) and [`YuanModel`] (embedding → blocks → norm → head):
-//! a [`Block`] is [`Attention`] on a [`LocalizedFilter`] and the experts of [`moe`]. [`layered`] is
-//! the one loop over layers, on one device or, with [`MeshModel`], on many. [`PrunableExperts`] cuts
-//! the experts of any model; [`Cache`], [`generate`] and [`text`] make text; [`hf`] has Hugging
-//! Face's names, keys and checkpoints. Beneath them are [`ops`] (the operations that matter for
-//! speed), [`loss`], [`masks`] (packed rows), [`named`] (parameters by path), [`storage`] and
-//! [`files`]; [`device()`] names what it all runs on.
+//! Start with [`YuanConfig`] (what a model is) and [`YuanModel`] (embedding → blocks → norm →
+//! head): a [`Block`] is [`Attention`] on a [`LocalizedFilter`] and the experts of [`moe`].
+//! [`layered`] is the one loop over layers, on one device or, with [`MeshModel`], on many.
+//! [`PrunableExperts`] cuts the experts of any model; [`Cache`], [`generate`] and [`text`] make
+//! text; [`hf`] has Hugging Face's names, keys and checkpoints. Beneath them are [`ops`] (the
+//! operations that matter for speed), [`loss`], [`masks`] (packed rows), [`named`] (parameters by
+//! path), [`storage`] and [`files`]; [`device()`] names what it all runs on.
 //!
 //! ```
 //! use burn::tensor::{Device, Int, Tensor};

@@ -220,9 +220,9 @@ impl YuanModel {
     /// Cross-entropy of every position of `hidden`, `[batch, seq, hidden]`, for labels `[batch,
     /// seq]`, in f32.
     ///
-    /// The same as [`loss::token_losses`](token_losses) of [`logits`](Self::logits), but of more than
-    /// [`ROWS_AT_ONCE`] rows the logits never exist at once: the head's product and its gradient go
-    /// over so many rows at a time, and the gradient forms the logits again.
+    /// The same as [`loss::token_losses`](token_losses) of [`logits`](Self::logits), but of more
+    /// than [`ROWS_AT_ONCE`] rows the logits never exist at once: the head's product and its
+    /// gradient go over so many rows at a time, and the gradient forms the logits again.
     pub fn token_losses(&self, hidden: Tensor<3>, labels: Tensor<2, Int>) -> Tensor<2> {
         let [batch, seq, width] = hidden.dims();
         if batch * seq <= ROWS_AT_ONCE {

@@ -1,5 +1,6 @@
 //! Checkpoint directories: upstream's tensors in, upstream's tensors out, and every way in which
-//! they can be wrong.
+//! they can be wrong. Each way is a short test on one small checkpoint, which is why they share a
+//! file.
 
 mod support;
 

@@ -1,6 +1,7 @@
 //! Every block and two whole models against the numbers of the upstream implementation.
 //!
-//! `YUAN_REFERENCE` names another directory of the same layout; other sizes and seeds work too.
+//! `YUAN_REFERENCE` names another directory of the same layout; other sizes and seeds work too. The
+//! blocks share the fixtures and their tolerances, which is why they share a file.
 
 mod support;
 

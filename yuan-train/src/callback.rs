@@ -1,7 +1,7 @@
 //! The seam of the loop: a callback observes a run and may change it.
 //!
-//! LAEP, the schedules of validations and checkpoints, the metrics file and the live display are all
-//! callbacks; a user adds one from another crate the same way
+//! LAEP, the schedules of validations and checkpoints, the metrics file and the live display are
+//! all callbacks; a user adds one from another crate the same way
 //! ([`Trainer::with_callback`](crate::Trainer::with_callback)). The trainer validates and writes.
 //!
 //! What a callback learns comes as an [`Event`], and what it finds out itself it may
@@ -83,9 +83,9 @@ pub trait Callback<M> {
         Ok(())
     }
 
-    /// Loss or gradient of a step, or the validation loss, is no number. Unless the run goes back, the
-    /// batch is left out, up to [`max_skipped`](crate::TrainConfig::max_skipped) in a row; a validation
-    /// loss ends the run.
+    /// Loss or gradient of a step, or the validation loss, is no number. Unless the run goes back,
+    /// the batch is left out, up to [`max_skipped`](crate::TrainConfig::max_skipped) in a row; a
+    /// validation loss ends the run.
     fn on_not_finite(&mut self, context: &mut Context<'_, M>) {
         let _ = context;
     }

@@ -58,7 +58,8 @@ pub enum TrainError {
     /// A device has no arithmetic of the wanted type.
     #[error("the device does not compute in {0:?}")]
     Precision(FloatDType),
-    /// Two callbacks of one name: both would do their work, and a checkpoint has room for one state.
+    /// Two callbacks of one name: both would do their work, and a checkpoint has room for one
+    /// state.
     #[error("the run has a callback `{0}` already")]
     CallbackTwice(&'static str),
     /// The rows of a batch cannot be spread over the devices.

@@ -111,8 +111,8 @@ pub enum Event {
         bytes_moved: u64,
         /// What the plan did to every layer.
         layers: Vec<LayerSummary>,
-        /// Speed-up that the efficiency model predicts, if the devices' speed was measured when the run
-        /// was made.
+        /// Speed-up that the efficiency model predicts, if the devices' speed was measured when the
+        /// run was made.
         predicted_gain: Option<f64>,
         /// The plan that was applied.
         plan: PrunePlan,

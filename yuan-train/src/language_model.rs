@@ -90,8 +90,8 @@ pub trait LanguageModel: Module {
         Ok(Vec::new())
     }
 
-    /// Size of the model and, if it is a mixture of experts, its experts: a model that can be pruned
-    /// returns [`ModelSummary::of_prunable`].
+    /// Size of the model and, if it is a mixture of experts, its experts: a model that can be
+    /// pruned returns [`ModelSummary::of_prunable`].
     fn summary(&self) -> ModelSummary {
         let mut parameters = 0;
         for stored in self.stored_parameters() {

@@ -1,12 +1,12 @@
 //! Pre-training of mixture-of-experts language models, with LAEP (arXiv 2601.14327) as a callback.
 //!
 //! Start with [`TrainConfig`] (settings) and [`Run`] (a run on disk). [`Trainer`] is the loop,
-//! [`LanguageModel`] what it trains, [`Callback`] with [`Context`] and [`Event`] the place to observe
-//! and change a run, [`PruneExperts`] LAEP as a callback. [`data`] turns text into batches, [`AdamW`]
-//! has moments that can be cut, [`Checkpoint`] resumes exactly; [`all_reduce`] sums gradients of
-//! several devices, [`Watch`] ends runs that hang, [`SpeedModel`] predicts what a prune is worth,
-//! [`ModelDirectory`] and [`Inventory`] read models on disk. `docs/architecture.md` walks through the
-//! code.
+//! [`LanguageModel`] what it trains, [`Callback`] with [`Context`] and [`Event`] the place to
+//! observe and change a run, [`PruneExperts`] LAEP as a callback. [`data`] turns text into batches,
+//! [`AdamW`] has moments that can be cut, [`Checkpoint`] resumes exactly; [`all_reduce`] sums
+//! gradients of several devices, [`Watch`] ends runs that hang, [`SpeedModel`] predicts what a
+//! prune is worth, [`ModelDirectory`] and [`Inventory`] read models on disk. `docs/architecture.md`
+//! walks through the code.
 
 mod callback;
 mod checkpoint;

@@ -160,8 +160,8 @@ impl AdamW {
         Ok(())
     }
 
-    /// Takes the moments of a model's parameters, which are saved as `stored` says, from `read`, and
-    /// the number of updates.
+    /// Takes the moments of a model's parameters, which are saved as `stored` says, from `read`,
+    /// and the number of updates.
     ///
     /// # Errors
     ///

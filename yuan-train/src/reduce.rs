@@ -125,8 +125,8 @@ pub fn all_reduce(lists: Vec<Vec<Tensor<1>>>) -> Vec<Vec<Tensor<1>>> {
     gather_sums(&lists, sum_at_owners(&lists, &owned))
 }
 
-/// The first half: every part of every list travels to its owner and is added up there, in the order
-/// of the list. One sum a part, `[elements, 1]`.
+/// The first half: every part of every list travels to its owner and is added up there, in the
+/// order of the list. One sum a part, `[elements, 1]`.
 fn sum_at_owners(lists: &[Vec<Tensor<1>>], owned: &[Vec<Owned>]) -> Vec<Vec<Tensor<2>>> {
     let (mut sources, mut targets) = (Vec::new(), Vec::new());
     for (tensors, parts) in lists.iter().zip(owned) {

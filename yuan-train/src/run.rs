@@ -280,8 +280,8 @@ pub fn row_streams(
     ])
 }
 
-/// Makes a directory, or takes an empty one; whether it was made here. Of two processes that want the
-/// same new directory one is refused.
+/// Makes a directory, or takes an empty one; whether it was made here. Of two processes that want
+/// the same new directory one is refused.
 fn make_directory(directory: &Path) -> Result<bool, TrainError> {
     if let Some(parent) = directory.parent() {
         fs::create_dir_all(parent).map_err(TrainError::io("create", parent))?;

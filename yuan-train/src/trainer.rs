@@ -25,7 +25,8 @@ pub use step::{NotFinite, StepOutcome};
 /// Trains a model on a stream of rows; see [`run`](Self::run).
 ///
 /// What the configuration asks for is done by callbacks that the trainer adds itself: balancing by
-/// biases, pruning, validations and checkpoints. [`with_callback`](Self::with_callback) adds others.
+/// biases, pruning, validations and checkpoints. [`with_callback`](Self::with_callback) adds
+/// others.
 ///
 /// ```
 /// use burn::tensor::Device;
@@ -160,8 +161,8 @@ impl<M: LanguageModel> Trainer<M> {
     ///
     /// # Errors
     ///
-    /// If the run has a callback of this name, or a checkpoint holds a state for it that it does not
-    /// understand.
+    /// If the run has a callback of this name, or a checkpoint holds a state for it that it does
+    /// not understand.
     pub fn with_callback(
         mut self,
         callback: impl Callback<M> + 'static,

@@ -1,4 +1,5 @@
-//! A mesh of devices computes what one device computes.
+//! A mesh of devices computes what one device computes: the whole path from the exchange of rows to
+//! the update on one set of devices, which is why it is one file.
 //!
 //! The devices are one CPU listed several times, which takes every path but the wires;
 //! `mesh_processes.rs` has those, and `YUAN_DEVICE=cuda:0,cuda:1` takes several GPUs.

@@ -1,4 +1,5 @@
-//! A resumed run is the uninterrupted one, to the last bit, before and after the prune.
+//! A resumed run is the uninterrupted one, to the last bit, before and after the prune. All tests
+//! share one small model and the ways to interrupt it, which is why they share a file.
 
 use std::{
     cell::RefCell,

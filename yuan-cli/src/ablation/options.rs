@@ -21,11 +21,13 @@ use crate::numbers::{at_least_one, layers, positive};
     that are missing are."
 )]
 pub struct Options {
-    /// Directory of text files to learn, UTF-8 and up to 1 MiB each; default: the crates that this program was built from
+    /// Directory of text files to learn, UTF-8 and up to 1 MiB each; default: the crates that this
+    /// program was built from
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     pub data: Option<PathBuf>,
     /// Use the first so many megabytes of it
-    #[arg(long, value_parser = at_least_one::<usize>, value_name = "MEGABYTES", default_value_t = 4, help_heading = "Data")]
+    #[arg(long, value_parser = at_least_one::<usize>, value_name = "MEGABYTES")]
+    #[arg(default_value_t = 4, help_heading = "Data")]
     pub megabytes: usize,
     /// Directory for the runs and tables
     #[arg(long, value_name = "DIR", default_value = "runs/ablation", help_heading = "Output")]
@@ -36,35 +38,43 @@ pub struct Options {
     #[serde(skip)]
     pub device: String,
     /// Seeds of every variant
-    #[arg(long, value_parser = at_least_one::<u64>, value_name = "SEEDS", default_value_t = 3, help_heading = "Optimisation")]
+    #[arg(long, value_parser = at_least_one::<u64>, value_name = "SEEDS", default_value_t = 3)]
+    #[arg(help_heading = "Optimisation")]
     #[serde(skip)]
     pub seeds: u64,
     /// Optimizer steps
-    #[arg(long, value_parser = at_least_one::<u64>, value_name = "STEPS", default_value_t = 150, help_heading = "Optimisation")]
+    #[arg(long, value_parser = at_least_one::<u64>, value_name = "STEPS", default_value_t = 150)]
+    #[arg(help_heading = "Optimisation")]
     pub steps: u64,
     /// Step after which LAEP prunes
     #[arg(long, value_name = "STEP", default_value_t = 60, help_heading = "LAEP")]
     pub prune_at: u64,
     /// Rows of a batch
-    #[arg(long, value_parser = at_least_one::<usize>, value_name = "ROWS", default_value_t = 8, help_heading = "Optimisation")]
+    #[arg(long, value_parser = at_least_one::<usize>, value_name = "ROWS", default_value_t = 8)]
+    #[arg(help_heading = "Optimisation")]
     pub batch: usize,
     /// Tokens of a row
-    #[arg(long, value_parser = at_least_one::<usize>, value_name = "TOKENS", default_value_t = 128, help_heading = "Data")]
+    #[arg(long, value_parser = at_least_one::<usize>, value_name = "TOKENS", default_value_t = 128)]
+    #[arg(help_heading = "Data")]
     pub seq: usize,
     /// Entries of the tokenizer's vocabulary
     #[arg(long, value_name = "ENTRIES", default_value_t = 1024, help_heading = "Data")]
     pub vocab: usize,
     /// Layers of the model
-    #[arg(long, value_parser = layers, value_name = "LAYERS", default_value_t = 3, help_heading = "Model")]
+    #[arg(long, value_parser = layers, value_name = "LAYERS", default_value_t = 3)]
+    #[arg(help_heading = "Model")]
     pub layers: usize,
     /// Width of the model
-    #[arg(long, value_parser = at_least_one::<usize>, value_name = "WIDTH", default_value_t = 64, help_heading = "Model")]
+    #[arg(long, value_parser = at_least_one::<usize>, value_name = "WIDTH", default_value_t = 64)]
+    #[arg(help_heading = "Model")]
     pub hidden: usize,
     /// Experts of each layer
-    #[arg(long, value_parser = at_least_one::<usize>, value_name = "EXPERTS", default_value_t = 16, help_heading = "Model")]
+    #[arg(long, value_parser = at_least_one::<usize>, value_name = "EXPERTS", default_value_t = 16)]
+    #[arg(help_heading = "Model")]
     pub experts: usize,
     /// Peak learning rate
-    #[arg(long, value_parser = positive, value_name = "RATE", default_value_t = 3e-3, help_heading = "Optimisation")]
+    #[arg(long, value_parser = positive, value_name = "RATE", default_value_t = 3e-3)]
+    #[arg(help_heading = "Optimisation")]
     pub learning_rate: f64,
 }
 

@@ -81,13 +81,14 @@ pub fn report(outcomes: &[Outcome], layers: usize) -> String {
     }
     text.push_str(
         "Loss: mean validation cross-entropy over the seeds, nats per token; +-: 95 % confidence interval of the\n\
-         paired difference (Student's t). The direction agrees or not where the difference lies outside of it, else it is noise.\n",
+         paired difference (Student's t). The direction agrees or not where the difference lies outside of it,\n\
+         else it is noise.\n",
     );
     text
 }
 
-/// What the direction of a difference says; the base has none to itself. The text does not depend on
-/// whether a difference is exactly zero, which rounding decides.
+/// What the direction of a difference says; the base has none to itself. The text does not depend
+/// on whether a difference is exactly zero, which rounding decides.
 fn verdict(variant: &Variant, row: &Row, paper: Option<f64>) -> &'static str {
     let Some(paper) = paper else { return "not in the paper" };
     match row.error {

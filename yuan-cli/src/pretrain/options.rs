@@ -22,7 +22,8 @@ use crate::{limits::LimitOptions, numbers::layers};
     in options.toml, which --config takes."
 )]
 pub struct Options {
-    /// Directory of text files to learn, UTF-8 and up to 1 MiB each; default: the crates that this program was built from
+    /// Directory of text files to learn, UTF-8 and up to 1 MiB each; default: the crates that this
+    /// program was built from
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     pub data: Option<PathBuf>,
     /// Tokens of a row

@@ -29,7 +29,8 @@ pub fn causal_attention(
     Tensor::from_dispatch(Dispatch::causal_attention(query, key, value, first_keys).0)
 }
 
-/// [`causal_attention`] of queries and keys that come side by side and are [rotated](super::rotate) first.
+/// [`causal_attention`] of queries and keys that come side by side and are [rotated](super::rotate)
+/// first.
 ///
 /// # Shapes
 ///

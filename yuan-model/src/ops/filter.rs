@@ -32,7 +32,8 @@ pub mod portable {
         B::float_add(current, shifted)
     }
 
-    /// The current token's tap gets the gradient as it is, the previous one's that of the next token.
+    /// The current token's tap gets the gradient as it is, the previous one's that of the next
+    /// token.
     pub fn add_previous_backward<B: Backend>(grad: FloatTensor<B>) -> FloatTensor<B> {
         let [batch, seq, width] = grad.shape().dims();
         let nothing = zeros_like::<B>(&grad, Shape::from([batch, 1, width]));

@@ -85,8 +85,8 @@ pub mod portable {
         B::float_cat(parts.collect(), 0)
     }
 
-    /// With `g = grad · (softmax(logits) − onehot)`: `d rows = scale · g · weightᵀ`, `d weight = scale
-    /// · rowsᵀ · g`.
+    /// With `g = grad · (softmax(logits) − onehot)`: `d rows = scale · g · weightᵀ`, `d weight =
+    /// scale · rowsᵀ · g`.
     pub fn linear_cross_entropy_backward<B: YuanOps>(
         rows: FloatTensor<B>,
         weight: FloatTensor<B>,

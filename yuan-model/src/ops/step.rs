@@ -1,5 +1,5 @@
-//! How the gradient of an operation is written down: `step!` beside the operation says what it keeps
-//! and what its gradients are, and `autodiff.rs` records it.
+//! How the gradient of an operation is written down: `step!` beside the operation says what it
+//! keeps and what its gradients are, and `autodiff.rs` records it.
 
 /// Declares a step: its state, and the gradients of its parents from the kept inputs.
 macro_rules! step {

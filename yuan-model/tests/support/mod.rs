@@ -84,14 +84,14 @@ pub fn tolerance(kind: Kind, device: &Device, dtype: DType) -> f32 {
     }
 }
 
-/// The reference numbers to compare with: `YUAN_REFERENCE`, or the project's copy. A test that reads
-/// it has `reference` in its name, and works with other sizes and seeds in the same layout.
+/// The reference numbers to compare with: `YUAN_REFERENCE`, or the project's copy. A test that
+/// reads it has `reference` in its name, and works with other sizes and seeds in the same layout.
 pub fn reference() -> PathBuf {
     std::env::var_os("YUAN_REFERENCE").map_or_else(fixtures, PathBuf::from)
 }
 
-/// The project's copy, for tests that need some model and know this one; `YUAN_FIXTURES` says where it
-/// was carried to.
+/// The project's copy, for tests that need some model and know this one; `YUAN_FIXTURES` says where
+/// it was carried to.
 pub fn fixtures() -> PathBuf {
     let own = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
     std::env::var_os("YUAN_FIXTURES").map_or_else(own, PathBuf::from)

@@ -1,4 +1,5 @@
-//! Whether settings, model and devices fit each other: found out before a run, not in the middle of it.
+//! Whether settings, model and devices fit each other: found out before a run, not in the middle of
+//! it.
 
 use yuan_model::{DeviceMesh, MeshModel, YuanConfig};
 

@@ -1,4 +1,5 @@
-//! The keys of `config.json`, read one by one: kinds, synonyms that must agree, and what is refused.
+//! The keys of `config.json`, read one by one: kinds, synonyms that must agree, and what is
+//! refused.
 
 use serde_json::{Map, Value};
 

@@ -1,5 +1,5 @@
-//! Streams of a CUDA context, between two events: what is launched here waits for everything that the
-//! context was given before, and everything that it is given later waits for it.
+//! Streams of a CUDA context, between two events: what is launched here waits for everything that
+//! the context was given before, and everything that it is given later waits for it.
 
 #![expect(unsafe_code, reason = "CUDA's libraries are C: pointers and handles have no safe form")]
 

@@ -1,7 +1,7 @@
 //! Work on a CUDA device, in order with CubeCL's.
 //!
-//! CubeCL owns the device's memory and a stream that it does not hand out. What is launched here runs
-//! on streams of the same context (`context.rs`).
+//! CubeCL owns the device's memory and a stream that it does not hand out. What is launched here
+//! runs on streams of the same context (`context.rs`).
 //!
 //! All of it happens on CubeCL's own thread for the device, in the order of CubeCL's queue, and
 //! nobody waits for that thread but who asks for a number: a program that drives several devices

@@ -1,5 +1,5 @@
-//! Numbers on their way from the device to the host: page-locked memory, and events that say when it
-//! is filled.
+//! Numbers on their way from the device to the host: page-locked memory, and events that say when
+//! it is filled.
 
 #![expect(unsafe_code, reason = "CUDA's libraries are C: pointers and handles have no safe form")]
 
