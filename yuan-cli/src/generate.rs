@@ -130,13 +130,17 @@ fn stream_one(
     pace: &mut Pace,
 ) -> anyhow::Result<Vec<Generation>> {
     let mut out = std::io::stdout();
-    write!(out, "{shown}").and_then(|()| out.flush())?;
+    // With the first token, so that nothing stands there if there is none to come.
+    let mut prompt = shown;
     let mut stream = tokenizer.stream();
     let mut failure: Option<anyhow::Error> = None;
     let generated = model.generate(prompts, options, |NewToken { token, .. }| {
         pace.count();
         let shown = match stream.step(token) {
-            Ok(text) => write!(out, "{}", text.unwrap_or_default()).and_then(|()| out.flush()),
+            Ok(text) => {
+                let prompt = std::mem::take(&mut prompt);
+                write!(out, "{prompt}{}", text.unwrap_or_default()).and_then(|()| out.flush())
+            }
             Err(error) => {
                 failure = Some(anyhow::anyhow!("tokenizer: {error}"));
                 return ControlFlow::Break(());
@@ -153,7 +157,7 @@ fn stream_one(
     if let Some(failure) = failure {
         return Err(failure);
     }
-    writeln!(out)?;
+    writeln!(out, "{prompt}")?;
     Ok(generated)
 }
 
