@@ -1,11 +1,7 @@
 //! `yuan plan`: a dry run of LAEP, from loads alone, and the same under many limits.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-use anyhow::Context;
 use clap::Args;
 use serde_json::json;
 use yuan::{
@@ -16,6 +12,8 @@ use yuan::{
 };
 
 use crate::{console::Console, limits::LimitOptions};
+
+pub mod file;
 
 /// Options of `yuan plan`.
 #[derive(Args)]
@@ -56,10 +54,8 @@ pub struct Options {
 }
 
 pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
-    let (file, limits, groups) = source(&options.loads, console)?;
-    let path = file.display();
-    let text = fs::read_to_string(&file).with_context(|| format!("cannot read {path}"))?;
-    let loads = LoadFile::from_json(&text).with_context(|| format!("cannot use {path}"))?;
+    let (path, limits, groups) = source(&options.loads, console)?;
+    let loads = file::read(&path, LoadFile::from_json)?;
     let limits = options.limits.over(limits);
     let layout = ExpertLayout {
         top_k: options.top_k.or(loads.model.map(|model| model.top_k)).unwrap_or(1),

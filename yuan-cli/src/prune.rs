@@ -1,15 +1,15 @@
 //! `yuan prune`: prune published weights by a plan; the model is never in memory.
 
-use std::{fs, path::PathBuf, time::Instant};
+use std::{path::PathBuf, time::Instant};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::Args;
 use yuan::{
     laep::PrunePlan,
     train::{Inventory, ModelDirectory},
 };
 
-use crate::{console::Console, weights::WeightOptions};
+use crate::{console::Console, plan::file, weights::WeightOptions};
 
 /// Options of `yuan prune`.
 #[derive(Args)]
@@ -29,18 +29,15 @@ pub struct Options {
 }
 
 pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
-    let (path, to) = (options.plan.display(), &options.to);
-    let text = fs::read_to_string(&options.plan).with_context(|| format!("cannot read {path}"))?;
-    let plan = PrunePlan::from_json(&text).with_context(|| format!("cannot use {path}"))?;
+    let (path, to) = (&options.plan, &options.to);
+    let plan = file::read(path, PrunePlan::from_json)?;
     let ModelDirectory::Hf(checkpoint) = ModelDirectory::open(&options.from)? else {
         bail!(
             "{} is a run: `yuan convert` makes it a directory in Hugging Face's layout",
             options.from.display()
         );
     };
-    let config = checkpoint.config();
-    let fits = plan.check_against(&config.experts_per_layer, config.top_k);
-    fits.with_context(|| format!("{path} is no plan for this model"))?;
+    file::check(&plan, path, checkpoint.config())?;
     options.weights.check_free(&options.from, to)?;
     let (before, start) = (Inventory::of(&options.from)?, Instant::now());
     checkpoint.rewrite(to, Some(&plan.kept()), &options.weights.save_options(Vec::new()))?;

@@ -1,18 +1,17 @@
 //! What the user may choose, and the configurations that follow from it. What is not chosen is as
 //! in the toy run ([`yuan::toy`]).
 
-use std::{fs, path::PathBuf};
+use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::Args;
 use yuan::{
-    laep::{PrunePlan, StabilityTest},
+    laep::{PruneLimits, PrunePlan, StabilityTest},
     model::{BalanceLosses, RouterType, YuanConfig},
     toy,
     train::{Guard, LaepConfig, Precision, TrainConfig, Trigger},
 };
 
-use crate::{limits::LimitOptions, numbers::layers};
+use crate::{limits::LimitOptions, numbers::layers, plan::file};
 
 /// Options of `yuan pretrain`.
 #[derive(Args)]
@@ -215,10 +214,7 @@ impl Options {
 
     fn laep_config(&self, toy: LaepConfig) -> anyhow::Result<LaepConfig> {
         let groups = self.groups(toy.groups);
-        let mut limits = self.limits.over(toy.limits);
-        if self.limits.multiple_of.is_none() {
-            limits.multiple_of = groups;
-        }
+        let limits = self.limits.over(PruneLimits { multiple_of: groups, ..toy.limits });
         Ok(LaepConfig {
             window_steps: self.window,
             trigger: match &self.prune_at[..] {
@@ -248,10 +244,7 @@ impl Options {
     }
 
     fn plan(&self) -> anyhow::Result<Option<PrunePlan>> {
-        let Some(path) = &self.plan else { return Ok(None) };
-        let shown = path.display();
-        let text = fs::read_to_string(path).with_context(|| format!("cannot read {shown}"))?;
-        Ok(Some(PrunePlan::from_json(&text).with_context(|| format!("cannot use {shown}"))?))
+        self.plan.as_deref().map(|path| file::read(path, PrunePlan::from_json)).transpose()
     }
 
     /// Refuses a plan of another model before any text is read.
@@ -260,11 +253,10 @@ impl Options {
     ///
     /// Names the file and what does not fit.
     pub fn check_plan(&self, config: &TrainConfig, model: &YuanConfig) -> anyhow::Result<()> {
-        if let (Some(plan), Some(path)) = (&config.laep.plan, &self.plan) {
-            let fits = plan.check_against(&model.experts_per_layer, model.top_k);
-            fits.with_context(|| format!("{} is no plan for this model", path.display()))?;
+        match (&config.laep.plan, &self.plan) {
+            (Some(plan), Some(path)) => file::check(plan, path, model),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// The model, with the vocabulary that is asked of the tokenizer.
