@@ -1,12 +1,18 @@
 #!/usr/bin/env bash
 # Tests and runs on a machine with a GPU that has no Rust and no network: build here, carry, run there.
 #
-#     scripts/gpu.sh pack                 # builds with the feature `cuda` and packs programs and text into target/gpu
-#     scripts/gpu.sh test                 # there, in a copy of the repository with target/gpu: the suite on CUDA
-#     scripts/gpu.sh bench CONFIG ARGS…   # there: training steps of a configuration, PyTorch's and this library's in turn
-#     scripts/gpu.sh mesh CONFIG          # on a machine with several GPUs: the tests of meshes, then steps on meshes of 1, 2, 4, … of them
-#     scripts/gpu.sh scale CONFIG         # there: steps with other numbers of tokens, experts and layers
-#     scripts/gpu.sh yuan ARGS…           # there: the program, for instance `yuan pretrain --device cuda --data target/gpu/text`
+#     scripts/gpu.sh pack
+#         builds with the feature `cuda` and packs programs and text into target/gpu
+#     scripts/gpu.sh test
+#         there, in a copy of the repository with target/gpu: the suite on CUDA
+#     scripts/gpu.sh bench CONFIG ARGS…
+#         there: training steps of a configuration, PyTorch's and this library's in turn
+#     scripts/gpu.sh mesh CONFIG
+#         on a machine with several GPUs: the tests of meshes, then steps on meshes of 1, 2, 4, … of them
+#     scripts/gpu.sh scale CONFIG
+#         there: steps with other numbers of tokens, experts and layers
+#     scripts/gpu.sh yuan ARGS…
+#         there: the program, for instance `yuan pretrain --device cuda --data target/gpu/text`
 #
 # Building needs LLVM 22: scripts/llvm-for-cuda.sh installs it where the build cannot download its own.
 set -euo pipefail

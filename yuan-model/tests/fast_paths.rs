@@ -75,7 +75,12 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 
     #[test]
-    fn fast_products_are_the_portable_ones(rows in 1..300_usize, d_in in 1..90_usize, d_out in 1..90_usize, seed: u64) {
+    fn fast_products_are_the_portable_ones(
+        rows in 1..300_usize,
+        d_in in 1..90_usize,
+        d_out in 1..90_usize,
+        seed: u64,
+    ) {
         agree("dense", |place| {
             let x = numbers([rows, d_in], seed, place).require_grad();
             let w = numbers([d_in, d_out], seed ^ 1, place).require_grad();
@@ -90,7 +95,12 @@ proptest! {
     }
 
     #[test]
-    fn fast_grouped_products_are_the_portable_ones(counts in prop::collection::vec(prop_oneof![Just(0_usize), 1..5_usize, 1..200_usize], 1..12), d_in in 1..8_usize, d_out in 1..8_usize, seed: u64) {
+    fn fast_grouped_products_are_the_portable_ones(
+        counts in prop::collection::vec(prop_oneof![Just(0_usize), 1..5_usize, 1..200_usize], 1..12),
+        d_in in 1..8_usize,
+        d_out in 1..8_usize,
+        seed: u64,
+    ) {
         let rows: usize = counts.iter().sum();
         prop_assume!(rows > 0);
         agree("grouped_matmul", |place| {
@@ -101,7 +111,12 @@ proptest! {
     }
 
     #[test]
-    fn fast_swiglu_shifted_sum_and_norm_are_the_portable_ones(batch in 1..4_usize, seq in 1..40_usize, eighths in 1..20_usize, seed: u64) {
+    fn fast_swiglu_shifted_sum_and_norm_are_the_portable_ones(
+        batch in 1..4_usize,
+        seq in 1..40_usize,
+        eighths in 1..20_usize,
+        seed: u64,
+    ) {
         let (rows, half) = (batch * seq, 8 * eighths);
         agree("swiglu", |place| {
             let x = numbers([rows, 2 * half], seed, place).mul_scalar(6.0).require_grad();
@@ -119,7 +134,15 @@ proptest! {
     }
 
     #[test]
-    fn fast_rotations_of_a_part_of_every_head_are_the_portable_ones(batch in 1..4_usize, seq in 1..9_usize, heads in 1..4_usize, eighths in 1..5_usize, rest in 0..3_usize, shared: bool, seed: u64) {
+    fn fast_rotations_of_a_part_of_every_head_are_the_portable_ones(
+        batch in 1..4_usize,
+        seq in 1..9_usize,
+        heads in 1..4_usize,
+        eighths in 1..5_usize,
+        rest in 0..3_usize,
+        shared: bool,
+        seed: u64,
+    ) {
         agree("rotate", |place| {
             // Queries and keys come side by side.
             let width = 8 * (2 * eighths + rest);
@@ -132,7 +155,12 @@ proptest! {
     }
 
     #[test]
-    fn fast_embeddings_are_the_portable_ones(vocab in prop_oneof![2..300_usize, 3000..3100_usize], rows in 1..900_usize, eighths in 1..9_usize, seed: u64) {
+    fn fast_embeddings_are_the_portable_ones(
+        vocab in prop_oneof![2..300_usize, 3000..3100_usize],
+        rows in 1..900_usize,
+        eighths in 1..9_usize,
+        seed: u64,
+    ) {
         let ids: Vec<usize> = (0..rows).map(|i| (i * i * 7 + seed as usize % 1000 * (i % 3)) % vocab).collect();
         agree("embed", |place| {
             let table = full([vocab, 8 * eighths], seed, place).require_grad();
@@ -141,7 +169,13 @@ proptest! {
     }
 
     #[test]
-    fn fast_dispatch_and_combine_are_the_portable_ones(tokens in 1..900_usize, top_k in 1..5_usize, more in 0..60_usize, eighths in 1..9_usize, seed: u64) {
+    fn fast_dispatch_and_combine_are_the_portable_ones(
+        tokens in 1..900_usize,
+        top_k in 1..5_usize,
+        more in 0..60_usize,
+        eighths in 1..9_usize,
+        seed: u64,
+    ) {
         let experts = top_k + more;
         let chosen: Vec<usize> = (0..tokens * top_k).map(|i| (i / top_k * (i / top_k) * 7 + i % top_k) % experts).collect();
         agree("dispatch", |place| {
@@ -195,7 +229,13 @@ proptest! {
     }
 
     #[test]
-    fn fast_cross_entropies_are_the_portable_ones(rows in 1..70_usize, width in 1..9_usize, classes in 2..900_usize, at_once in 1..80_usize, seed: u64) {
+    fn fast_cross_entropies_are_the_portable_ones(
+        rows in 1..70_usize,
+        width in 1..9_usize,
+        classes in 2..900_usize,
+        at_once in 1..80_usize,
+        seed: u64,
+    ) {
         let labels: Vec<usize> = (0..rows).map(|i| (i * 7 + seed as usize % 11) % classes).collect();
         agree("cross_entropy", |place| {
             let logits = full([rows, classes], seed, place).mul_scalar(9.0).require_grad();
@@ -209,7 +249,12 @@ proptest! {
     }
 
     #[test]
-    fn a_fast_optimizer_makes_the_portable_updates(size in 1..5000_usize, step in 1..200_u64, decay in 0.0..0.5, seed: u64) {
+    fn a_fast_optimizer_makes_the_portable_updates(
+        size in 1..5000_usize,
+        step in 1..200_u64,
+        decay in 0.0..0.5,
+        seed: u64,
+    ) {
         agree("adamw_update", |place| {
             let place = &Place { device: place.device.clone().inner(), ..*place };
             let input = |i| full([size], seed ^ i, place);

@@ -35,7 +35,9 @@ fn tokenizer_json() -> Value {
                 "normalized": false, "special": true})
         })
         .collect();
-    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let byte_level = json!({
+        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true,
+    });
     json!({
         "version": "1.0", "added_tokens": added, "normalizer": null, "pre_tokenizer": byte_level,
         "post_processor": null, "decoder": byte_level,

@@ -268,9 +268,12 @@ type SavedAttention<B> = (IntTensor<B>, FloatTensor<B>, FloatTensor<B>);
 /// Rotated queries and keys, cosines, sines, output and logarithms of the sums; first keys.
 type SavedRotaryAttention<B> = ([FloatTensor<B>; 6], IntTensor<B>);
 
-step!(CausalAttention, 3, kept 3, SavedAttention<B>, |[query, key, value], (first_keys, output, log_sums), grad| {
-    B::causal_attention_backward(query, key, value, first_keys, output, log_sums, grad).into()
-});
+step!(
+    CausalAttention, 3, kept 3, SavedAttention<B>,
+    |[query, key, value], (first_keys, output, log_sums), grad| {
+        B::causal_attention_backward(query, key, value, first_keys, output, log_sums, grad).into()
+    }
+);
 
 step!(RotaryAttention, 2, kept 1, SavedRotaryAttention<B>, |[value], (saved, first_keys), grad| {
     let [q, k, cos, sin, output, log_sums] = saved;

@@ -75,4 +75,6 @@ step!(Dense, 2, kept 2, (), |[rows, weight], (), grad| {
     [d_rows, B::dense_weight_backward(rows, grad)]
 });
 
-step!(Embed, 1, kept 0, (IntTensor<B>, usize), |[], (ids, vocab), grad| [B::embed_backward(grad, ids, vocab)]);
+step!(Embed, 1, kept 0, (IntTensor<B>, usize), |[], (ids, vocab), grad| {
+    [B::embed_backward(grad, ids, vocab)]
+});

@@ -149,6 +149,9 @@ step!(CrossEntropy, 1, kept 1, IntTensor<B>, |[logits], labels, grad| {
     [B::cross_entropy_backward(logits, labels, grad)]
 });
 
-step!(LinearCrossEntropy, 2, kept 2, (IntTensor<B>, f64, usize), |[rows, weight], (labels, scale, at_once), grad| {
-    B::linear_cross_entropy_backward(rows, weight, labels, scale, at_once, grad).into()
-});
+step!(
+    LinearCrossEntropy, 2, kept 2, (IntTensor<B>, f64, usize),
+    |[rows, weight], (labels, scale, at_once), grad| {
+        B::linear_cross_entropy_backward(rows, weight, labels, scale, at_once, grad).into()
+    }
+);

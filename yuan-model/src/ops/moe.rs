@@ -325,6 +325,9 @@ step!(GroupedMatmul, 2, kept 2, Vec<usize>, |[rows, weight], counts, grad| {
 
 step!(Swiglu, 1, kept 1, (), |[gate_up], (), grad| [B::swiglu_backward(gate_up, grad)]);
 
-step!(CombineRows, 2, kept 2, [IntTensor<B>; 2], |[rows, weights], [row_of_pair, pair_of_row], grad| {
-    B::combine_rows_backward(rows, weights, row_of_pair, pair_of_row, grad).into()
-});
+step!(
+    CombineRows, 2, kept 2, [IntTensor<B>; 2],
+    |[rows, weights], [row_of_pair, pair_of_row], grad| {
+        B::combine_rows_backward(rows, weights, row_of_pair, pair_of_row, grad).into()
+    }
+);

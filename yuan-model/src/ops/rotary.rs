@@ -74,4 +74,6 @@ pub mod portable {
 }
 
 // The inverse of a rotation turns the other way.
-step!(Rotate, 1, kept 0, [FloatTensor<B>; 2], |[], [cos, sin], grad| [B::rotate(grad, cos, B::float_neg(sin))]);
+step!(Rotate, 1, kept 0, [FloatTensor<B>; 2], |[], [cos, sin], grad| {
+    [B::rotate(grad, cos, B::float_neg(sin))]
+});

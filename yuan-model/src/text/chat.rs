@@ -200,7 +200,8 @@ mod tests {
 
     #[test]
     fn a_refusal_and_a_mistake_are_one_sentence() {
-        let refusal = "{% if messages[0].role != 'user' %}{{ raise_exception('The user speaks first') }}{% endif %}";
+        let refusal = "{% if messages[0].role != 'user' %}\
+                       {{ raise_exception('The user speaks first') }}{% endif %}";
         let error = render(refusal, &[Message::new("assistant", "Hi")]).unwrap_err();
         assert_eq!(error.to_string(), "chat template: The user speaks first (line 1)");
         let error = render("{% for %}", &[]).unwrap_err().to_string();
