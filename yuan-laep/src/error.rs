@@ -59,6 +59,16 @@ pub enum PlanError {
         /// The multiple that kept counts must have.
         multiple_of: usize,
     },
+    /// The experts of a layer cannot be spread over the groups in equal parts.
+    #[error("layer {layer} has {num_experts} experts, which {groups} groups cannot share equally")]
+    Ungrouped {
+        /// Index of the layer.
+        layer: usize,
+        /// Experts of the layer.
+        num_experts: usize,
+        /// Device groups.
+        groups: usize,
+    },
     /// Kept counts could not be split into equal groups.
     #[error("multiple_of = {multiple_of} is not divisible by groups = {groups}")]
     Groups {

@@ -77,14 +77,13 @@ impl PruneLimits {
     /// Names the limit that is out of range.
     pub fn validate(&self, groups: usize) -> Result<(), PlanError> {
         let count = |name| PlanError::Limit { name, value: "0".into(), expected: "at least 1" };
-        for (name, limit, allowed) in [
-            ("alpha", &self.alpha, (|x| x >= 0.0) as fn(f64) -> bool),
-            ("beta", &self.beta, |x| x >= 0.0 && x.is_finite()),
+        for (name, limit, allowed, expected) in [
+            ("alpha", &self.alpha, (|x| x >= 0.0) as fn(f64) -> bool, "a number of at least 0"),
+            ("beta", &self.beta, |x| (0.0..=1.0).contains(&x), "a share of the load, from 0 to 1"),
         ] {
             // Not a number fails every comparison.
             if let Some(value) = limit.values().iter().find(|&&value| !allowed(value)) {
-                let value = value.to_string();
-                return Err(PlanError::Limit { name, value, expected: "a number of at least 0" });
+                return Err(PlanError::Limit { name, value: value.to_string(), expected });
             }
         }
         if let Some(fraction) = self.max_pruned_fraction.filter(|f| !(0.0..=1.0).contains(f)) {

@@ -138,7 +138,7 @@ impl LoadWindow {
             mine.add(layer, theirs)?;
         }
         self.layers = sum;
-        self.steps += other.steps;
+        self.steps = self.steps.saturating_add(other.steps);
         Ok(())
     }
 }

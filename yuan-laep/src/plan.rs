@@ -170,16 +170,19 @@ impl PrunePlan {
         serde_json::to_string_pretty(self).expect("a plan is plain data")
     }
 
-    /// Checks that every expert is kept or pruned exactly once, that the groups are the kept
-    /// experts in equal parts, and that no layer falls below `top_k`.
+    /// Checks that the limits are in their ranges, that every expert is kept or pruned exactly once,
+    /// that the groups are the kept experts in equal parts, and that no layer falls below `top_k`.
     ///
     /// # Errors
     ///
-    /// Names the first layer and expert that is wrong.
+    /// Names the limit, or the first layer and expert that is wrong.
     pub fn check(&self) -> Result<(), PlanError> {
         if self.layers.is_empty() {
             return Err(PlanError::NoLayers);
         }
+        ExpertLayout { top_k: self.top_k, groups: self.num_groups }.validate()?;
+        self.limits.validate(self.num_groups)?;
+        self.limits.check_layers(self.layers.len())?;
         self.layers.iter().enumerate().try_for_each(|(layer, plan)| self.check_layer(layer, plan))
     }
 

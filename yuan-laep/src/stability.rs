@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{LayerLoad, LoadWindow, PlanError};
 
+/// Windows that are kept and compared at most: all of them are in memory.
+const MOST_WINDOWS: usize = 10_000;
+
 /// When a layer counts as stable.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct StabilityTest {
@@ -46,8 +49,8 @@ impl StabilityTest {
     pub fn validate(&self) -> Result<(), PlanError> {
         let refuse =
             |name, value: String, expected| Err(PlanError::Limit { name, value, expected });
-        if self.windows == 0 {
-            return refuse("windows", "0".into(), "at least 1");
+        if !(1..=MOST_WINDOWS).contains(&self.windows) {
+            return refuse("windows", self.windows.to_string(), "a number from 1 to 10000");
         }
         if !(self.max_change > 0.0 && self.max_change.is_finite()) {
             return refuse("max_change", self.max_change.to_string(), "a positive number");

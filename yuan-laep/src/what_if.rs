@@ -57,7 +57,8 @@ impl WhatIf {
             ),
             pruned_load,
             tokens_losing: (pruned_load, most),
-            parameters: size.map(|size| plan.num_pruned() as u64 * size.parameters_per_expert),
+            parameters: size
+                .map(|size| (plan.num_pruned() as u64).saturating_mul(size.parameters_per_expert)),
             slowdown_before: weighted(&|layer| layer.balance_before().max_over_mean),
             slowdown_after: weighted(&|layer| layer.balance().max_over_mean),
         }

@@ -62,7 +62,7 @@ fn cases() -> impl Strategy<Value = (Vec<u64>, PruneLimits, usize)> {
         });
         let alpha = prop_oneof![Just(f64::INFINITY), 0.0..2.0];
         let fraction = prop::option::of(0.0..=1.0);
-        (load, alpha, 0.0..1.2, 1..12_usize, fraction).prop_map(
+        (load, alpha, 0.0..=1.0, 1..12_usize, fraction).prop_map(
             move |(load, alpha, beta, min_experts, fraction): (_, f64, f64, _, _)| {
                 let limits = PruneLimits {
                     alpha: alpha.into(),
