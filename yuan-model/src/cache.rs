@@ -18,8 +18,8 @@ pub struct Cache {
 /// The part of one layer.
 #[derive(Debug, Clone, Default)]
 pub struct LayerCache {
-    /// Rotated keys and values, `[batch, heads, capacity, head_dim]` each; absent before the first
-    /// token.
+    /// Rotated keys and values, `[batch, heads, room, head_dim]` each, whose room grows with the
+    /// sequences up to the capacity; absent before the first token.
     keys_values: Option<[Tensor<4>; 2]>,
     /// Memory of the localized filter; absent before the first token.
     pub(crate) filter: Option<FilterCache>,
@@ -41,7 +41,7 @@ impl Cache {
     /// An empty cache for as many sequences as `padding` has entries: the padding tokens that each
     /// starts with.
     ///
-    /// `capacity` counts padding, prompt and all tokens to come.
+    /// `capacity` counts padding, prompt and all tokens to come; memory is taken as they come.
     pub fn new(num_layers: usize, padding: Vec<usize>, capacity: usize) -> Self {
         Self { layers: vec![LayerCache::default(); num_layers], padding, length: 0, capacity }
     }
@@ -107,7 +107,15 @@ pub(crate) struct Span<'a> {
     padding: &'a [usize],
 }
 
+/// Tokens that there is room for at first; then the room doubles.
+const FIRST_ROOM: usize = 256;
+
 impl Span<'_> {
+    /// Room for `end` tokens and some that follow, no more than the capacity.
+    fn room(&self, end: usize) -> usize {
+        end.checked_next_power_of_two().unwrap_or(end).max(FIRST_ROOM).min(self.capacity)
+    }
+
     fn has_padding(&self) -> bool {
         self.padding.iter().any(|&padding| padding > self.start)
     }
@@ -146,26 +154,30 @@ impl LayerCache {
         span: &Span<'_>,
     ) -> Tensor<4> {
         let [batch, heads, tokens, head_dim] = key.dims();
-        let empty = |like: &Tensor<4>| {
-            Tensor::zeros([batch, heads, span.capacity, head_dim], (&like.device(), like.dtype()))
+        let empty = |like: &Tensor<4>, room: usize| {
+            Tensor::zeros([batch, heads, room, head_dim], (&like.device(), like.dtype()))
         };
+        let end = span.start + tokens;
         // Taken out while they are written, since only the one owner of a tensor may write it in
         // place.
-        let [keys, values] =
-            self.keys_values.take().unwrap_or_else(|| [empty(&key), empty(&value)]);
-        let place = [0..batch, 0..heads, span.start..span.start + tokens, 0..head_dim];
+        let [keys, values] = self.keys_values.take().unwrap_or_else(|| {
+            let room = span.room(end);
+            [empty(&key, room), empty(&value, room)]
+        });
+        let [keys, values] = [keys, values].map(|filled| match filled.dims()[2] {
+            room if room >= end => filled,
+            room => {
+                let more = empty(&filled, span.room(end) - room);
+                Tensor::cat(vec![filled, more], 2)
+            }
+        });
+        let place = [0..batch, 0..heads, span.start..end, 0..head_dim];
         let keys = keys.slice_assign(place.clone(), key.clone());
         let values = values.slice_assign(place, value.clone());
         let context = if span.start == 0 && !span.has_padding() {
             ops::causal_attention(query, key, value, None)
         } else {
-            ops::cached_attention(
-                query,
-                keys.clone(),
-                values.clone(),
-                span.start + tokens,
-                span.padding,
-            )
+            ops::cached_attention(query, keys.clone(), values.clone(), end, span.padding)
         };
         self.keys_values = Some([keys, values]);
         context

@@ -102,12 +102,12 @@ pub struct YarnConfig {
 }
 
 /// Ids of the special tokens that have one.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SpecialTokens {
     /// Begin of sequence, `bos_token_id`.
     pub bos: Option<u32>,
-    /// End of sequence, `eos_token_id`.
-    pub eos: Option<u32>,
+    /// End of sequence, `eos_token_id`: a token or a list of them, each of which ends one.
+    pub eos: Vec<u32>,
     /// Padding, `pad_token_id`.
     pub pad: Option<u32>,
     /// End of document, `eod_token` or `eod_token_id`.
@@ -235,16 +235,16 @@ impl YuanConfig {
 
     fn validate_tokens(&self) -> Result<(), ConfigError> {
         let (tokens, vocab_size) = (&self.tokens, self.vocab_size);
-        let ids = [
+        let single = [
             ("bos", tokens.bos),
-            ("eos", tokens.eos),
             ("pad", tokens.pad),
             ("eod", tokens.eod),
             ("sep", tokens.sep),
             ("mask", tokens.mask),
         ];
-        for (name, id) in ids {
-            if let Some(id) = id.filter(|&id| id as usize >= vocab_size) {
+        let single = single.into_iter().filter_map(|(name, id)| Some((name, id?)));
+        for (name, id) in single.chain(tokens.eos.iter().map(|&id| ("eos", id))) {
+            if id as usize >= vocab_size {
                 return Err(ConfigError::TokenOutside { name, id, vocab_size });
             }
         }

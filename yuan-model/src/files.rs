@@ -1,9 +1,16 @@
 //! Nothing written is ever half-written: files and directories appear whole or not at all.
+//!
+//! What is not complete has a name of its own, `NAME.PROCESS-COUNT.unfinished`, which no other
+//! process uses, and is renamed when it is. A process that is killed leaves such a file or directory
+//! behind; the next [`write_directory`] of the same name removes it, because the process that made it
+//! holds it locked for as long as it lives.
 
 use std::{
-    fs::{self, File},
-    io::{self, Write},
+    fs::{self, File, OpenOptions},
+    io::{self, ErrorKind, Write},
     path::{Path, PathBuf},
+    process,
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 /// A file or directory that could not be read or written.
@@ -35,9 +42,10 @@ impl FileError {
 ///
 /// If it cannot be written.
 pub fn write_whole(path: &Path, contents: &[u8]) -> Result<(), FileError> {
-    let unfinished = unfinished(path);
-    let write = || {
-        let mut file = File::create(&unfinished)?;
+    let open = |name: &Path| OpenOptions::new().write(true).create_new(true).open(name);
+    let (unfinished, mut file) =
+        make_unfinished(path, open).map_err(FileError::of("write", path))?;
+    let mut write = || {
         file.write_all(contents)?;
         file.sync_all()?;
         fs::rename(&unfinished, path)
@@ -45,12 +53,16 @@ pub fn write_whole(path: &Path, contents: &[u8]) -> Result<(), FileError> {
     write()
         .inspect_err(|_| drop(fs::remove_file(&unfinished)))
         .map_err(FileError::of("write", path))?;
-    sync_parent(path)
+    sync(parent(path))
 }
 
-/// Makes the directory `path` from what `fill` writes into it, or leaves nothing behind.
+/// Makes the directory `path` from what `fill` writes into it, or leaves nothing behind. The
+/// directory that is to hold it must be there.
 ///
-/// A directory that is already there is replaced once the new one is complete.
+/// A directory that is already there is replaced once the new one is complete: one of both is at
+/// `path` at any time where the system can exchange two directories (Linux), and elsewhere the old
+/// one is renamed, the new one takes its place, and only then is the old one removed. Where `path`
+/// is a link to a directory, that directory is replaced.
 ///
 /// # Errors
 ///
@@ -60,24 +72,47 @@ pub fn write_directory<E: From<FileError>>(
     fill: impl FnOnce(&Path) -> Result<(), E>,
 ) -> Result<(), E> {
     refuse_file(path)?;
-    let unfinished = unfinished(path);
+    let path = &if path.is_symlink() && path.exists() {
+        path.canonicalize().map_err(FileError::of("use", path))?
+    } else {
+        path.to_path_buf()
+    };
+    remove_leftovers(path);
+    let (unfinished, ()) =
+        make_unfinished(path, |name| fs::create_dir(name)).map_err(FileError::of("write", path))?;
+    // Tells other processes that it is not left over, until this function ends. Where directories
+    // cannot be locked, nobody removes what looks left over either.
+    let lock = File::open(&unfinished);
+    if let Ok(lock) = &lock {
+        drop(lock.try_lock());
+    }
     let write = || -> Result<(), E> {
-        if unfinished.exists() {
-            fs::remove_dir_all(&unfinished).map_err(FileError::of("remove", &unfinished))?;
-        }
-        fs::create_dir_all(&unfinished).map_err(FileError::of("create", &unfinished))?;
         fill(&unfinished)?;
         for entry in fs::read_dir(&unfinished).map_err(FileError::of("read", &unfinished))? {
-            let file = entry.map_err(FileError::of("read", &unfinished))?.path();
-            File::open(&file)
-                .and_then(|file| file.sync_all())
-                .map_err(FileError::of("write", &file))?;
+            sync(&entry.map_err(FileError::of("read", &unfinished))?.path())?;
         }
-        remove_directory(path)?;
-        Ok(fs::rename(&unfinished, path).map_err(FileError::of("write", path))?)
+        sync(&unfinished)?;
+        Ok(())
     };
     write().inspect_err(|_| drop(fs::remove_dir_all(&unfinished)))?;
-    Ok(sync_parent(path)?)
+    let old = put_in_place(&unfinished, path)
+        .inspect_err(|_| drop(fs::remove_dir_all(&unfinished)))
+        .map_err(FileError::of("write", path))?;
+    sync(parent(path))?;
+    if let Some(old) = old {
+        fs::remove_dir_all(&old).map_err(FileError::of("remove", &old))?;
+    }
+    Ok(())
+}
+
+/// Makes the directory that is to hold `path`, and those above it, unless they are there.
+///
+/// # Errors
+///
+/// If it cannot be made.
+pub fn create_parent(path: &Path) -> Result<(), FileError> {
+    let parent = parent(path);
+    fs::create_dir_all(parent).map_err(FileError::of("create", parent))
 }
 
 /// Copies a file into a directory, under its own name.
@@ -98,21 +133,27 @@ pub fn copy_into(file: &Path, directory: &Path) -> Result<(), FileError> {
 /// If it is a file or cannot be removed.
 pub fn remove_directory(path: &Path) -> Result<(), FileError> {
     refuse_file(path)?;
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(".removed.");
-    name.push(UNFINISHED);
-    let going = path.with_file_name(name);
+    if !path.exists() {
+        return Ok(());
+    }
     let remove = || {
-        if going.exists() {
-            fs::remove_dir_all(&going)?;
-        }
-        if path.exists() {
-            fs::rename(path, &going)?;
-            fs::remove_dir_all(&going)?;
-        }
-        Ok(())
+        let going = move_aside(path)?;
+        fs::remove_dir_all(going)
     };
     remove().map_err(FileError::of("remove", path))
+}
+
+/// Whether two names are those of one file or directory; what is not there is nothing else.
+pub fn is_same(one: &Path, other: &Path) -> bool {
+    matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
+}
+
+/// Whether a directory is not there or has nothing in it.
+pub fn is_free(path: &Path) -> bool {
+    match path.read_dir() {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) => error.kind() == ErrorKind::NotFound,
+    }
 }
 
 /// What is no directory is not moved out of a directory's way.
@@ -120,25 +161,188 @@ fn refuse_file(path: &Path) -> Result<(), FileError> {
     if !path.exists() || path.is_dir() {
         return Ok(());
     }
-    Err(FileError::of("replace", path)(io::ErrorKind::NotADirectory.into()))
+    Err(FileError::of("replace", path)(ErrorKind::NotADirectory.into()))
 }
 
 /// Extension of what is not complete.
 pub const UNFINISHED: &str = "unfinished";
 
-/// Name under which something is written before it is complete.
-fn unfinished(path: &Path) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(".");
-    name.push(UNFINISHED);
-    path.with_file_name(name)
+/// Makes something new under a name that says what it will be and that nothing else has.
+fn make_unfinished<T>(
+    path: &Path,
+    make: impl Fn(&Path) -> io::Result<T>,
+) -> io::Result<(PathBuf, T)> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    loop {
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let mut name = path.file_name().unwrap_or_default().to_os_string();
+        name.push(format!(".{}-{count}.{UNFINISHED}", process::id()));
+        let name = path.with_file_name(name);
+        match make(&name) {
+            Ok(made) => return Ok((name, made)),
+            // Of an earlier process of the same number, or of one on another machine.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
-/// Makes a rename survive a power cut.
-fn sync_parent(path: &Path) -> Result<(), FileError> {
-    let parent =
-        path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(parent)
-        .and_then(|directory| directory.sync_all())
-        .map_err(FileError::of("write", parent))
+/// Removes the unfinished directories of processes that were killed while they made `path`. It is
+/// not this one's task, so it does not fail.
+fn remove_leftovers(path: &Path) {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    for entry in fs::read_dir(parent(path)).into_iter().flatten().flatten() {
+        if is_unfinished(&entry.file_name().to_string_lossy(), &name) && entry.path().is_dir() {
+            let is_left = File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok());
+            if is_left {
+                drop(fs::remove_dir_all(entry.path()));
+            }
+        }
+    }
+}
+
+/// Whether a file of this name is what [`make_unfinished`] made for the other one.
+fn is_unfinished(found: &str, name: &str) -> bool {
+    let middle = found
+        .strip_prefix(name)
+        .and_then(|rest| rest.strip_prefix('.'))
+        .and_then(|rest| rest.strip_suffix(UNFINISHED)?.strip_suffix('.'));
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    middle
+        .and_then(|middle| middle.split_once('-'))
+        .is_some_and(|(process, count)| is_number(process) && is_number(count))
+}
+
+/// Renames a directory to the name of something unfinished.
+fn move_aside(path: &Path) -> io::Result<PathBuf> {
+    // An empty directory may be replaced by a rename.
+    let (aside, ()) = make_unfinished(path, |name| fs::create_dir(name))?;
+    fs::rename(path, &aside).inspect_err(|_| drop(fs::remove_dir(&aside)))?;
+    Ok(aside)
+}
+
+/// Puts a directory at `path` and says where the one is that was there.
+fn put_in_place(new: &Path, path: &Path) -> io::Result<Option<PathBuf>> {
+    if !path.exists() {
+        fs::rename(new, path)?;
+        return Ok(None);
+    }
+    if exchange(new, path) {
+        return Ok(Some(new.to_path_buf()));
+    }
+    let aside = move_aside(path)?;
+    fs::rename(new, path).inspect_err(|_| drop(fs::rename(&aside, path)))?;
+    Ok(Some(aside))
+}
+
+/// Exchanges two directories in one step; whether the file system can.
+#[cfg(target_os = "linux")]
+fn exchange(one: &Path, other: &Path) -> bool {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE).is_ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn exchange(_: &Path, _: &Path) -> bool {
+    false
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Makes contents and renames survive a power cut.
+fn sync(path: &Path) -> Result<(), FileError> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(FileError::of("write", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn directory_with(path: &Path, text: &str) {
+        write_directory::<FileError>(path, |unfinished| {
+            write_whole(&unfinished.join("text"), text.as_bytes())
+        })
+        .unwrap();
+    }
+
+    fn names(path: &Path) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(path)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn one_of_both_is_there_at_any_time() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("model");
+        directory_with(&path, "old");
+        write_directory::<FileError>(&path, |unfinished| {
+            assert_eq!(fs::read_to_string(path.join("text")).unwrap(), "old");
+            write_whole(&unfinished.join("text"), b"new")
+        })
+        .unwrap();
+        assert_eq!(fs::read_to_string(path.join("text")).unwrap(), "new");
+        assert_eq!(names(temp.path()), ["model"]);
+        // Where directories cannot be exchanged.
+        let other = temp.path().join("other");
+        directory_with(&other, "newer");
+        let aside = move_aside(&path).unwrap();
+        assert!(is_unfinished(&aside.file_name().unwrap().to_string_lossy(), "model"));
+        fs::rename(&other, &path).unwrap();
+        assert_eq!(fs::read_to_string(aside.join("text")).unwrap(), "new");
+    }
+
+    #[test]
+    fn what_others_write_is_not_touched() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("model");
+        let kept = ["model.unfinished", "model.removed.unfinished", "model.x-1.unfinished"];
+        for name in kept {
+            fs::create_dir(temp.path().join(name)).unwrap();
+        }
+        let [left, held] = ["model.4000000000-1.unfinished", "model.4000000000-2.unfinished"];
+        fs::create_dir(temp.path().join(left)).unwrap();
+        fs::create_dir(temp.path().join(held)).unwrap();
+        let other = File::open(temp.path().join(held)).unwrap();
+        other.try_lock().unwrap();
+        directory_with(&path, "new");
+        remove_directory(&path).unwrap();
+        let mut expected = [&kept[..], &[held]].concat();
+        expected.sort_unstable();
+        assert_eq!(names(temp.path()), expected);
+    }
+
+    #[test]
+    fn a_failure_leaves_what_was_there() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("model");
+        directory_with(&path, "old");
+        let failed = write_directory(&path, |unfinished| {
+            write_whole(&unfinished.join("nowhere").join("text"), b"new")
+        });
+        assert!(failed.is_err());
+        assert_eq!(fs::read_to_string(path.join("text")).unwrap(), "old");
+        let file = temp.path().join("file");
+        write_whole(&file, b"file").unwrap();
+        let error = write_directory::<FileError>(&file, |_| unreachable!()).unwrap_err();
+        assert!(error.to_string().starts_with("cannot replace "), "{error}");
+        assert_eq!(names(temp.path()), ["file", "model"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_leads_to_what_is_replaced() {
+        let temp = tempfile::tempdir().unwrap();
+        let [path, link] = ["model", "link"].map(|name| temp.path().join(name));
+        directory_with(&path, "old");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        directory_with(&link, "new");
+        assert_eq!(fs::read_to_string(path.join("text")).unwrap(), "new");
+        assert!(link.is_symlink() && is_same(&path, &link));
+    }
 }

@@ -8,11 +8,12 @@ mod checkpoint;
 mod config;
 mod elements;
 mod layout;
+mod naming;
 mod save;
 mod shards;
 
 pub use checkpoint::{CheckpointError, HfCheckpoint, LoadOptions, extras, problems, read_config};
 pub use elements::Piece;
 pub use layout::{ParameterSource, TensorLayout};
-pub use save::{PRUNED_METADATA, SaveOptions, parse_shard_size};
+pub use save::{PRUNED_METADATA, SaveOptions, Saved, overflowing, parse_shard_size};
 pub use shards::Shards;

@@ -18,10 +18,13 @@ use safetensors::tensor::{Metadata, TensorInfo};
 
 use crate::files::FileError;
 
+mod checksum;
 mod header;
 mod mapping;
 mod tensor;
 
+pub use checksum::Checksum;
+use checksum::Summing;
 pub use mapping::MappedTensor;
 use mapping::ReadAhead;
 pub use tensor::StoredTensor;
@@ -55,6 +58,7 @@ pub struct TensorFile {
     path: PathBuf,
     file: File,
     tensors: BTreeMap<String, StoredTensor>,
+    metadata: BTreeMap<String, String>,
     missing_bytes: u64,
     read_ahead: ReadAhead,
 }
@@ -91,6 +95,7 @@ impl TensorFile {
         if length < 8 {
             return Err(damaged(format!("{length} bytes are no safetensors file")));
         }
+        refuse_pointer(path)?;
         file.read_exact(&mut size).map_err(FileError::of("read", path))?;
         let size = u64::from_le_bytes(size);
         if size > header::LARGEST || size > length - 8 {
@@ -101,7 +106,7 @@ impl TensorFile {
         let mut text = vec![0; size as usize];
         file.read_exact(&mut text).map_err(FileError::of("read", path))?;
         let start = 8 + size;
-        let tensors = header::parse(&text, start).map_err(damaged)?;
+        let (tensors, metadata) = header::parse(&text, start).map_err(damaged)?;
         let end = tensors
             .values()
             .map(|tensor| tensor.offset + tensor.bytes as u64)
@@ -114,6 +119,7 @@ impl TensorFile {
             path: path.into(),
             file,
             tensors,
+            metadata,
             missing_bytes: end - length,
             read_ahead: ReadAhead::default(),
         })
@@ -127,6 +133,11 @@ impl TensorFile {
     /// What is in it, by name.
     pub fn tensors(&self) -> &BTreeMap<String, StoredTensor> {
         &self.tensors
+    }
+
+    /// What else the header says, text by key.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
     }
 
     /// Bytes that the header promises and the file does not have.
@@ -236,7 +247,7 @@ impl AsRef<[u8]> for TensorBytes {
 }
 
 /// Writes a safetensors file from tensors that `data` hands over one after the other, in the given
-/// order.
+/// order, with `metadata` in its header; returns the checksum of the file.
 ///
 /// # Errors
 ///
@@ -248,11 +259,13 @@ impl AsRef<[u8]> for TensorBytes {
 pub fn write_tensors<E: From<StorageError>>(
     path: &Path,
     tensors: &[OutgoingTensor],
+    metadata: &[(&str, String)],
     mut data: impl FnMut(usize) -> Result<TensorBytes, E>,
-) -> Result<(), E> {
-    let header = header::render(tensors).map_err(|reason| StorageError::damaged(path, reason))?;
+) -> Result<Checksum, E> {
+    let header =
+        header::render(tensors, metadata).map_err(|reason| StorageError::damaged(path, reason))?;
     let failed = |cause| StorageError::from(FileError::of("write", path)(cause));
-    let mut file = File::create(path).map_err(failed)?;
+    let mut file = Summing::new(File::create(path).map_err(failed)?);
     file.write_all(&header).map_err(failed)?;
     // One tensor is written while the next is made; none waits in between, which would cost its
     // memory.
@@ -279,8 +292,29 @@ pub fn write_tensors<E: From<StorageError>>(
     })
 }
 
-fn write_in_turn(mut file: File, receiver: &Receiver<TensorBytes>) -> io::Result<()> {
-    receiver.iter().try_for_each(|bytes| file.write_all(bytes.as_ref()))
+fn write_in_turn(
+    mut file: Summing<File>,
+    receiver: &Receiver<TensorBytes>,
+) -> io::Result<Checksum> {
+    receiver.iter().try_for_each(|bytes| file.write_all(bytes.as_ref()))?;
+    Ok(file.checksum())
+}
+
+/// Refuses what git-LFS leaves in place of a file that it has not fetched.
+///
+/// # Errors
+///
+/// That it is such a pointer; what cannot be read is for the caller to find out.
+pub fn refuse_pointer(path: &Path) -> Result<(), StorageError> {
+    const START: &[u8] = b"version https://git-lfs";
+    let mut start = [0; START.len()];
+    let is_pointer =
+        File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start == START;
+    if !is_pointer {
+        return Ok(());
+    }
+    let reason = "it is a pointer of git-LFS and not the file itself: fetch it with `git lfs pull`";
+    Err(StorageError::damaged(path, reason))
 }
 
 /// A floating-point type by its usual name: `f32`, `f16` or `bf16`, or as PyTorch calls it.

@@ -1,24 +1,22 @@
 //! Text to tokens and back, as the files beside published weights say: `tokenizer.json`,
 //! `tokenizer_config.json`, `generation_config.json` and a chat template.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, fs, panic::catch_unwind, path::Path};
 
 use serde_json::Value;
-use tokenizers::{
-    DecodeStream, DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper,
-    PreTokenizerWrapper,
-};
 
-use crate::{YuanConfig, files::FileError};
+use crate::{YuanConfig, files::FileError, storage::refuse_pointer};
 
 #[cfg(feature = "chat")]
 mod chat;
 mod file;
+mod stream;
 
 #[cfg(feature = "chat")]
-pub use chat::{ChatTemplate, Message};
+pub use chat::{ChatTemplate, Message, Rendered};
 pub use file::TextError;
 use file::json;
+pub use stream::TextStream;
 
 /// The tokenizer of a model directory.
 #[derive(Debug, Clone)]
@@ -32,16 +30,6 @@ pub struct Tokenizer {
     chat_template: Option<ChatTemplate>,
 }
 
-/// Turns tokens into text as they come; some give nothing until the next one completes a character.
-pub type TextStream<'a> = DecodeStream<
-    'a,
-    ModelWrapper,
-    NormalizerWrapper,
-    PreTokenizerWrapper,
-    PostProcessorWrapper,
-    DecoderWrapper,
->;
-
 impl Tokenizer {
     /// Reads `tokenizer.json` and what there is of the other files.
     ///
@@ -50,10 +38,12 @@ impl Tokenizer {
     /// No `tokenizer.json`, or a file that is not what its name says.
     pub fn load(directory: &Path) -> Result<Self, TextError> {
         let path = directory.join("tokenizer.json");
+        if let Err(error) = refuse_pointer(&path) {
+            return Err(TextError::Pointer(error.to_string()));
+        }
         let bytes = fs::read(&path).map_err(FileError::of("read", &path))?;
-        let format =
-            |error: tokenizers::Error| TextError::Format { path, reason: error.to_string() };
-        let tokenizer = tokenizers::Tokenizer::from_bytes(bytes).map_err(format)?;
+        let tokenizer =
+            tokenizer_of(&bytes).map_err(|reason| TextError::Format { path, reason })?;
         let config = json(&directory.join("tokenizer_config.json"))?.unwrap_or_default();
         let generation = json(&directory.join("generation_config.json"))?.unwrap_or_default();
         let special_tokens = config.as_object().into_iter().flatten().filter_map(|(key, value)| {
@@ -92,9 +82,23 @@ impl Tokenizer {
         self.tokenizer.decode(tokens, true).map_err(failed)
     }
 
-    /// A stream from tokens to text: call `step` with each.
-    pub fn stream(&self) -> TextStream<'_> {
-        self.tokenizer.decode_stream(true)
+    /// A stream from the tokens that follow `prompt` to text: call `step` with each, and `finish`
+    /// at the end.
+    pub fn stream(&self, prompt: &[u32]) -> TextStream<'_> {
+        TextStream::new(self, prompt)
+    }
+
+    /// The text of tokens that follow others.
+    ///
+    /// # Errors
+    ///
+    /// If the tokenizer fails.
+    pub fn decode_after(&self, prompt: &[u32], tokens: &[u32]) -> Result<String, TextError> {
+        let (mut text, mut stream) = (String::new(), self.stream(prompt));
+        for &token in tokens {
+            text.push_str(&stream.step(token)?);
+        }
+        Ok(text + &stream.finish()?)
     }
 
     /// Id of a token by its text.
@@ -111,7 +115,7 @@ impl Tokenizer {
     /// tokenizer's files say.
     pub fn stop_tokens(&self, config: &YuanConfig) -> Vec<u32> {
         let named = self.special_tokens.get("eos_token").and_then(|token| self.token_id(token));
-        let configured = [config.tokens.eos, config.tokens.eod, named].into_iter().flatten();
+        let configured = config.tokens.eos.iter().copied().chain(config.tokens.eod).chain(named);
         let mut stops: Vec<u32> = configured.chain(self.generation_stops.iter().copied()).collect();
         stops.sort_unstable();
         stops.dedup();
@@ -132,10 +136,24 @@ impl Tokenizer {
     ///
     /// There is no chat template, it refuses the messages, or the tokenizer fails.
     pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>, TextError> {
-        let absent = || TextError::Template("the directory has none".into());
+        let absent = || {
+            let reason = "the model has none, so it cannot chat: give it a text to continue";
+            TextError::Template(reason.into())
+        };
         let template = self.chat_template.as_ref().ok_or_else(absent)?;
         // The template writes the special tokens itself.
-        self.encode(&template.render(messages, &self.special_tokens, true)?, false)
+        self.encode(&template.render(messages, &self.special_tokens, true)?.text, false)
+    }
+}
+
+/// The tokenizer of a `tokenizer.json`.
+fn tokenizer_of(bytes: &[u8]) -> Result<tokenizers::Tokenizer, String> {
+    // The library takes valid JSON for granted in places, and panics where it is none.
+    serde_json::from_slice::<serde::de::IgnoredAny>(bytes).map_err(|error| error.to_string())?;
+    let read = || tokenizers::Tokenizer::from_bytes(bytes);
+    match catch_unwind(read) {
+        Ok(read) => read.map_err(|error| error.to_string()),
+        Err(_) => Err("it is no tokenizer".into()),
     }
 }
 

@@ -451,7 +451,7 @@ fn check_model(directory: &str) {
 fn check_packed(name: &str, model: &YuanModel, io: &Fixture, device: &Device) {
     let tokens =
         |key: &str| -> Vec<u32> { io.ints(key).iter().map(|&token| token as u32).collect() };
-    let special = model.config().tokens;
+    let special = &model.config().tokens;
     let (eod, sep) = (special.eod.unwrap(), special.sep.unwrap());
     let (row, inputs, labels) =
         (tokens("packed.tokens"), tokens("packed.input_ids"), tokens("packed.labels"));

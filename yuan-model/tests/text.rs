@@ -69,11 +69,46 @@ fn text_becomes_tokens_and_comes_back_character_by_character() {
     assert_eq!(tokens, [ids(text), vec![256]].concat());
     assert_eq!(tokenizer.decode(&tokens).unwrap(), text);
     // A character of several tokens comes with the last of them, and never broken.
-    let mut stream = tokenizer.stream();
-    let pieces: Vec<Option<String>> =
-        ids("aü元").iter().map(|&id| stream.step(id).unwrap()).collect();
-    let expected = [Some("a"), None, Some("ü"), None, None, Some("元")];
-    assert_eq!(pieces, expected.map(|piece| piece.map(str::to_owned)));
+    let mut stream = tokenizer.stream(&[]);
+    let pieces: Vec<String> = ids("aü元").iter().map(|&id| stream.step(id).unwrap()).collect();
+    assert_eq!(pieces, ["a", "", "ü", "", "", "元"]);
+    assert_eq!(stream.finish().unwrap(), "");
+    // One that ends inside of a character says so; one that completes the prompt's begins with it.
+    let mut stream = tokenizer.stream(&ids("a"));
+    assert_eq!(stream.step(ids("元")[0]).unwrap(), "");
+    assert_eq!(stream.finish().unwrap(), "\u{fffd}");
+    let character = ids("元");
+    assert_eq!(tokenizer.decode_after(&character[..1], &character[1..]).unwrap(), "元");
+}
+
+/// Words as sentencepiece has them: every piece starts with a space, and the decoder takes the first
+/// one away.
+#[test]
+fn the_space_between_prompt_and_text_is_kept() {
+    let directory = TempDir::new().unwrap();
+    let pieces: Vec<_> = (0..20).map(|i| json!([format!("\u{2581}w{i}"), -1.0])).collect();
+    let json = json!({
+        "version": "1.0", "added_tokens": [], "pre_tokenizer": null, "post_processor": null,
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "\u{2581}"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"},
+        ]},
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "\u{2581}"}, "content": " "},
+            {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+        ]},
+        "model": {"type": "Unigram", "unk_id": 0, "vocab": pieces},
+    });
+    write(directory.path(), "tokenizer.json", &json);
+    let tokenizer = Tokenizer::load(directory.path()).unwrap();
+    let prompt = tokenizer.encode("w5 w6", true).unwrap();
+    let tokens = tokenizer.encode("w7 w1", true).unwrap();
+    assert_eq!(tokenizer.decode(&tokens).unwrap(), "w7 w1");
+    assert_eq!(tokenizer.decode_after(&prompt, &tokens).unwrap(), " w7 w1");
+    let whole = [&prompt[..], &tokens].concat();
+    assert_eq!(tokenizer.decode(&whole).unwrap(), "w5 w6 w7 w1");
+    assert_eq!(tokenizer.decode_after(&[], &whole).unwrap(), "w5 w6 w7 w1");
 }
 
 #[test]
@@ -82,7 +117,7 @@ fn stop_tokens_come_from_every_file_that_names_one() {
     write(directory.path(), "tokenizer.json", &tokenizer_json());
     let stops =
         |config: &YuanConfig| Tokenizer::load(directory.path()).unwrap().stop_tokens(config);
-    let tokens = SpecialTokens { eos: Some(3), eod: Some(256), ..SpecialTokens::default() };
+    let tokens = SpecialTokens { eos: vec![3], eod: Some(256), ..SpecialTokens::default() };
     let config = YuanConfig { tokens, ..YuanConfig::tiny(300) };
     assert_eq!(stops(&config), [3, 256]);
     assert_eq!(stops(&YuanConfig::tiny(300)), [0_u32; 0]);
@@ -158,9 +193,15 @@ fn files_that_are_not_there_or_not_what_they_say_are_named() {
     fs::write(directory.path().join("tokenizer_config.json"), "{").unwrap();
     assert!(failed().starts_with("tokenizer_config.json: EOF"), "{}", failed());
     write(directory.path(), "tokenizer_config.json", &json!({"chat_template": "{% if %}"}));
-    assert!(failed().starts_with("chat template: "), "{}", failed());
+    // A template is looked at when it is used.
+    let tokenizer = Tokenizer::load(directory.path()).unwrap();
+    let said = tokenizer.encode_chat(&[Message::new("user", "Hi")]).unwrap_err().to_string();
+    assert!(said.starts_with("chat template: ") && !said.contains('\n'), "{said}");
     fs::remove_file(directory.path().join("tokenizer_config.json")).unwrap();
     let tokenizer = Tokenizer::load(directory.path()).unwrap();
     let error = tokenizer.encode_chat(&[Message::new("user", "Hi")]).unwrap_err().to_string();
-    assert_eq!(error, "chat template: the directory has none");
+    assert_eq!(
+        error,
+        "chat template: the model has none, so it cannot chat: give it a text to continue"
+    );
 }

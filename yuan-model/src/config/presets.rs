@@ -30,7 +30,7 @@ impl YuanConfig {
             router_selection_bias: false,
             tokens: SpecialTokens {
                 bos: Some(77185),
-                eos: Some(77185),
+                eos: vec![77185],
                 pad: Some(77188),
                 eod: Some(77185),
                 sep: Some(135_979),

@@ -1,7 +1,7 @@
 //! A checkpoint directory as Hugging Face's tools write it: `config.json` and safetensors files.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     ops::Range,
     path::{Path, PathBuf},
@@ -10,12 +10,16 @@ use std::{
 use burn::tensor::{Device, FloatDType, TensorData};
 use serde_json::Value;
 
-use super::{ParameterSource, Piece, Shards};
+use super::{
+    ParameterSource, Piece, Shards,
+    elements::overflows,
+    naming::{Names, Naming},
+};
 use crate::{
     ConfigError, ModelError, YuanConfig, YuanModel,
     files::FileError,
     named,
-    storage::{StorageError, StoredTensor, float_dtype, mismatches, misshapen},
+    storage::{StorageError, StoredTensor, float_dtype, mismatches, misshapen, refuse_pointer},
     surgery::check_kept,
 };
 
@@ -50,6 +54,17 @@ pub enum CheckpointError {
         /// What is wrong.
         reason: String,
     },
+    /// Values became infinite in a narrower type; all tensors with such values are listed.
+    #[error(
+        "{to:?} is too narrow for values of {}: use bf16 or f32",
+        tensors.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+    )]
+    Overflow {
+        /// Names of the tensors.
+        tensors: Vec<String>,
+        /// The type.
+        to: FloatDType,
+    },
     /// Layers or experts were asked for that are not there.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -81,6 +96,8 @@ pub struct LoadOptions {
     /// The experts to read of every layer of the checkpoint, in their new order, routers cut to
     /// match; absent: all.
     pub experts: Option<Vec<Vec<usize>>>,
+    /// Go on where values become infinite in a narrower type, which is refused otherwise.
+    pub allow_overflow: bool,
 }
 
 /// An open checkpoint directory, of which only configuration and headers have been read.
@@ -110,15 +127,8 @@ pub struct HfCheckpoint {
     config: YuanConfig,
     raw_config: Value,
     shards: Shards,
-    prefix: &'static str,
+    names: Names,
 }
-
-/// Where the language model is in a multimodal checkpoint.
-const MULTIMODAL: &str = "language_model.";
-/// What else is there.
-const MULTIMODAL_EXTRAS: [&str; 3] = ["vision_model.", "imagemlp.", "imagemlp_layernorm."];
-/// Tables that upstream's readers skip, too.
-const SKIPPED: &str = "rotary_pos_emb";
 
 impl HfCheckpoint {
     /// Opens a directory and checks that its tensors are those of its configuration.
@@ -130,9 +140,9 @@ impl HfCheckpoint {
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let (config, raw_config) = read_config(path)?;
         let shards = Shards::open(path)?;
-        let prefix = prefix(&shards);
-        let checkpoint = Self { path: path.into(), config, raw_config, shards, prefix };
-        let problems = problems(&checkpoint.config, &checkpoint.shards);
+        let names = Names::of(&raw_config, &shards);
+        let checkpoint = Self { path: path.into(), config, raw_config, shards, names };
+        let problems = problems(&checkpoint.config, &checkpoint.raw_config, &checkpoint.shards);
         if problems.is_empty() {
             Ok(checkpoint)
         } else {
@@ -170,9 +180,15 @@ impl HfCheckpoint {
         self.shards.get(&self.full_name(name))
     }
 
-    /// The name of a tensor of the language model in the files.
+    /// The name of a tensor of the language model in the files; the head of a model with tied
+    /// weights is its embedding.
     pub fn full_name(&self, name: &str) -> String {
-        format!("{}{name}", self.prefix)
+        self.names.stored(name)
+    }
+
+    /// Where the files of a copy name a tensor, which has a head of its own.
+    pub(super) fn name_in_copy(&self, name: &str) -> String {
+        self.names.naming.full_name(name)
     }
 
     /// Reads one parameter: only the bytes of its tensors, one after the other.
@@ -182,11 +198,20 @@ impl HfCheckpoint {
     ///
     /// # Errors
     ///
-    /// If a tensor is not there or cannot be read.
+    /// If a tensor is not there, cannot be read, or has values that become infinite.
     pub fn read(
         &self,
         source: &ParameterSource,
         dtype: Option<FloatDType>,
+    ) -> Result<TensorData, CheckpointError> {
+        self.read_with(source, dtype, false)
+    }
+
+    fn read_with(
+        &self,
+        source: &ParameterSource,
+        dtype: Option<FloatDType>,
+        allow_overflow: bool,
     ) -> Result<TensorData, CheckpointError> {
         let stored = source.names.first().and_then(|name| float_dtype(self.tensor(name)?.dtype));
         source.assemble(dtype.or(stored).unwrap_or(FloatDType::F32), |name| {
@@ -197,7 +222,14 @@ impl HfCheckpoint {
                 let problem = misshapen(name, &tensor.shape, &source.shape);
                 return Err(CheckpointError::tensors(&self.path, vec![problem]));
             }
-            Ok(Piece { dtype: tensor.dtype, bytes: self.shards.map(&self.full_name(name))? })
+            let bytes = self.shards.map(&self.full_name(name))?;
+            if let Some((from, to)) = float_dtype(tensor.dtype).zip(dtype)
+                && !allow_overflow
+                && overflows(bytes.as_ref(), from, to)
+            {
+                return Err(CheckpointError::Overflow { tensors: vec![name.to_owned()], to });
+            }
+            Ok(Piece { dtype: tensor.dtype, bytes })
         })
     }
 
@@ -225,7 +257,7 @@ impl HfCheckpoint {
             if result.is_err() {
                 return None;
             }
-            let data = self.read(sources.get(path)?, options.dtype);
+            let data = self.read_with(sources.get(path)?, options.dtype, options.allow_overflow);
             data.map_err(|error| result = Err(error)).ok()
         });
         result.map(|()| model)
@@ -269,6 +301,7 @@ pub(super) fn check_experts(config: &YuanConfig, experts: &[Vec<usize>]) -> Resu
 /// A file that cannot be read or a configuration that is refused.
 pub fn read_config(directory: &Path) -> Result<(YuanConfig, Value), CheckpointError> {
     let path = directory.join(CONFIG);
+    refuse_pointer(&path)?;
     let text = fs::read_to_string(&path).map_err(FileError::of("read", &path))?;
     let refused = |cause| CheckpointError::Config { path: path.clone(), cause };
     let config = YuanConfig::from_json(&text).map_err(refused)?;
@@ -277,24 +310,15 @@ pub fn read_config(directory: &Path) -> Result<(YuanConfig, Value), CheckpointEr
     Ok((config, raw))
 }
 
-fn prefix(shards: &Shards) -> &'static str {
-    if shards.names().any(|name| name.starts_with(MULTIMODAL)) { MULTIMODAL } else { "" }
-}
-
-fn is_extra(name: &str, prefix: &str) -> bool {
-    name.contains(SKIPPED)
-        || !prefix.is_empty() && MULTIMODAL_EXTRAS.iter().any(|extra| name.starts_with(extra))
-}
-
 /// Tensors that are no parameters of the language model and yet belong there, such as those of a
 /// vision tower.
 pub fn extras(shards: &Shards) -> impl Iterator<Item = &str> {
-    let prefix = prefix(shards);
-    shards.names().filter(move |name| is_extra(name, prefix))
+    let naming = Naming::of(shards.names());
+    shards.names().filter(move |name| naming.is_extra(name))
 }
 
 /// Everything that keeps the tensors from being those of the configuration, one sentence each.
-pub fn problems(config: &YuanConfig, shards: &Shards) -> Vec<String> {
+pub fn problems(config: &YuanConfig, raw_config: &Value, shards: &Shards) -> Vec<String> {
     let found = shards.names().count();
     // A configuration can claim any number of experts; only so many names are worth forming.
     let expected = config.experts_per_layer.iter().fold(0_usize, |sum, experts| {
@@ -305,12 +329,15 @@ pub fn problems(config: &YuanConfig, shards: &Shards) -> Vec<String> {
             "the files hold {found} tensors, but config.json asks for over {expected}"
         )];
     }
-    let prefix = prefix(shards);
+    let names = Names::of(raw_config, shards);
     let expected = config.parameter_sources().into_iter().flat_map(|source| {
         let shape = source.shape;
-        source.names.into_iter().map(move |name| (format!("{prefix}{name}"), shape.clone()))
+        source.names.into_iter().map(move |name| (names.stored(&name), shape.clone()))
     });
-    let found = shards.names().filter(|name| !is_extra(name, prefix));
+    // Embedding and head may be one tensor, which is expected once.
+    let mut seen = BTreeSet::new();
+    let expected = expected.filter(|(name, _)| seen.insert(name.clone()));
+    let found = shards.names().filter(|name| !names.naming.is_extra(name));
     let found = found.filter_map(|name| Some((name, shards.get(name)?)));
     mismatches(expected, found, |dtype| float_dtype(dtype).is_some())
 }

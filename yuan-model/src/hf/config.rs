@@ -109,7 +109,7 @@ impl YuanConfig {
                 yarn.map(|y| json!(y.scaled_max_position_embeddings)),
             ),
             ("bos_token_id", tokens.bos.map(Value::from)),
-            ("eos_token_id", tokens.eos.map(Value::from)),
+            ("eos_token_id", eos_json(&tokens.eos)),
             ("pad_token_id", tokens.pad.map(Value::from)),
             ("eod_token", tokens.eod.map(Value::from)),
             ("eod_token_id", tokens.eod.map(Value::from)),
@@ -121,6 +121,15 @@ impl YuanConfig {
             root[key] = value;
         }
         format!("{root:#}\n")
+    }
+}
+
+/// One token as a number, several as a list.
+pub(super) fn eos_json(eos: &[u32]) -> Option<Value> {
+    match eos {
+        [] => None,
+        [one] => Some(json!(one)),
+        several => Some(json!(several)),
     }
 }
 

@@ -144,6 +144,27 @@ impl ParameterSource {
     }
 }
 
+/// Whether a finite value becomes infinite in another type.
+pub(super) fn overflows(bytes: &[u8], from: FloatDType, to: FloatDType) -> bool {
+    // The smallest number that is rounded to infinity: half a step above the largest.
+    let limit = match to {
+        FloatDType::F16 => 65520.0,
+        FloatDType::BF16 => f32::from_bits(0x7f7f_8000),
+        _ => return false,
+    };
+    fn any<S: Float>(bytes: &[u8], limit: f32) -> bool {
+        S::chunks(bytes).par_chunks(1 << 16).any(|values| {
+            let is_too_large = |value: f32| value.is_finite() && value.abs() >= limit;
+            values.iter().any(|&value| is_too_large(S::read(value).to()))
+        })
+    }
+    match from {
+        FloatDType::F16 => false,
+        FloatDType::BF16 => to == FloatDType::F16 && any::<bf16>(bytes, limit),
+        _ => any::<f32>(bytes, limit),
+    }
+}
+
 /// The type of a parameter as one that is stored.
 pub(crate) fn stored_float(dtype: DType) -> Option<FloatDType> {
     stored_dtype(dtype).and_then(float_dtype)

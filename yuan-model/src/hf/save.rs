@@ -13,12 +13,14 @@ use serde_json::{Map, Value, json};
 use super::{
     CheckpointError, HfCheckpoint, ParameterSource, TensorLayout,
     checkpoint::{CONFIG, check_experts},
-    elements::{convert_bytes, select_rows, stored_float},
+    config::eos_json,
+    elements::{convert_bytes, overflows, select_rows, stored_float},
+    naming::TIED,
     shards::{INDEX, SINGLE},
 };
 use crate::{
     YuanModel,
-    files::{FileError, copy_into, write_directory},
+    files::{FileError, copy_into, create_parent, write_directory},
     named,
     storage::{Dtype, OutgoingTensor, TensorBytes, float_dtype, stored_dtype, write_tensors},
 };
@@ -34,6 +36,15 @@ pub struct SaveOptions {
     pub overwrite: bool,
     /// Files to copy beside the weights, such as a tokenizer.
     pub side_files: Vec<PathBuf>,
+    /// Go on where values become infinite in a narrower type, which is refused otherwise.
+    pub allow_overflow: bool,
+}
+
+/// What is worth knowing of a checkpoint that was written.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Saved {
+    /// Tensors with values that became infinite.
+    pub overflowed: Vec<String>,
 }
 
 /// A number of bytes as people write it: `5GB`, `500 MB`, `2GiB`, or a plain number.
@@ -66,21 +77,45 @@ impl Default for SaveOptions {
     /// Types as they are, files of 5 GB as the `transformers` library writes them, nothing
     /// replaced.
     fn default() -> Self {
-        Self { dtype: None, shard_size: 5_000_000_000, overwrite: false, side_files: Vec::new() }
+        Self {
+            dtype: None,
+            shard_size: 5_000_000_000,
+            overwrite: false,
+            side_files: Vec::new(),
+            allow_overflow: false,
+        }
     }
 }
 
 /// What a checkpoint that was pruned used to be: `pruned_metadata.json`.
 pub const PRUNED_METADATA: &str = "pruned_metadata.json";
 
+/// What ends a generated text, among other things.
+const GENERATION: &str = "generation_config.json";
+
+/// The parameters of a model with values that would become infinite in another type.
+pub fn overflowing(model: &YuanModel, dtype: FloatDType) -> Vec<String> {
+    let is_too_large = |path: &str, stored: DType| {
+        let data = named::read_part(model, path, None).filter(|_| stored != DType::from(dtype));
+        data.zip(stored_float(stored))
+            .is_some_and(|(data, stored)| overflows(data.as_bytes(), stored, dtype))
+    };
+    let parameters = named::parameter_dtypes(model).into_iter();
+    parameters.filter(|(path, stored)| is_too_large(path, *stored)).map(|(path, _)| path).collect()
+}
+
 impl YuanModel {
     /// Writes the model in upstream's layout; the directory is complete or not there.
     ///
     /// # Errors
     ///
-    /// A directory that exists (unless it may be replaced) or cannot be written; what was there
-    /// before stays.
-    pub fn save_hf(&self, directory: &Path, options: &SaveOptions) -> Result<(), CheckpointError> {
+    /// A directory that exists (unless it may be replaced) or cannot be written, or values that
+    /// become infinite (unless they may); what was there before stays.
+    pub fn save_hf(
+        &self,
+        directory: &Path,
+        options: &SaveOptions,
+    ) -> Result<Saved, CheckpointError> {
         let sources = self.config().parameter_sources();
         let dtypes: HashMap<String, DType> = named::parameter_dtypes(self).into_iter().collect();
         let mut outgoing = Vec::new();
@@ -100,14 +135,35 @@ impl YuanModel {
         if let Some((tensor, _)) = outgoing.iter().max_by_key(|(tensor, _)| tensor.bytes()) {
             config["torch_dtype"] = json!(torch_name(tensor.dtype));
         }
+        // Most readers look for this key only.
+        let tokens = &self.config().tokens;
+        let ends =
+            if tokens.eos.is_empty() { Vec::from_iter(tokens.eod) } else { tokens.eos.clone() };
+        config["eos_token_id"] = eos_json(&ends).unwrap_or_default();
+        let generation = json!({
+            "bos_token_id": tokens.bos,
+            "eos_token_id": config["eos_token_id"],
+            "pad_token_id": tokens.pad,
+        });
         let bytes = |&(source, index, dtype): &(&ParameterSource, Option<usize>, FloatDType)| {
             let data = named::read_part(self, &source.path, index);
             let missing = || {
                 CheckpointError::directory(directory, format!("the model has no {}", source.path))
             };
-            Ok(source.disassemble(data.ok_or_else(missing)?, dtype))
+            let data = data.ok_or_else(missing)?;
+            let stored = stored_float(data.dtype()).unwrap_or(dtype);
+            let overflows = overflows(data.as_bytes(), stored, dtype);
+            Ok((source.disassemble(data, dtype), overflows))
         };
-        write(directory, options, &config, &outgoing, bytes, |_| Ok(()))
+        let finish = |unfinished: &Path| {
+            let path = unfinished.join(GENERATION);
+            match path.exists() {
+                // It came with the tokenizer.
+                true => Ok(()),
+                false => write_text(&path, &format!("{generation:#}\n")),
+            }
+        };
+        write(directory, options, &config, &outgoing, bytes, finish)
     }
 }
 
@@ -122,15 +178,25 @@ impl HfCheckpoint {
     ///
     /// # Errors
     ///
-    /// Experts that cannot be kept so, a directory that exists (unless it may be replaced), or a
-    /// file that cannot be read or written; what was there before stays.
+    /// Experts that cannot be kept so, a directory that exists (unless it may be replaced) or is one
+    /// above this checkpoint's, values that become infinite (unless they may), or a file that cannot be read
+    /// or written; what was there before stays.
     pub fn rewrite(
         &self,
         directory: &Path,
         experts: Option<&[Vec<usize>]>,
         options: &SaveOptions,
-    ) -> Result<(), CheckpointError> {
+    ) -> Result<Saved, CheckpointError> {
+        // Onto itself it may be written: the tensors stay mapped until they are.
+        if let (Ok(from), Ok(to)) = (self.path().canonicalize(), directory.canonicalize())
+            && from != to
+            && from.starts_with(to)
+        {
+            let reason = "it holds the checkpoint that is read: name another directory";
+            return Err(CheckpointError::directory(directory, reason));
+        }
         let mut config = self.raw_config().clone();
+        set_untied(&mut config);
         if let Some(experts) = experts {
             check_experts(self.config(), experts)?;
             set_experts(&mut config, experts);
@@ -154,7 +220,7 @@ impl HfCheckpoint {
         };
         for (old, new) in old.iter().zip(&new) {
             for (from, name) in old.names.iter().zip(&new.names) {
-                add(self.full_name(name), &new.shape, self.full_name(from), old.rows.as_deref());
+                add(self.name_in_copy(name), &new.shape, self.full_name(from), old.rows.as_deref());
             }
         }
         for name in self.extras() {
@@ -168,22 +234,23 @@ impl HfCheckpoint {
         write(directory, options, &config, &outgoing, |piece| self.bytes_of(piece), finish)
     }
 
-    fn bytes_of(&self, piece: &Outgoing<'_>) -> Result<TensorBytes, CheckpointError> {
+    /// The bytes to write, and whether some of their values became infinite.
+    fn bytes_of(&self, piece: &Outgoing<'_>) -> Result<(TensorBytes, bool), CheckpointError> {
         let mapped = self.shards().map(&piece.from)?;
-        let all =
-            self.shards().get(&piece.from).map_or(0, |stored| stored.shape[..1].iter().product());
+        let shape = self.shards().get(&piece.from).map(|stored| &stored.shape[..]);
+        // A tensor without dimensions is one row.
+        let all = shape.and_then(|shape| shape.first()).copied().unwrap_or(1);
         let rows = piece.rows.map(|rows| {
             let width = mapped.as_ref().len() / usize::max(all, 1);
             select_rows(mapped.as_ref(), width, rows)
         });
         Ok(match (piece.convert, rows) {
-            (None, None) => TensorBytes::Mapped(mapped),
-            (None, Some(rows)) => TensorBytes::Owned(rows),
-            (Some((from, to)), rows) => TensorBytes::Owned(convert_bytes(
-                rows.as_deref().unwrap_or(mapped.as_ref()),
-                from,
-                to,
-            )),
+            (None, None) => (TensorBytes::Mapped(mapped), false),
+            (None, Some(rows)) => (TensorBytes::Owned(rows), false),
+            (Some((from, to)), rows) => {
+                let bytes = rows.as_deref().unwrap_or(mapped.as_ref());
+                (TensorBytes::Owned(convert_bytes(bytes, from, to)), overflows(bytes, from, to))
+            }
         })
     }
 
@@ -224,9 +291,9 @@ fn write<T>(
     options: &SaveOptions,
     config: &Value,
     tensors: &[(OutgoingTensor, T)],
-    data: impl Fn(&T) -> Result<TensorBytes, CheckpointError>,
+    data: impl Fn(&T) -> Result<(TensorBytes, bool), CheckpointError>,
     finish: impl FnOnce(&Path) -> Result<(), CheckpointError>,
-) -> Result<(), CheckpointError> {
+) -> Result<Saved, CheckpointError> {
     if directory.exists() && !options.overwrite {
         return Err(CheckpointError::directory(
             directory,
@@ -238,6 +305,8 @@ fn write<T>(
         1 => SINGLE.to_owned(),
         count => format!("model-{:05}-of-{count:05}.safetensors", shard + 1),
     };
+    create_parent(directory)?;
+    let mut overflowed = Vec::new();
     write_directory(directory, |unfinished| {
         write_text(&unfinished.join(CONFIG), &format!("{config:#}\n"))?;
         let mut weight_map = Map::new();
@@ -245,7 +314,12 @@ fn write<T>(
             let outgoing: Vec<OutgoingTensor> =
                 shard.iter().map(|(tensor, _)| tensor.clone()).collect();
             let path = unfinished.join(file_name(number));
-            write_tensors(&path, &outgoing, |index| data(&shard[index].1))?;
+            write_tensors(&path, &outgoing, &[], |index| {
+                let (tensor, from) = shard[index];
+                let (bytes, overflows) = data(from)?;
+                overflowed.extend(overflows.then(|| tensor.name.clone()));
+                Ok::<_, CheckpointError>(bytes)
+            })?;
             weight_map
                 .extend(outgoing.into_iter().map(|tensor| (tensor.name, json!(file_name(number)))));
         }
@@ -255,9 +329,15 @@ fn write<T>(
             let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
             write_text(&unfinished.join(INDEX), &format!("{index:#}\n"))?;
         }
+        if let (false, false, Some(to)) =
+            (overflowed.is_empty(), options.allow_overflow, options.dtype)
+        {
+            return Err(CheckpointError::Overflow { tensors: overflowed.clone(), to });
+        }
         options.side_files.iter().try_for_each(|file| copy_into(file, unfinished))?;
         finish(unfinished)
-    })
+    })?;
+    Ok(Saved { overflowed })
 }
 
 /// Cuts a list of tensors into files of at most `most` bytes, in order; wide types first within a
@@ -302,11 +382,28 @@ fn set_experts(config: &mut Value, experts: &[Vec<usize>]) {
     }
 }
 
+/// The head that is written has a tensor of its own.
+fn set_untied(config: &mut Value) {
+    let untie = |config: &mut Value| {
+        if config.get(TIED).is_some() {
+            config[TIED] = json!(false);
+        }
+    };
+    untie(config);
+    untie(language_model(config));
+}
+
 fn set_dtype(config: &mut Value, dtype: FloatDType) {
     let name = json!(torch_name(dtype_of(dtype)));
     let nested = language_model(config);
-    if nested.get("torch_dtype").is_some() {
-        nested["torch_dtype"] = name.clone();
+    // Older libraries read the one key, newer ones the other.
+    for key in ["torch_dtype", "dtype"] {
+        if nested.get(key).is_some() {
+            nested[key] = name.clone();
+        }
+    }
+    if config.get("dtype").is_some() {
+        config["dtype"] = name.clone();
     }
     config["torch_dtype"] = name;
 }

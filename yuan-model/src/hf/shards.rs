@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::CheckpointError;
 use crate::{
     files::FileError,
-    storage::{MappedTensor, StoredTensor, TensorFile},
+    storage::{MappedTensor, StoredTensor, TensorFile, refuse_pointer},
 };
 
 /// Weights that fit into one file.
@@ -27,6 +27,12 @@ pub struct Shards {
 }
 
 impl Shards {
+    /// Whether a directory holds published weights: one of the files that [`open`](Self::open)
+    /// looks for.
+    pub fn are_in(directory: &Path) -> bool {
+        [SINGLE, INDEX].iter().any(|name| directory.join(name).is_file())
+    }
+
     /// Opens `model.safetensors`, or the files that `model.safetensors.index.json` names.
     ///
     /// # Errors
@@ -125,6 +131,7 @@ impl Shards {
 
 /// File of every tensor; all of them plain names, so that no index can point out of its directory.
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>, CheckpointError> {
+    refuse_pointer(path)?;
     let text = fs::read_to_string(path).map_err(FileError::of("read", path))?;
     let refuse = |reason: String| CheckpointError::directory(path, reason);
     let index: Value =

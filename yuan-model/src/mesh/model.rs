@@ -142,20 +142,18 @@ impl MeshModel {
         self
     }
 
-    /// Cuts a batch into one part for each device, in order.
+    /// Cuts a batch into one part for each device, in order and as equal as can be.
     ///
     /// # Errors
     ///
-    /// If its rows cannot be spread evenly.
+    /// If it has fewer rows than there are devices.
     pub fn shards(&self, batch: Batch) -> Result<Vec<Shard>, ModelError> {
-        let [rows, seq] = batch.input_ids.dims();
-        let share = rows / self.replicas.len();
-        if share * self.replicas.len() != rows {
-            let devices = self.replicas.len();
-            return Err(ModelError::Mesh(format!(
-                "a batch of {rows} rows cannot be spread evenly over {devices} devices"
-            )));
+        let ([rows, seq], devices) = (batch.input_ids.dims(), self.replicas.len());
+        if rows < devices {
+            let reason = format!("a batch of {rows} rows is too small for {devices} devices");
+            return Err(ModelError::Mesh(reason));
         }
+        let shares = evenly(rows, devices);
         let with_gradients = batch.input_ids.device().is_autodiff();
         let shard = |(index, device): (usize, &Device)| {
             let device = match (with_gradients, device.is_autodiff()) {
@@ -163,16 +161,16 @@ impl MeshModel {
                 (false, true) => device.clone().inner(),
                 _ => device.clone(),
             };
+            let first: usize = shares[..index].iter().sum();
             let part = |x: &Tensor<2, Int>| {
-                ops::transfer_int(
-                    x.clone().slice_dim(0, index * share..(index + 1) * share),
-                    &device,
-                )
+                let own = x.clone().slice_dim(0, first..first + shares[index]);
+                ops::transfer_int(own, &device)
             };
             let position_ids = part(&batch.position_ids);
             Shard {
                 input_ids: part(&batch.input_ids),
                 labels: part(&batch.labels),
+                share: shares[index] as f64 / rows as f64,
                 documents: self
                     .config
                     .isolate_documents
@@ -254,15 +252,13 @@ impl Layered for MeshModel {
         for ((replica, x), shard) in self.replicas.iter().zip(x).zip(shards) {
             let hidden = replica.final_norm.forward(x);
             let loss = masked_mean(replica.token_losses(hidden, shard.labels.clone()), None);
-            let loss = ops::transfer(loss, &home);
+            let loss = ops::transfer(loss, &home).mul_scalar(shard.share);
             sum = Some(match sum {
                 Some(sum) => sum + loss,
                 None => loss,
             });
         }
-        let sum = sum.ok_or_else(|| ModelError::Mesh("a mesh needs at least one device".into()))?;
-        // As many tokens on every device: the mean of means is the mean.
-        Ok(sum.div_scalar(self.replicas.len() as f64))
+        sum.ok_or_else(|| ModelError::Mesh("a mesh needs at least one device".into()))
     }
 }
 
@@ -331,6 +327,8 @@ impl MeshModel {
 pub struct Shard {
     input_ids: Tensor<2, Int>,
     labels: Tensor<2, Int>,
+    /// The part of the batch's tokens that it has.
+    share: f64,
     rotary: Rotary,
     documents: Option<DocumentMask>,
 }
@@ -372,7 +370,7 @@ fn sum_over_devices(counts: &[Vec<usize>]) -> Vec<u64> {
     sums
 }
 
-/// A number of experts for each of `devices`, as equal as can be.
-pub(super) fn evenly(experts: usize, devices: usize) -> Vec<usize> {
-    (0..devices).map(|device| experts / devices + usize::from(device < experts % devices)).collect()
+/// A number of experts or rows for each of `devices`, as equal as can be.
+pub(super) fn evenly(count: usize, devices: usize) -> Vec<usize> {
+    (0..devices).map(|device| count / devices + usize::from(device < count % devices)).collect()
 }

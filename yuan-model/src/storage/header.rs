@@ -16,8 +16,11 @@ use super::{Metadata, OutgoingTensor, TensorInfo, tensor::StoredTensor};
 /// Longest header that the format allows.
 pub(super) const LARGEST: u64 = 100_000_000;
 
-/// The tensors that a header lists; the first of their bytes is at `start`.
-pub(super) fn parse(text: &[u8], start: u64) -> Result<BTreeMap<String, StoredTensor>, String> {
+/// Tensors by name, and what else a header says by key.
+type Contents = (BTreeMap<String, StoredTensor>, BTreeMap<String, String>);
+
+/// What a header lists; the first of the tensors' bytes is at `start`.
+pub(super) fn parse(text: &[u8], start: u64) -> Result<Contents, String> {
     let text =
         std::str::from_utf8(text).map_err(|error| format!("its header is no text: {error}"))?;
     let bad = |error: serde_json::Error| format!("its header is damaged: {error}");
@@ -44,11 +47,16 @@ pub(super) fn parse(text: &[u8], start: u64) -> Result<BTreeMap<String, StoredTe
             },
         ))
     };
-    metadata.tensors().into_iter().map(stored).collect()
+    let tensors = metadata.tensors().into_iter().map(stored).collect::<Result<_, String>>()?;
+    let said = metadata.metadata().iter().flatten();
+    Ok((tensors, said.map(|(key, value)| (key.clone(), value.clone())).collect()))
 }
 
 /// Length and text of the header, padded so that the tensors are aligned.
-pub(super) fn render(tensors: &[OutgoingTensor]) -> Result<Vec<u8>, String> {
+pub(super) fn render(
+    tensors: &[OutgoingTensor],
+    metadata: &[(&str, String)],
+) -> Result<Vec<u8>, String> {
     let mut names = BTreeSet::new();
     let mut offset = 0;
     let mut infos = Vec::with_capacity(tensors.len());
@@ -62,8 +70,10 @@ pub(super) fn render(tensors: &[OutgoingTensor]) -> Result<Vec<u8>, String> {
         offset = end;
     }
     // Readers of PyTorch's files look for this.
-    let format = [("format".to_owned(), "pt".to_owned())].into();
-    let metadata = Metadata::new(Some(format), infos).map_err(|error| error.to_string())?;
+    let format = [("format".to_owned(), "pt".to_owned())].into_iter();
+    let more = metadata.iter().map(|(key, value)| ((*key).to_owned(), value.clone()));
+    let metadata = Metadata::new(Some(format.chain(more).collect()), infos)
+        .map_err(|error| error.to_string())?;
     let mut text = serde_json::to_vec(&metadata).map_err(|error| error.to_string())?;
     text.resize(text.len().next_multiple_of(8), b' ');
     let mut header = (text.len() as u64).to_le_bytes().to_vec();

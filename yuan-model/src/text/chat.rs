@@ -1,17 +1,22 @@
 //! Conversations as one text: Jinja templates as the `transformers` library renders them.
+//!
+//! Templates come with weights from anywhere, so they are untrusted: they are compiled when they are
+//! used, on a thread whose stack suffices for any nesting that so much text can have, and rendered
+//! with limited fuel, which bounds time, memory and output.
 
-use std::{collections::BTreeMap, fs, io, path::Path};
+use std::{fmt::Write as _, fs, ops::Range, path::Path, thread};
 
-use minijinja::{
-    Environment, Error, ErrorKind, context,
-    syntax::SyntaxConfig,
-    value::{Kwargs, Serde},
-};
+use minijinja::{Environment, Error, ErrorKind, context, syntax::SyntaxConfig, value::Serde};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, ser::PrettyFormatter};
+use serde_json::Value;
 
 use super::file::{TextError, json};
 use crate::files::FileError;
+use generation::Marks;
+
+mod generation;
+#[path = "chat/json.rs"]
+mod to_json;
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,37 +34,35 @@ impl Message {
     }
 }
 
+/// A conversation as a template wrote it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rendered {
+    /// The text.
+    pub text: String,
+    /// The bytes of the text that the template marks as the assistant's
+    /// (`{% generation %} … {% endgeneration %}`).
+    pub assistant: Vec<Range<usize>>,
+}
+
 /// The template of a model.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChatTemplate {
-    environment: Environment<'static>,
+    source: String,
 }
 
 const NAME: &str = "chat_template";
+/// Longest template; those of published models have some 10 kB.
+const MOST_SOURCE: usize = 256 << 10;
+/// Stack for compiling and rendering: nesting takes at least a byte of the template, or some of the
+/// fuel, a level. Only what is used of it becomes memory.
+const STACK: usize = 1 << 30;
+/// Instructions and pieces of 64 bytes that a template may use, beside those for its input.
+const FUEL: u64 = 500_000;
 
 impl ChatTemplate {
-    /// A template from its text.
-    ///
-    /// # Errors
-    ///
-    /// If it is no Jinja.
-    pub fn new(source: &str) -> Result<Self, TextError> {
-        let mut environment = Environment::new();
-        environment.set_syntax(
-            SyntaxConfig::builder()
-                .trim_blocks(true)
-                .lstrip_blocks(true)
-                .build()
-                .map_err(failed)?,
-        );
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
-            Err(Error::new(ErrorKind::InvalidOperation, message))
-        });
-        environment.add_filter("tojson", to_json);
-        environment.add_template_owned(NAME, source.to_owned()).map_err(failed)?;
-        Ok(Self { environment })
+    /// A template from its text, which is looked at when it is rendered.
+    pub fn new(source: impl Into<String>) -> Self {
+        Self { source: source.into() }
     }
 
     /// The template of a model directory: `chat_template.jinja`, `chat_template.json`, or a key of
@@ -76,30 +79,92 @@ impl ChatTemplate {
             let key = [&file["chat_template"], &tokenizer_config["chat_template"]];
             key.into_iter().find_map(text_of).map(str::to_owned)
         };
-        source.map(|source| Self::new(&source)).transpose()
+        Ok(source.map(Self::new))
     }
 
     /// The conversation as text, with the opening of the next answer if `add_generation_prompt`.
     ///
+    /// `messages` are usually [`Message`]s; whatever has the fields that the template looks for will
+    /// do. `variables` are an object with what else it may look for: special tokens by their names
+    /// (`bos_token`, …), `tools`, `documents`.
+    ///
     /// # Errors
     ///
-    /// If the template refuses the messages or has a mistake.
+    /// If the template is no Jinja, refuses the messages, has a mistake, or does not end in time.
     pub fn render(
         &self,
-        messages: &[Message],
-        special_tokens: &BTreeMap<String, String>,
+        messages: &[impl Serialize + Sync],
+        variables: &(impl Serialize + Sync),
         add_generation_prompt: bool,
-    ) -> Result<String, TextError> {
+    ) -> Result<Rendered, TextError> {
+        let render = || self.render_here(messages, variables, add_generation_prompt);
+        thread::scope(|scope| {
+            let builder = thread::Builder::new().stack_size(STACK);
+            let thread = builder
+                .spawn_scoped(scope, render)
+                .map_err(|error| TextError::Template(format!("cannot start a thread: {error}")))?;
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    fn render_here(
+        &self,
+        messages: &[impl Serialize],
+        variables: &impl Serialize,
+        add_generation_prompt: bool,
+    ) -> Result<Rendered, TextError> {
+        if self.source.len() > MOST_SOURCE {
+            let reason = format!("it has {} bytes, more than {MOST_SOURCE}", self.source.len());
+            return Err(TextError::Template(reason));
+        }
+        let plain = |error: serde_json::Error| TextError::Template(error.to_string());
+        let given = [
+            serde_json::to_string(messages).map_err(plain)?,
+            serde_json::to_string(variables).map_err(plain)?,
+        ];
+        let size: usize = given.iter().map(String::len).sum();
+        let marks = Marks::unlike(&[&self.source, &given[0], &given[1]]);
+        let mut environment = environment(FUEL + 4 * size as u64).map_err(failed)?;
+        marks.add_to(&mut environment);
         let context = context! {
             messages => Serde(messages),
             add_generation_prompt => add_generation_prompt,
-            ..minijinja::Value::from(Serde(special_tokens))
+            ..context! {
+                ..minijinja::Value::from(Serde(variables)),
+                ..context! { tools => (), documents => () }
+            }
         };
-        self.environment
-            .get_template(NAME)
-            .and_then(|template| template.render(context))
-            .map_err(failed)
+        let source = generation::as_call(&self.source);
+        environment.add_template(NAME, &source).map_err(failed)?;
+        let rendered = environment.get_template(NAME).and_then(|template| template.render(context));
+        let (text, assistant) = marks.taken_out(&rendered.map_err(failed)?);
+        Ok(Rendered { text, assistant })
     }
+}
+
+/// What templates find in the `transformers` library.
+fn environment(fuel: u64) -> Result<Environment<'static>, Error> {
+    let mut environment = Environment::new();
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?;
+    environment.set_syntax(syntax);
+    environment.set_fuel(Some(fuel));
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
+        Err(Error::new(ErrorKind::InvalidOperation, message))
+    });
+    environment.add_function("strftime_now", strftime_now);
+    environment.add_filter("tojson", to_json::to_json);
+    Ok(environment)
+}
+
+/// The local time as Python's `strftime` writes it.
+fn strftime_now(format: &str) -> Result<String, Error> {
+    let mut text = String::new();
+    write!(text, "{}", chrono::Local::now().format(format)).map_err(|_| {
+        let reason = format!("strftime_now: {format:?} is no format of a time");
+        Error::new(ErrorKind::InvalidOperation, reason)
+    })?;
+    Ok(text)
 }
 
 /// The template itself, or the one called `default` of several.
@@ -111,68 +176,23 @@ fn text_of(value: &Value) -> Option<&str> {
 fn failed(error: Error) -> TextError {
     // The chain of causes goes into one sentence; the template's source does not.
     let line = error.line().map(|line| format!(" (line {line})")).unwrap_or_default();
-    let detail = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
-    TextError::Template(format!("{detail}{line}"))
-}
-
-/// JSON as Python's `json.dumps` writes it, which templates were made for: spaces after `,` and
-/// `:`.
-fn to_json(value: &minijinja::Value, options: Kwargs) -> Result<String, Error> {
-    let failed =
-        |error: serde_json::Error| Error::new(ErrorKind::BadSerialization, error.to_string());
-    let mut text = Vec::new();
-    let indent: Option<usize> = options.get("indent")?;
-    options.assert_all_used()?;
-    match indent {
-        Some(indent) => {
-            let spaces = vec![b' '; indent];
-            let formatter = PrettyFormatter::with_indent(&spaces);
-            value
-                .serialize(&mut serde_json::Serializer::with_formatter(&mut text, formatter))
-                .map_err(failed)?;
-        }
-        None => {
-            value
-                .serialize(&mut serde_json::Serializer::with_formatter(&mut text, Python))
-                .map_err(failed)?;
-        }
-    }
-    String::from_utf8(text)
-        .map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))
-}
-
-struct Python;
-
-impl serde_json::ser::Formatter for Python {
-    fn begin_array_value<W: ?Sized + io::Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_key<W: ?Sized + io::Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_value<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        writer.write_all(b": ")
-    }
+    let detail = match error.kind() {
+        ErrorKind::OutOfFuel => "it does not end, or writes too much".to_owned(),
+        kind => error.detail().map_or_else(|| kind.to_string(), str::to_owned),
+    };
+    TextError::Template(format!("{}{line}", detail.replace('\n', " ")))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     fn render(source: &str, messages: &[Message]) -> Result<String, TextError> {
         let tokens = [("bos_token", "<BOS>"), ("eos_token", "<eod>")];
-        let tokens = tokens.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
-        ChatTemplate::new(source)?.render(messages, &tokens, true)
+        let tokens: BTreeMap<_, _> = tokens.into();
+        Ok(ChatTemplate::new(source).render(messages, &tokens, true)?.text)
     }
 
     #[test]
@@ -208,5 +228,31 @@ mod tests {
         assert!(error.starts_with("chat template: ") && !error.contains('\n'), "{error}");
         let error = render("{{ nothing.at.all }}", &[]).unwrap_err().to_string();
         assert_eq!(error, "chat template: `nothing` is undefined (line 1)");
+    }
+
+    #[test]
+    fn a_template_can_neither_end_the_process_nor_keep_it() {
+        let doubling = format!("{{% set x = 'a' %}}{}", "{% set x = x + x %}".repeat(60));
+        let nested = format!("{{{{ {}1 }}}}", "-".repeat(100_000));
+        let filters = format!("{{{{ 'a'{} }}}}", " | upper".repeat(20_000));
+        let lists = "{% set ns = namespace(x=[]) %}\
+                     {% for i in range(100000) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}";
+        for source in [
+            "{% for i in range(99999999) %}{% for j in range(99999999) %}{% endfor %}{% endfor %}",
+            "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+            "{{ messages | tojson(indent=1000000000000) }}",
+            "{{ 'x' * 1000000000000 }}",
+            "{{ strftime_now('%Q') }}",
+            &doubling,
+            &nested,
+            &filters,
+            lists,
+            &"x".repeat(MOST_SOURCE + 1),
+        ] {
+            match render(source, &[Message::new("user", "Hi")]) {
+                Ok(text) => assert!(text.len() < 1 << 26),
+                Err(error) => assert!(!error.to_string().contains('\n'), "{error}"),
+            }
+        }
     }
 }

@@ -24,6 +24,9 @@ pub enum TextError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A file has not been fetched from where it is stored.
+    #[error("{0}")]
+    Pointer(String),
     /// The tokenizer failed on a text or on tokens.
     #[error("tokenizer: {0}")]
     Tokenizer(String),

@@ -202,7 +202,7 @@ impl Keys<'_> {
         let either = |short, long| self.agree(short, self.token(short)?, long, self.token(long)?);
         Ok(SpecialTokens {
             bos: self.token("bos_token_id")?,
-            eos: self.token("eos_token_id")?,
+            eos: self.tokens_of("eos_token_id")?,
             pad: self.token("pad_token_id")?,
             eod: either("eod_token", "eod_token_id")?,
             sep: either("sep_token", "sep_token_id")?,
@@ -242,8 +242,21 @@ impl Keys<'_> {
         let Some(value) = present(self.object, key).filter(|value| !value.is_string()) else {
             return Ok(None);
         };
-        let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
-        id.map(Some).ok_or_else(|| wrong_kind(key, value, "a token id"))
+        token_id(key, value)
+    }
+
+    /// One token or a list of them.
+    fn tokens_of(&self, key: &str) -> Result<Vec<u32>, ConfigError> {
+        let mut tokens = Vec::new();
+        match present(self.object, key) {
+            Some(Value::Array(list)) => {
+                for value in list {
+                    tokens.extend(token_id(key, value)?);
+                }
+            }
+            _ => tokens.extend(self.token(key)?),
+        }
+        Ok(tokens)
     }
 
     fn number(&self, key: &str) -> Result<Option<f64>, ConfigError> {
@@ -255,6 +268,15 @@ impl Keys<'_> {
     fn flag(&self, key: &str) -> Result<Option<bool>, ConfigError> {
         flag(self.object, key)
     }
+}
+
+/// The id of a token; -1 is how some libraries write that there is none.
+fn token_id(key: &str, value: &Value) -> Result<Option<u32>, ConfigError> {
+    if value.as_i64() == Some(-1) {
+        return Ok(None);
+    }
+    let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+    id.map(Some).ok_or_else(|| wrong_kind(key, value, "a token id"))
 }
 
 fn present<'a>(object: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {

@@ -1,0 +1,95 @@
+//! What a file was when it was written, in a few bytes.
+
+use std::{
+    fs::File,
+    io::{self, Read, Write},
+    path::Path,
+};
+
+use crc32fast::Hasher;
+use serde::{Deserialize, Serialize};
+
+use crate::files::FileError;
+
+/// Size and CRC-32 of a file, which tell a file that was damaged or exchanged from the one that was
+/// written; they are no protection from somebody who means to deceive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checksum {
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// CRC-32 (the one of zip and PNG) of all of them.
+    pub crc32: u32,
+}
+
+impl Checksum {
+    /// That of some bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self { bytes: bytes.len() as u64, crc32: crc32fast::hash(bytes) }
+    }
+
+    /// That of a file, read in pieces.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read.
+    pub fn of_file(path: &Path) -> Result<Self, FileError> {
+        let mut sum = Summing::new(io::sink());
+        let mut copy = || {
+            let mut file = File::open(path)?;
+            let mut piece = vec![0; 1 << 20];
+            loop {
+                match file.read(&mut piece)? {
+                    0 => return Ok(()),
+                    read => sum.write_all(&piece[..read])?,
+                }
+            }
+        };
+        copy().map_err(FileError::of("read", path))?;
+        Ok(sum.checksum())
+    }
+}
+
+/// Sums up what is written through it.
+pub(super) struct Summing<W> {
+    to: W,
+    hasher: Hasher,
+    bytes: u64,
+}
+
+impl<W: Write> Summing<W> {
+    pub(super) fn new(to: W) -> Self {
+        Self { to, hasher: Hasher::new(), bytes: 0 }
+    }
+
+    pub(super) fn checksum(self) -> Checksum {
+        Checksum { bytes: self.bytes, crc32: self.hasher.finalize() }
+    }
+}
+
+impl<W: Write> Write for Summing<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.to.write(bytes)?;
+        self.hasher.update(&bytes[..written]);
+        self.bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_has_the_checksum_of_its_bytes() {
+        let temp = tempfile::tempdir().unwrap();
+        let (path, bytes) = (temp.path().join("file"), vec![7; 3 << 20]);
+        std::fs::write(&path, &bytes).unwrap();
+        assert_eq!(Checksum::of_file(&path).unwrap(), Checksum::of(&bytes));
+        // The check value that the standard gives for this polynomial.
+        assert_eq!(Checksum::of(b"123456789"), Checksum { bytes: 9, crc32: 0xcbf4_3926 });
+    }
+}
