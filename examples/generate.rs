@@ -33,14 +33,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     print!("{prompt}");
     // Some tokens give no text until the next one completes a character.
-    let mut stream = tokenizer.stream();
-    model.generate(&[tokenizer.encode(&prompt, true)?], &options, |new| {
-        if let Ok(Some(text)) = stream.step(new.token) {
+    let tokens = tokenizer.encode(&prompt, true)?;
+    let mut stream = tokenizer.stream(&tokens);
+    model.generate(std::slice::from_ref(&tokens), &options, |new| {
+        if let Ok(text) = stream.step(new.token) {
             print!("{text}");
             drop(stdout().flush());
         }
         ControlFlow::Continue(())
     })?;
-    println!();
+    println!("{}", stream.finish()?);
     Ok(())
 }

@@ -6,9 +6,14 @@
 //! all layers are stable, the trainer prunes on its own and goes on. The program `yuan pretrain`
 //! has every setting as an option.
 
-use std::{error::Error, path::PathBuf};
+use std::{error::Error, path::Path};
 
-use yuan::{model::DeviceMesh, prelude::*, toy, train::Display};
+use yuan::{
+    model::DeviceMesh,
+    prelude::*,
+    toy,
+    train::{Claim, Display},
+};
 
 /// Every step allocates and frees the same large tensors, which the system's allocator returns to
 /// the system each time.
@@ -16,7 +21,7 @@ use yuan::{model::DeviceMesh, prelude::*, toy, train::Display};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    // What to learn: documents. Any directory of text will do (`data::read_directory`).
+    // What to learn: documents. Any directory of text will do (`data::Corpus::read`).
     let documents = toy::corpus()?;
     println!("{} documents; training a tokenizer on them", documents.len());
 
@@ -24,7 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let device = yuan::device("flex")?.autodiff();
     let new = NewRun::new(toy::train_config(), toy::model(), documents)
         .with_speed_prediction(DeviceMesh::new(vec![device.clone()], 1)?);
-    let run = Run::create(&free_directory(), new)?;
+    let run = Run::create_in(Claim::first_free(Path::new("runs/pretrain"))?, new)?;
 
     // The trainer does what the settings say: validations, checkpoints, LAEP. Callbacks add to it.
     run.trainer(&device)?.with_callback(Display::new(10))?.run()?;
@@ -39,11 +44,4 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     println!("The report is {}", report.page().display());
     Ok(())
-}
-
-/// The first of runs/pretrain, runs/pretrain-2, … that is free.
-fn free_directory() -> PathBuf {
-    let numbered = (2..).map(|number| PathBuf::from(format!("runs/pretrain-{number}")));
-    let mut candidates = std::iter::once(PathBuf::from("runs/pretrain")).chain(numbered);
-    candidates.find(|path| Run::is_free(path)).expect("there are enough numbers")
 }

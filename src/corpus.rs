@@ -35,9 +35,7 @@ pub fn read_crate_sources(manifest: &Path) -> Result<Vec<Document>, TrainError> 
             }
             let path =
                 file.strip_prefix(&root).unwrap_or(&file).to_string_lossy().replace('\\', "/");
-            if let Some(document) =
-                read_document(format!("{name}/{path}"), &file)?.filter(|d| d.text.len() <= left)
-            {
+            if let Some(document) = read_document(format!("{name}/{path}"), &file, left as u64)? {
                 left -= document.text.len();
                 documents.push(document);
             }

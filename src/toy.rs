@@ -14,7 +14,7 @@ pub use crate::corpus::read_crate_sources;
 ///
 /// # Errors
 ///
-/// If Cargo or its registry is not there; a directory of text (`data::read_directory`) serves then.
+/// If Cargo or its registry is not there; a directory of text (`data::Corpus::read`) serves then.
 pub fn corpus() -> Result<Vec<Document>, TrainError> {
     read_crate_sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"))
 }

@@ -64,7 +64,7 @@ impl History {
         let mut story = Vec::with_capacity(self.events.len());
         for event in &self.events {
             match event.clone() {
-                Event::Start { .. } => {}
+                Event::Start { .. } | Event::Change { .. } => {}
                 Event::Step(metrics) => {
                     story.push(Event::Step(StepMetrics { seconds: 0.0, ..metrics }));
                 }
@@ -134,6 +134,15 @@ impl History {
     /// The stretches of events that a roll-back undid.
     pub fn undone(&self) -> impl Iterator<Item = &[Event]> {
         self.undone.iter().map(|range| &self.events[range.clone()])
+    }
+
+    /// Lines of the metrics file that were lost: what they told is unknown.
+    pub fn lost_lines(&self) -> usize {
+        let lost = self.events.iter().map(|event| match event {
+            Event::HistoryLost { lines, .. } => *lines,
+            _ => 0,
+        });
+        lost.sum()
     }
 
     /// All optimizer steps that were not undone.

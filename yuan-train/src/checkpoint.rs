@@ -5,13 +5,16 @@
 //! - `config.json`, the model's configuration (after a prune, its new expert counts),
 //! - `model.safetensors`, parameters by path,
 //! - `optimizer.safetensors`, both moments of every parameter by path,
-//! - `state.json`, everything else.
+//! - `state.json`, everything else,
+//! - `checksums.json`, what the files were when they were written. They are compared when a
+//!   checkpoint is loaded, by a thread of its own beside the loading.
 
 use std::{
     collections::BTreeMap,
     fs,
     ops::Range,
     path::{Path, PathBuf},
+    thread,
 };
 
 use burn::tensor::{DType, TensorData};
@@ -19,15 +22,21 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use yuan_model::{
     files::{UNFINISHED, remove_directory, write_directory},
+    hf::Shards,
     named,
-    storage::{Dtype, OutgoingTensor, TensorBytes, TensorFile, stored_dtype, write_tensors},
+    storage::{
+        Checksum, Dtype, OutgoingTensor, TensorBytes, TensorFile, stored_dtype, write_tensors,
+    },
 };
 
-use crate::{AdamW, AdamWConfig, LanguageModel, TrainError};
+use crate::{AdamW, AdamWConfig, LanguageModel, TrainError, checksums::Checksums};
 
 /// What a checkpoint carries beside tensors.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct CheckpointState {
+    /// How the checkpoint is laid out: 1 has checksums, 0, of earlier versions, has none.
+    #[serde(default)]
+    pub(crate) layout: u32,
     /// Steps completed.
     pub step: u64,
     /// Rows taken from the training stream.
@@ -36,6 +45,9 @@ pub struct CheckpointState {
     pub optimizer_updates: u64,
     /// States of callbacks by name.
     pub callbacks: BTreeMap<String, Value>,
+    /// Settings that a resumed run may have otherwise, as they were.
+    #[serde(default)]
+    pub settings: BTreeMap<String, String>,
 }
 
 /// A complete checkpoint on disk.
@@ -47,7 +59,17 @@ pub struct Checkpoint {
     pub step: u64,
 }
 
+/// Rows that no training reads: more is a damaged number.
+const MOST_ROWS: u64 = 1 << 60;
+/// The present [`CheckpointState::layout`].
+const LAYOUT: u32 = 1;
+/// The key in a header that says after which step its tensors were written.
+const STEP: &str = "step";
+const MODEL: &str = "model.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
 const PREFIX: &str = "checkpoint-";
+/// Name of the file with everything that is no tensor.
+const STATE: &str = "state.json";
 const SNAPSHOT: &str = "before-prune";
 
 impl Checkpoint {
@@ -60,9 +82,8 @@ impl Checkpoint {
         let mut found = Vec::new();
         for entry in fs::read_dir(run_dir).map_err(TrainError::io("read", run_dir))? {
             let path = entry.map_err(TrainError::io("read", run_dir))?.path();
-            let name = path.file_name().and_then(|name| name.to_str());
-            // An unfinished one has a suffix that is no number.
-            if let Some(step) = name.and_then(|name| name.strip_prefix(PREFIX)?.parse().ok()) {
+            // Other libraries call their checkpoints alike, without this file.
+            if let Some(step) = step_of(&path).filter(|_| path.join(STATE).is_file()) {
                 found.push(Self { path, step });
             }
         }
@@ -79,14 +100,15 @@ impl Checkpoint {
         Ok(Self::list(run_dir)?.pop())
     }
 
-    /// The directory itself if it is a checkpoint, else the latest checkpoint in it.
+    /// The directory itself if it is a checkpoint, else the latest checkpoint in it; none for
+    /// published weights, which another library may have put beside checkpoints of its own.
     ///
     /// # Errors
     ///
     /// If the directory cannot be read.
     pub fn find(path: &Path) -> Result<Option<Self>, TrainError> {
-        if !path.join("state.json").is_file() {
-            return Self::latest(path);
+        if !path.join(STATE).is_file() {
+            return if Shards::are_in(path) { Ok(None) } else { Self::latest(path) };
         }
         let checkpoint = Self { path: path.into(), step: 0 };
         let step = checkpoint.state()?.step;
@@ -154,18 +176,22 @@ impl Checkpoint {
         optimizer: &AdamW,
         state: &CheckpointState,
     ) -> Result<Self, TrainError> {
+        let state = CheckpointState { layout: LAYOUT, ..state.clone() };
+        let text = serde_json::to_string_pretty(&state);
+        let text = text.map_err(|error| damaged(&path, error.to_string()))?;
         write_directory(&path, |directory| {
-            let write = |name: &str, text: String| {
+            let mut checksums = Checksums::default();
+            for (name, text) in [("config.json", model.config_json()), (STATE, text)] {
                 let file = directory.join(name);
-                fs::write(&file, text).map_err(TrainError::io("write", &file))
-            };
-            write("config.json", model.config_json())?;
-            write(
-                "state.json",
-                serde_json::to_string_pretty(state).map_err(|e| damaged(&path, e.to_string()))?,
-            )?;
-            save_parameters(&directory.join("model.safetensors"), model)?;
-            save_moments(&directory.join("optimizer.safetensors"), model, optimizer)
+                fs::write(&file, &text).map_err(TrainError::io("write", &file))?;
+                checksums.add(name, Checksum::of(text.as_bytes()));
+            }
+            let step = [(STEP, state.step.to_string())];
+            let saved = save_parameters(&directory.join(MODEL), &step, model)?;
+            checksums.add(MODEL, saved);
+            let saved = save_moments(&directory.join(OPTIMIZER), &step, model, optimizer)?;
+            checksums.add(OPTIMIZER, saved);
+            checksums.save(directory)
         })?;
         Ok(Self { path, step: state.step })
     }
@@ -197,10 +223,49 @@ impl Checkpoint {
     ///
     /// If `state.json` is missing or damaged.
     pub fn state(&self) -> Result<CheckpointState, TrainError> {
-        let file = self.path.join("state.json");
+        let file = self.path.join(STATE);
         let text = fs::read_to_string(&file).map_err(TrainError::io("read", &file))?;
-        serde_json::from_str(&text)
-            .map_err(|error| damaged(&self.path, format!("state.json: {error}")))
+        let state: CheckpointState = serde_json::from_str(&text)
+            .map_err(|error| damaged(&self.path, format!("{STATE}: {error}")))?;
+        let of_name = step_of(&self.path).filter(|&step| step != state.step);
+        if of_name.is_some() || state.consumed_rows > MOST_ROWS {
+            let (step, rows) = (state.step, state.consumed_rows);
+            let reason = format!("{STATE} says step {step} and {rows} rows, which cannot be");
+            return Err(damaged(&self.path, reason));
+        }
+        Ok(state)
+    }
+
+    /// Reads every file and compares it with its checksum; checkpoints of earlier versions have
+    /// none.
+    ///
+    /// # Errors
+    ///
+    /// Names the files that are missing or not those that were written.
+    pub fn verify(&self) -> Result<(), TrainError> {
+        let has_checksums = self.path.join(Checksums::FILE).exists();
+        if !has_checksums && self.state()?.layout == 0 {
+            return Ok(());
+        }
+        match &Checksums::load(&self.path)?.problems(&self.path)[..] {
+            [] => Ok(()),
+            problems => Err(damaged(&self.path, problems.join("; "))),
+        }
+    }
+
+    /// Compares the sizes of all files with those that were written, which reads none of them.
+    ///
+    /// # Errors
+    ///
+    /// As [`verify`](Self::verify), less what only the contents tell.
+    pub fn verify_sizes(&self) -> Result<(), TrainError> {
+        if !self.path.join(Checksums::FILE).exists() {
+            return self.verify();
+        }
+        match &Checksums::load(&self.path)?.problems_of_sizes(&self.path)[..] {
+            [] => Ok(()),
+            problems => Err(damaged(&self.path, problems.join("; "))),
+        }
     }
 
     /// Builds model and optimizer as they were.
@@ -214,17 +279,33 @@ impl Checkpoint {
         optimizer: &AdamWConfig,
         place: &M::Place,
     ) -> Result<(M, AdamW, CheckpointState), TrainError> {
-        let state = self.state()?;
-        let model: M = self.load_model(place)?;
-        let stored = model.stored_parameters();
-        let moments = TensorFile::open(&self.path.join("optimizer.safetensors"))?;
-        let mut optimizer = AdamW::new(optimizer);
-        optimizer
-            .restore(&model, &stored, state.optimizer_updates, |name| {
-                read_slices(&moments, name, None).ok()
-            })
-            .map_err(|reason| damaged(&self.path, format!("optimizer.safetensors: {reason}")))?;
-        Ok((model, optimizer, state))
+        self.beside_verifying(|| {
+            let state = self.state()?;
+            let model: M = self.load_model_of(place, Some(state.step))?;
+            let stored = model.stored_parameters();
+            let moments = self.open_tensors(OPTIMIZER, Some(state.step))?;
+            let mut optimizer = AdamW::new(optimizer);
+            optimizer
+                .restore(&model, &stored, state.optimizer_updates, |name| {
+                    read_slices(&moments, name, None).ok()
+                })
+                .map_err(|reason| damaged(&self.path, format!("{OPTIMIZER}: {reason}")))?;
+            Ok((model, optimizer, state))
+        })
+    }
+
+    /// Loads while a thread compares the files with their checksums; what it finds explains what
+    /// else went wrong.
+    fn beside_verifying<T>(
+        &self,
+        load: impl FnOnce() -> Result<T, TrainError>,
+    ) -> Result<T, TrainError> {
+        thread::scope(|scope| {
+            let verified = scope.spawn(|| self.verify());
+            let loaded = load();
+            verified.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            loaded
+        })
     }
 
     /// Builds the model alone, to generate with or to export.
@@ -233,23 +314,43 @@ impl Checkpoint {
     ///
     /// As [`load`](Self::load).
     pub fn load_model<M: LanguageModel>(&self, place: &M::Place) -> Result<M, TrainError> {
+        self.beside_verifying(|| self.load_model_of(place, None))
+    }
+
+    fn load_model_of<M: LanguageModel>(
+        &self,
+        place: &M::Place,
+        step: Option<u64>,
+    ) -> Result<M, TrainError> {
         let file = self.path.join("config.json");
         let config = fs::read_to_string(&file).map_err(TrainError::io("read", &file))?;
         let model = M::from_config_json(&config, place)
             .map_err(|error| damaged(&self.path, format!("config.json: {error}")))?;
-        self.fill(model)
+        self.fill(model, step)
+    }
+
+    /// Opens a file of tensors, which must be of this step; those of earlier versions do not say.
+    fn open_tensors(&self, name: &str, step: Option<u64>) -> Result<TensorFile, TrainError> {
+        let file = TensorFile::open(&self.path.join(name))?;
+        match (file.metadata().get(STEP), step) {
+            (Some(found), Some(step)) if *found != step.to_string() => {
+                let reason = format!("{name} is of step {found}, but {STATE} of step {step}");
+                Err(damaged(&self.path, reason))
+            }
+            _ => Ok(file),
+        }
     }
 
     /// The model's parameters from the checkpoint, all of them and no others.
-    fn fill<M: LanguageModel>(&self, model: M) -> Result<M, TrainError> {
-        let file = TensorFile::open(&self.path.join("model.safetensors"))?;
+    fn fill<M: LanguageModel>(&self, model: M, step: Option<u64>) -> Result<M, TrainError> {
+        let file = self.open_tensors(MODEL, step)?;
         let stored = model.stored_parameters();
         let expected =
             stored.iter().map(|parameter| (parameter.path.clone(), parameter.shape.clone()));
         let mut wrong = file.mismatches(expected);
         if !wrong.is_empty() {
             wrong.sort_unstable();
-            return Err(damaged(&self.path, format!("model.safetensors: {}", wrong.join("; "))));
+            return Err(damaged(&self.path, format!("{MODEL}: {}", wrong.join("; "))));
         }
         let mut result = Ok(());
         let model = named::write_stored(model, &stored, |name, slices| {
@@ -259,17 +360,26 @@ impl Checkpoint {
     }
 }
 
+/// The step that a checkpoint's name says; an unfinished one has a suffix that is no number.
+fn step_of(path: &Path) -> Option<u64> {
+    path.file_name()?.to_str()?.strip_prefix(PREFIX)?.parse().ok()
+}
+
 fn damaged(path: &Path, reason: impl Into<String>) -> TrainError {
     TrainError::Checkpoint { path: path.to_path_buf(), reason: reason.into() }
 }
 
-fn save_parameters<M: LanguageModel>(path: &Path, model: &M) -> Result<(), TrainError> {
+fn save_parameters<M: LanguageModel>(
+    path: &Path,
+    metadata: &[(&str, String)],
+    model: &M,
+) -> Result<Checksum, TrainError> {
     let (stored, dtypes) = (model.stored_parameters(), named::dtypes_by_id(model));
     let described = stored.iter().map(|parameter| {
         let dtype = dtypes.get(&parameter.parts[0].copies[0]).copied().unwrap_or(DType::F32);
         outgoing(parameter.path.clone(), dtype, parameter.shape.clone())
     });
-    write_tensors(path, &described.collect::<Vec<_>>(), |index| {
+    write_tensors(path, &described.collect::<Vec<_>>(), metadata, |index| {
         let data = named::read_stored(model, &stored[index]);
         data.map(TensorBytes::Data).map_err(TrainError::from)
     })
@@ -277,9 +387,10 @@ fn save_parameters<M: LanguageModel>(path: &Path, model: &M) -> Result<(), Train
 
 fn save_moments<M: LanguageModel>(
     path: &Path,
+    metadata: &[(&str, String)],
     model: &M,
     optimizer: &AdamW,
-) -> Result<(), TrainError> {
+) -> Result<Checksum, TrainError> {
     let (mut tensors, mut data) = (Vec::new(), Vec::new());
     optimizer.save(&model.stored_parameters(), |name, moment| {
         tensors.push(outgoing(name, moment.dtype(), moment.shape().to_vec()));
@@ -287,7 +398,7 @@ fn save_moments<M: LanguageModel>(
         Ok(())
     })?;
     let twice = || damaged(path, "a moment would be written twice");
-    write_tensors(path, &tensors, |index| data[index].take().ok_or_else(twice))
+    write_tensors(path, &tensors, metadata, |index| data[index].take().ok_or_else(twice))
 }
 
 fn outgoing(name: String, dtype: DType, shape: Vec<usize>) -> OutgoingTensor {

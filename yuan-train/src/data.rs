@@ -2,9 +2,11 @@
 
 mod batches;
 mod documents;
+mod read;
 mod tokens;
 
 pub use batches::RowStream;
-pub use documents::{Document, Split, files_below, read_directory, read_document, thin_out};
+pub use documents::{Document, Split, thin_out};
+pub use read::{Corpus, Skipped, files_below, read_document};
 pub use tokenizers::Tokenizer;
 pub use tokens::{END_OF_DOCUMENT, TokenStreams, read_tokenizer, train_tokenizer};

@@ -62,9 +62,33 @@ pub enum TrainError {
     /// state.
     #[error("the run has a callback `{0}` already")]
     CallbackTwice(&'static str),
-    /// The rows of a batch cannot be spread over the devices.
-    #[error("a batch of {rows} rows cannot be spread evenly over {devices} devices")]
-    UnevenBatch {
+    /// A setting was to change that stays as it is for the whole run.
+    #[error("{0} cannot change in the middle of a run")]
+    FixedSetting(String),
+    /// A prune is to happen after the end of the run.
+    #[error("the prune after step {step} would never happen: the run has {steps} steps")]
+    PruneAfterEnd {
+        /// The step to prune at.
+        step: u64,
+        /// Steps of the run.
+        steps: u64,
+    },
+    /// The guard could not judge the last prune before the run ends.
+    #[error(
+        "the guard judges the prune after step {step} within {needs} steps, but the run ends after \
+         {steps}: prune earlier, guard for fewer steps, or train for more"
+    )]
+    NoTimeToGuard {
+        /// The step to prune at.
+        step: u64,
+        /// Steps that the guard watches.
+        needs: u64,
+        /// Steps of the run.
+        steps: u64,
+    },
+    /// A device would get no row of a batch.
+    #[error("a batch of {rows} rows is too small for {devices} devices")]
+    TooFewRows {
         /// Rows of a micro-batch.
         rows: usize,
         /// Devices of the mesh.
@@ -116,12 +140,45 @@ pub enum TrainError {
         /// What is wrong with it.
         reason: String,
     },
-    /// A directory that was to become a run is not empty.
-    #[error("{} is not empty: resume the run in it, or name another directory", .0.display())]
+    /// The latest checkpoint of a run is damaged, and an earlier one is not.
+    #[error(
+        "{cause}; {} is whole: remove {} to go on from it",
+        good.display(), latest.display()
+    )]
+    LatestDamaged {
+        /// What is wrong.
+        cause: Box<TrainError>,
+        /// The damaged checkpoint.
+        latest: PathBuf,
+        /// The latest one that is whole.
+        good: PathBuf,
+    },
+    /// A directory that was to become a run is one.
+    #[error("{} holds a run already: resume it, or name another directory", .0.display())]
     RunExists(PathBuf),
+    /// A directory that was to become a run is not empty.
+    #[error("{} is not empty: name a new or an empty directory", .0.display())]
+    NotEmpty(PathBuf),
+    /// Another process writes into the run directory.
+    #[error(
+        "{} is in use by {holder}: wait until it has ended, or name another directory",
+        directory.display()
+    )]
+    RunBusy {
+        /// The run directory.
+        directory: PathBuf,
+        /// The process, as it describes itself.
+        holder: String,
+    },
+    /// The run directory was removed or replaced while the run went on.
+    #[error("{} was removed or replaced while the run wrote into it", .0.display())]
+    RunGone(PathBuf),
     /// A directory that was to be a run is none.
     #[error("{} holds no run to resume", .0.display())]
     NoRun(PathBuf),
+    /// The preparation of a run was interrupted.
+    #[error("{} holds a run that was never prepared to the end: start it again", .0.display())]
+    Unprepared(PathBuf),
     /// The validation loss stopped being a number.
     #[error(
         "step {step}: the {what} is {value}; lower the learning rate or resume from an earlier \

@@ -150,6 +150,26 @@ pub enum Event {
         /// Steps completed where it goes on.
         to_step: u64,
     },
+    /// Lines of the metrics file could not be read when the run was resumed.
+    HistoryLost {
+        /// Steps completed.
+        step: u64,
+        /// How many.
+        lines: usize,
+        /// The file in the run directory that holds what there was; none if there was no file.
+        kept_in: Option<String>,
+    },
+    /// A setting of the run was changed when it was resumed.
+    Change {
+        /// Steps completed.
+        step: u64,
+        /// Name of the setting.
+        setting: String,
+        /// What it was.
+        from: String,
+        /// What it is.
+        to: String,
+    },
     /// A checkpoint is complete.
     Checkpoint {
         /// Steps completed.
@@ -180,6 +200,8 @@ impl Event {
             | Self::Rearrange { step, .. }
             | Self::Guard { step, .. }
             | Self::RollBack { step, .. }
+            | Self::HistoryLost { step, .. }
+            | Self::Change { step, .. }
             | Self::Checkpoint { step }
             | Self::Custom { step, .. } => *step,
         }

@@ -9,7 +9,10 @@ use yuan_model::{
     storage::{StoredTensor, TensorFile},
 };
 
-use crate::{Checkpoint, TrainError};
+use crate::{
+    Checkpoint, Problem, TrainError,
+    diagnosis::{problems_of_run, problems_of_text},
+};
 
 /// Tensors, sizes and experts of a checkpoint, and what is wrong with it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -32,8 +35,8 @@ pub struct Inventory {
     pub stored_elements: u64,
     /// Tensors that are no parameters of the language model, such as a vision tower.
     pub other_tensors: usize,
-    /// What keeps it from being loaded.
-    pub problems: Vec<String>,
+    /// What keeps it from being loaded, or a run from going on.
+    pub problems: Vec<Problem>,
 }
 
 /// One file.
@@ -70,17 +73,39 @@ impl Inventory {
     ///
     /// No model at all, or a configuration or header that cannot be read.
     pub fn of(path: &Path) -> Result<Self, TrainError> {
+        Self::checked(path, false)
+    }
+
+    /// The same, with every file of a run read and compared with its checksum if `verify`.
+    ///
+    /// # Errors
+    ///
+    /// As [`of`](Self::of).
+    pub fn checked(path: &Path, verify: bool) -> Result<Self, TrainError> {
         match Checkpoint::find(path)? {
-            Some(Checkpoint { path: run, .. }) => {
-                let config = YuanConfig::load(&run.join("config.json"))?;
-                let file = TensorFile::open_header(&run.join("model.safetensors"))?;
-                let problems = run_problems(&config, &file);
+            Some(Checkpoint { path: checkpoint, .. }) => {
+                let config = YuanConfig::load(&checkpoint.join("config.json"))?;
+                let file = TensorFile::open_header(&checkpoint.join("model.safetensors"))?;
+                let mut problems = run_problems(&config, &file);
+                let is_run = checkpoint != path;
+                if is_run {
+                    problems.extend(problems_of_run(path, verify)?);
+                } else if let Err(error) = if verify {
+                    Checkpoint::find(path)?.map_or(Ok(()), |found| found.verify())
+                } else {
+                    Ok(())
+                } {
+                    problems.push(Problem::new(error.to_string(), REMEDY));
+                }
                 Ok(Self::new("run", &config, std::slice::from_ref(&file), problems, 0))
             }
             None => {
-                let (config, _) = hf::read_config(path)?;
+                let (config, raw_config) = hf::read_config(path)?;
                 let shards = Shards::open_headers(path)?;
-                let problems = hf::problems(&config, &shards);
+                let problems = hf::problems(&config, &raw_config, &shards).into_iter();
+                let mut problems: Vec<_> =
+                    problems.map(|problem| Problem::new(problem, REMEDY)).collect();
+                problems.extend(problems_of_text(path));
                 let others = hf::extras(&shards).count();
                 Ok(Self::new("huggingface", &config, shards.files(), problems, others))
             }
@@ -91,7 +116,7 @@ impl Inventory {
         layout: &'static str,
         config: &YuanConfig,
         files: &[TensorFile],
-        mut problems: Vec<String>,
+        mut problems: Vec<Problem>,
         other_tensors: usize,
     ) -> Self {
         let mut types: BTreeMap<String, TypeEntry> = BTreeMap::new();
@@ -101,9 +126,9 @@ impl Inventory {
             let bytes = file.tensors().values().map(|tensor| tensor.bytes as u64).sum();
             let missing_bytes = file.missing_bytes();
             if missing_bytes > 0 {
-                problems.push(format!(
-                    "{name} is cut off: {missing_bytes} bytes of its tensors are missing"
-                ));
+                let what =
+                    format!("{name} is cut off: {missing_bytes} bytes of its tensors are missing");
+                problems.push(Problem::new(what, REMEDY));
             }
             for tensor in file.tensors().values() {
                 let entry = types.entry(format!("{:?}", tensor.dtype)).or_default();
@@ -133,9 +158,14 @@ fn elements(tensor: &StoredTensor) -> u64 {
     tensor.shape.iter().map(|&size| size as u64).product()
 }
 
-fn run_problems(config: &YuanConfig, file: &TensorFile) -> Vec<String> {
+/// For tensors that are not as they should be.
+const REMEDY: &str = "copy the file anew from where it came from, or correct config.json";
+
+fn run_problems(config: &YuanConfig, file: &TensorFile) -> Vec<Problem> {
     let sources = config.parameter_sources().into_iter();
-    file.mismatches(sources.map(|source| (source.path.clone(), source.parameter_shape())))
+    let found =
+        file.mismatches(sources.map(|source| (source.path.clone(), source.parameter_shape())));
+    found.into_iter().map(|problem| Problem::new(problem, REMEDY)).collect()
 }
 
 /// A count in the unit that people say: 1.01 T, 40.2 B, 29.9 M.

@@ -10,8 +10,10 @@
 
 mod callback;
 mod checkpoint;
+mod checksums;
 mod config;
 pub mod data;
+mod diagnosis;
 mod error;
 mod event;
 mod gradients;
@@ -44,6 +46,7 @@ pub use config::{
     TrainConfig,
     laep::{Guard, LaepConfig, Trigger},
 };
+pub use diagnosis::{Problem, problems_of_run};
 pub use error::TrainError;
 pub use event::{Event, StepMetrics};
 pub use gradients::LossOptions;
@@ -56,7 +59,9 @@ pub use reduce::{all_reduce, reduce_gradients};
 pub use run::{
     Run,
     check::{check_mesh, check_settings},
+    claim::Claim,
     fresh_model,
+    lock::RunLock,
     new::NewRun,
     row_streams,
 };

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, FloatDType};
 use yuan_model::{
     YuanConfig, YuanModel,
-    files::{copy_into, write_directory},
-    hf::{HfCheckpoint, LoadOptions},
+    files::{copy_into, create_parent, write_directory},
+    hf::{self, CheckpointError, HfCheckpoint, LoadOptions},
     named,
 };
 
@@ -28,11 +28,15 @@ pub enum ModelDirectory {
 
 /// Name of the tokenizer's file.
 pub(crate) const TOKENIZER: &str = "tokenizer.json";
-/// What may be beside it.
-const TOKENIZER_FILES: [&str; 5] = [
+/// Name of the file in a run that holds the options it was made with.
+pub(crate) const OPTIONS: &str = "options.toml";
+/// What may be beside the tokenizer.
+pub(crate) const TOKENIZER_FILES: [&str; 7] = [
     TOKENIZER,
     "tokenizer_config.json",
     "generation_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
 ];
@@ -65,19 +69,25 @@ impl ModelDirectory {
     ///
     /// # Errors
     ///
-    /// A damaged file, or every tensor that is missing, surplus or misshapen.
+    /// A damaged file, every tensor that is missing, surplus or misshapen, values that become
+    /// infinite in another type, or a type that the device does not compute in.
     pub fn load(
         &self,
         device: &Device,
         dtype: Option<FloatDType>,
     ) -> Result<YuanModel, TrainError> {
+        if let Some(dtype) = dtype.filter(|&dtype| !device.supports_dtype(dtype)) {
+            return Err(TrainError::Precision(dtype));
+        }
         match self {
             Self::Run { checkpoint, .. } => {
                 let model: YuanModel = checkpoint.load_model(device)?;
-                Ok(match dtype {
-                    Some(dtype) => named::cast_parameters(model, dtype),
-                    None => model,
-                })
+                let Some(dtype) = dtype else { return Ok(model) };
+                let tensors = hf::overflowing(&model, dtype);
+                if !tensors.is_empty() {
+                    return Err(CheckpointError::Overflow { tensors, to: dtype }.into());
+                }
+                Ok(named::cast_parameters(model, dtype))
             }
             Self::Hf(checkpoint) => {
                 Ok(checkpoint.load(device, &LoadOptions { dtype, ..LoadOptions::default() })?)
@@ -122,6 +132,7 @@ impl ModelDirectory {
         model: &YuanModel,
         side_files: &[PathBuf],
     ) -> Result<(), TrainError> {
+        create_parent(directory)?;
         write_directory(directory, |unfinished| {
             side_files.iter().try_for_each(|file| copy_into(file, unfinished))?;
             let config = unfinished.join("config.json");

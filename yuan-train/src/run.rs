@@ -4,8 +4,9 @@
 //!
 //! - `run.json`, the [`TrainConfig`]; it is written last, so a directory with it can be resumed,
 //! - `config.json`, the model at the start of the run,
-//! - `tokenizer.json` and `tokenizer_config.json`,
-//! - `train.tokens` and `validation.tokens`.
+//! - `tokenizer.json` and `tokenizer_config.json`, and what else another model has beside them,
+//! - `train.tokens` and `validation.tokens`,
+//! - `run.lock` while a process writes into it ([`RunLock`]).
 
 use std::{
     fs,
@@ -16,7 +17,7 @@ use std::{
 use burn::tensor::{Device, FloatDType};
 use yuan_model::{
     DeviceMesh, MeshModel, YuanConfig, YuanModel,
-    files::{FileError, remove_directory, write_whole},
+    files::{copy_into, write_whole},
     named,
 };
 
@@ -27,9 +28,13 @@ use crate::{
 };
 
 pub(crate) mod check;
+pub(crate) mod claim;
+pub(crate) mod lock;
 pub(crate) mod new;
 
-use check::{check_mesh, check_settings};
+use check::{check_rows, check_settings};
+use claim::Claim;
+use lock::RunLock;
 use new::{NewRun, Start};
 
 /// Name of the settings' file in a run directory.
@@ -48,7 +53,7 @@ const TOKENIZER_CONFIG_JSON: &str =
 /// use yuan_model::YuanConfig;
 /// use yuan_train::{LaepConfig, NewRun, Run, TrainConfig, Trigger, data::Document};
 ///
-/// // Documents are usually read from a directory: `data::read_directory`.
+/// // Documents are usually read from files: `data::Corpus::read`.
 /// let text = "the router sends every token to the experts that it scores highest. ".repeat(20);
 /// let document = |i| Document { name: format!("{i}.txt"), text: text.clone() };
 /// let documents = (0..60).map(document).collect();
@@ -70,13 +75,15 @@ const TOKENIZER_CONFIG_JSON: &str =
 /// assert_eq!(trainer.step(), 2);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Run {
     directory: PathBuf,
     config: TrainConfig,
     model: YuanConfig,
     /// To train on, and to validate with.
     tokens: [u64; 2],
+    /// From its making on, if this process made it; trainers take it themselves.
+    lock: Option<RunLock>,
 }
 
 impl Run {
@@ -88,7 +95,16 @@ impl Run {
     /// If the directory is taken, a setting does not fit the model, there is too little text, or a
     /// file cannot be written; nothing of the run is then left.
     pub fn create(directory: &Path, new: NewRun) -> Result<Self, TrainError> {
-        Self::check_free(directory)?;
+        Self::create_in(Claim::take(directory)?, new)
+    }
+
+    /// The same in a directory that was taken before, so that no other process makes a run of it
+    /// while the text is read.
+    ///
+    /// # Errors
+    ///
+    /// As [`create`](Self::create).
+    pub fn create_in(claim: Claim, new: NewRun) -> Result<Self, TrainError> {
         check_settings(&new.config, new.model())?;
         let tokenizer = new.tokenizer()?;
         let streams = TokenStreams::new(&new.documents, &tokenizer)?;
@@ -96,32 +112,8 @@ impl Run {
         // written.
         row_streams(&streams, &new.config)?;
         let model = new.model_with(&tokenizer, streams.eod)?;
-        let made = make_directory(directory)?;
-        let written = Self::write(directory, new, model, &tokenizer, &streams);
-        if written.is_err() {
-            // Half a preparation is no run. What went wrong first is what the user should hear of.
-            drop(if made { remove_directory(directory) } else { empty_directory(directory) });
-        }
-        written
-    }
-
-    /// Whether a run may be made in a directory: it is empty or not there.
-    pub fn is_free(directory: &Path) -> bool {
-        Self::check_free(directory).is_ok()
-    }
-
-    /// Checks that a run may be made in a directory.
-    ///
-    /// # Errors
-    ///
-    /// If something is in it, it is a file, or it cannot be read.
-    pub fn check_free(directory: &Path) -> Result<(), TrainError> {
-        match directory.read_dir().map(|mut entries| entries.next().is_none()) {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(TrainError::RunExists(directory.to_path_buf())),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(TrainError::io("use", directory)(error)),
-        }
+        let run = Self::write(claim.directory(), new, model, &tokenizer, &streams)?;
+        Ok(Self { lock: claim.done(), ..run })
     }
 
     fn write(
@@ -132,25 +124,34 @@ impl Run {
         streams: &TokenStreams,
     ) -> Result<Self, TrainError> {
         streams.save(directory)?;
-        let text = tokenizer.to_string(true);
-        let text = text.map_err(|error| TrainError::Tokenizer(error.to_string()))?;
-        write_whole(&directory.join(TOKENIZER), text.as_bytes())?;
-        write_whole(&directory.join(TOKENIZER_CONFIG), TOKENIZER_CONFIG_JSON.as_bytes())?;
-        if let Start::From(from) = &new.start {
-            // Another model's weights are the run's first checkpoint.
-            let weights = from.load(&yuan_model::host_device(), Some(FloatDType::F32))?;
-            Checkpoint::save_initial(directory, &weights)?;
+        match &new.start {
+            Start::Fresh(_) => {
+                let text = tokenizer.to_string(true);
+                let text = text.map_err(|error| TrainError::Tokenizer(error.to_string()))?;
+                write_whole(&directory.join(TOKENIZER), text.as_bytes())?;
+                write_whole(&directory.join(TOKENIZER_CONFIG), TOKENIZER_CONFIG_JSON.as_bytes())?;
+            }
+            Start::From(from) => {
+                // The chat template and the tokens that end an answer stay the model's.
+                from.tokenizer_files().iter().try_for_each(|file| copy_into(file, directory))?;
+                // Its weights are the run's first checkpoint.
+                let weights = from.load(&yuan_model::host_device(), Some(FloatDType::F32))?;
+                Checkpoint::save_initial(directory, &weights)?;
+            }
         }
         write_whole(&directory.join(MODEL), model.to_json().as_bytes())?;
+        for (name, text) in &new.files {
+            write_whole(&directory.join(name), text.as_bytes())?;
+        }
         let mut config = new.config;
         if let Some(mesh) = &new.speed_on {
             config.laep.speed = Some(SpeedModel::measure(&model, mesh, config.work())?);
         }
-        let text = serde_json::to_string_pretty(&config).expect("settings are plain data");
-        // Last, since a directory with this file is a run that can be resumed.
-        write_whole(&directory.join(CONFIG), text.as_bytes())?;
         let tokens = [streams.train.len() as u64, streams.validation.len() as u64];
-        Ok(Self { directory: directory.to_path_buf(), config, model, tokens })
+        let run = Self { directory: directory.to_path_buf(), config, model, tokens, lock: None };
+        // Last, since a directory with this file is a run that can be resumed.
+        run.write_config()?;
+        Ok(run)
     }
 
     /// Opens a run that was created before.
@@ -162,17 +163,47 @@ impl Run {
         let path = directory.join(CONFIG);
         let text = fs::read_to_string(&path).map_err(|error| match error.kind() {
             ErrorKind::NotFound | ErrorKind::NotADirectory => {
-                TrainError::NoRun(directory.to_path_buf())
+                match directory.join(RunLock::FILE).exists() {
+                    true => TrainError::Unprepared(directory.to_path_buf()),
+                    false => TrainError::NoRun(directory.to_path_buf()),
+                }
             }
             _ => TrainError::io("read", &path)(error),
         })?;
-        let config = serde_json::from_str(&text).map_err(|error| {
-            let reason = format!("not a run's configuration: {error}");
-            TrainError::Damaged { path, reason }
-        })?;
+        let damaged = |reason: String| TrainError::Damaged { path: path.clone(), reason };
+        let config: TrainConfig = serde_json::from_str(&text)
+            .map_err(|error| damaged(format!("not a run's configuration: {error}")))?;
         let model = YuanConfig::load(&directory.join(MODEL))?;
+        check_settings(&config, &model).map_err(|error| damaged(error.to_string()))?;
         let tokens = TokenStreams::sizes(directory)?;
-        Ok(Self { directory: directory.to_path_buf(), config, model, tokens })
+        Ok(Self { directory: directory.to_path_buf(), config, model, tokens, lock: None })
+    }
+
+    /// Changes settings of a run that is not being trained: the number of steps, how often it is
+    /// validated and kept, and the groups of experts. The learning rate follows the schedule of the
+    /// new number of steps; the metrics tell of the change when the run goes on.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::FixedSetting`] names another setting that differs; and if a new value is out of
+    /// range, another process has the run, or the settings cannot be written.
+    pub fn reconfigure(&mut self, config: TrainConfig) -> Result<(), TrainError> {
+        if config == self.config {
+            return Ok(());
+        }
+        if let Some(name) = check::fixed_setting(&self.config, &config) {
+            return Err(TrainError::FixedSetting(name));
+        }
+        check_settings(&config, &self.model)?;
+        let lock = RunLock::take(&self.directory)?;
+        self.config = config;
+        self.lock = Some(lock);
+        self.write_config()
+    }
+
+    fn write_config(&self) -> Result<(), TrainError> {
+        let text = serde_json::to_string_pretty(&self.config).expect("settings are plain data");
+        Ok(write_whole(&self.directory.join(CONFIG), text.as_bytes())?)
     }
 
     /// Where it is.
@@ -205,13 +236,15 @@ impl Run {
         self.trainer_at(device, Ok)
     }
 
-    /// The same on a mesh of devices.
+    /// The same on a mesh of devices: any whose rows have no more devices than each layer has
+    /// experts. Where the groups of the run cannot be spread over them in equal parts
+    /// ([`check_mesh`](crate::check_mesh)), its devices have unequal loads.
     ///
     /// # Errors
     ///
-    /// As [`trainer`](Self::trainer), and what [`check_mesh`] finds.
+    /// As [`trainer`](Self::trainer), or that there are too few rows or experts for the devices.
     pub fn trainer_on_mesh(&self, mesh: &DeviceMesh) -> Result<Trainer<MeshModel>, TrainError> {
-        check_mesh(&self.config, &self.model, mesh)?;
+        check_rows(&self.config, mesh)?;
         self.trainer_at(mesh, |model| Ok(MeshModel::distribute(&model, mesh)?))
     }
 
@@ -226,10 +259,12 @@ impl Run {
             let path = self.directory.join(MODEL);
             TrainError::Damaged { path, reason: "eod_token_id is missing".into() }
         })?;
-        let streams = row_streams(&TokenStreams::load(&self.directory, eod)?, &config)?;
+        let tokens = TokenStreams::load(&self.directory, eod, self.model.vocab_size)?;
+        let streams = row_streams(&tokens, &config)?;
         let trainer = match Checkpoint::latest(&self.directory)? {
             Some(checkpoint) => {
-                Trainer::resume(config, &self.directory, place, &checkpoint, streams)?
+                Trainer::resume(config, &self.directory, place, &checkpoint, streams)
+                    .map_err(|error| self.with_way_out(error, &checkpoint))?
             }
             None => {
                 let home = &place.devices()[0];
@@ -238,6 +273,26 @@ impl Run {
             }
         };
         trainer.with_callback(MetricsFile::default())
+    }
+}
+
+impl Run {
+    /// Adds to the error of a damaged checkpoint which one is whole, and how to go on from it.
+    fn with_way_out(&self, error: TrainError, latest: &Checkpoint) -> TrainError {
+        let is_damage = matches!(
+            error,
+            TrainError::Checkpoint { .. } | TrainError::Storage(_) | TrainError::File(_)
+        );
+        let earlier = Checkpoint::list(&self.directory).unwrap_or_default().into_iter();
+        let mut earlier = earlier.filter(|other| other.step < latest.step);
+        match earlier.rfind(|other| other.state().is_ok() && other.verify().is_ok()) {
+            Some(good) if is_damage => TrainError::LatestDamaged {
+                cause: Box::new(error),
+                latest: latest.path.clone(),
+                good: good.path,
+            },
+            _ => error,
+        }
     }
 }
 
@@ -274,35 +329,8 @@ pub fn row_streams(
         rows(
             &streams.validation,
             None,
-            "too little text to validate on: about one file in twenty is kept for it, so bring \
-             more files",
+            "too little text to validate on: about a twentieth of the text is kept for it, so bring \
+             more",
         )?,
     ])
-}
-
-/// Makes a directory, or takes an empty one; whether it was made here. Of two processes that want
-/// the same new directory one is refused.
-fn make_directory(directory: &Path) -> Result<bool, TrainError> {
-    if let Some(parent) = directory.parent() {
-        fs::create_dir_all(parent).map_err(TrainError::io("create", parent))?;
-    }
-    match fs::create_dir(directory) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-            Err(TrainError::io("create", directory)(error))
-        }
-        Err(_) if Run::is_free(directory) => Ok(false),
-        Err(_) => Err(TrainError::RunExists(directory.to_path_buf())),
-    }
-}
-
-/// Removes the files and directories of a failed preparation from a directory that was empty.
-fn empty_directory(directory: &Path) -> Result<(), FileError> {
-    for entry in directory.read_dir().map_err(FileError::of("read", directory))?.flatten() {
-        let path = entry.path();
-        let removed =
-            if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-        removed.map_err(FileError::of("remove", &path))?;
-    }
-    Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -10,10 +11,11 @@ use serde_json::Value;
 use yuan_model::{RefusedCut, Selection};
 
 use crate::{
-    AdamW, Callback, Checkpoint, CheckpointState, LanguageModel, LossOptions, Place, StepMetrics,
-    TrainConfig, TrainError,
+    AdamW, Callback, Checkpoint, CheckpointState, Event, LanguageModel, LossOptions, Place,
+    StepMetrics, TrainConfig, TrainError,
     callback::schedule::{CheckpointEvery, ValidateEvery},
     data::RowStream,
+    run::lock::RunLock,
     session::Session,
 };
 
@@ -54,6 +56,7 @@ pub use step::{NotFinite, StepOutcome};
 pub struct Trainer<M: LanguageModel> {
     config: TrainConfig,
     run_dir: PathBuf,
+    lock: RunLock,
     place: M::Place,
     session: Session<M>,
     train: RowStream,
@@ -61,6 +64,8 @@ pub struct Trainer<M: LanguageModel> {
     callbacks: Vec<Box<dyn Callback<M>>>,
     /// States of callbacks that a checkpoint held, until the callbacks are there to take them.
     saved_states: BTreeMap<String, Value>,
+    /// What a resumed run has otherwise than its checkpoint, to be told when it begins.
+    changes: Vec<Event>,
     step: u64,
     /// Batches in a row whose loss or gradient was no number. A checkpoint is only written after a
     /// step, so it is zero in all of them.
@@ -68,7 +73,8 @@ pub struct Trainer<M: LanguageModel> {
 }
 
 impl<M: LanguageModel> Trainer<M> {
-    /// A run from the start; `place` is a device that computes gradients (`device.autodiff()`), or
+    /// A run from the start; the trainer writes into `run_dir`, which no other process may use as
+    /// long as the trainer lives. `place` is a device that computes gradients (`device.autodiff()`), or
     /// a mesh of them, and holds `model`. `streams` are the rows to train on and to validate with.
     ///
     /// # Errors
@@ -116,19 +122,24 @@ impl<M: LanguageModel> Trainer<M> {
         if !place.devices().iter().all(|device| device.supports_dtype(dtype)) {
             return Err(TrainError::Precision(dtype));
         }
+        fs::create_dir_all(run_dir).map_err(TrainError::io("create", run_dir))?;
         let mut trainer = Self {
             run_dir: run_dir.to_path_buf(),
+            lock: RunLock::take(run_dir)?,
             place: place.clone(),
             session,
             train,
             validation,
             callbacks: Vec::new(),
             saved_states: BTreeMap::new(),
+            changes: Vec::new(),
             step: 0,
             skipped_in_a_row: 0,
             config,
         };
+        let earlier = state.settings.clone();
         trainer.saved_states = trainer.take_up(state);
+        trainer.changes = trainer.changes_since(&earlier);
         trainer.add_configured_callbacks()?;
         Ok(trainer)
     }
@@ -147,6 +158,30 @@ impl<M: LanguageModel> Trainer<M> {
             self.add(Box::new(CheckpointEvery(steps)))?;
         }
         Ok(())
+    }
+
+    /// The settings that may change when a run is resumed.
+    fn changeable_settings(&self) -> BTreeMap<String, String> {
+        let every = |steps: Option<u64>| steps.map_or("never".into(), |steps| steps.to_string());
+        let config = &self.config;
+        [
+            ("steps", config.steps.to_string()),
+            ("validate_every", every(config.validate_every)),
+            ("checkpoint_every", every(config.checkpoint_every)),
+            ("groups", config.laep.groups.to_string()),
+            ("devices", self.place.devices().len().to_string()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into()
+    }
+
+    fn changes_since(&self, earlier: &BTreeMap<String, String>) -> Vec<Event> {
+        let now = self.changeable_settings().into_iter();
+        let change = |(setting, to): (String, String)| {
+            let from = earlier.get(&setting).filter(|from| **from != to)?.clone();
+            Some(Event::Change { step: self.step, setting, from, to })
+        };
+        now.filter_map(change).collect()
     }
 
     /// Puts data and step where a checkpoint left them and returns the states of the callbacks.

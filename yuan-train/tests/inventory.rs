@@ -56,7 +56,7 @@ fn ultra_is_told_from_its_headers() {
     assert_eq!((inventory.top_k, inventory.other_tensors), (2, 0));
     // Nothing is wrong but that the weights are somewhere else.
     assert_eq!(inventory.problems.len(), inventory.files.len());
-    assert!(inventory.problems.iter().all(|problem| problem.contains("is cut off")));
+    assert!(inventory.problems.iter().all(|problem| problem.what.contains("is cut off")));
     let text = inventory.to_string();
     for part in [
         "1.01 T (1010653092864), 69.8 B active per token",

@@ -172,10 +172,10 @@ fn after_a_rearrangement_the_devices_of_a_mesh_are_loaded_as_the_plan_says() {
 
 #[test]
 fn a_batch_that_cannot_be_spread_over_a_mesh_is_refused() {
-    let config = TrainConfig { batch_size: 3, ..train_config() };
+    let config = TrainConfig { batch_size: 1, ..train_config() };
     let run = tempdir().unwrap();
     let error = open_on_mesh(&config, run.path(), &mesh([1, 2])).run().unwrap_err();
-    assert_eq!(error.to_string(), "a batch of 3 rows cannot be spread evenly over 2 devices");
+    assert_eq!(error.to_string(), "a batch of 1 rows is too small for 2 devices");
     let error = MeshModel::new(&model_config(), &mesh([1, 9])).unwrap_err();
     assert_eq!(
         error.to_string(),

@@ -479,9 +479,9 @@ fn a_damaged_checkpoint_is_named_and_refused() {
         text.replace("\"hidden_size\": 32", "\"hidden_size\": 48").into_bytes()
     };
     let message = with_file("config.json", &other_model);
-    assert!(message.contains("`embedding.weight` is [32, 32], expected [32, 48]"), "{message}");
+    assert!(message.contains("config.json is damaged: its checksum"), "{message}");
     fs::remove_file(checkpoint.path.join("optimizer.safetensors")).unwrap();
-    assert!(load().starts_with("cannot read "), "{}", load());
+    assert!(load().contains("cannot read "), "{}", load());
 }
 
 /// A user's own callback sees every step and may read, ask and speak.

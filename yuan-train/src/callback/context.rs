@@ -13,6 +13,9 @@ pub(crate) struct Requests {
     pub(crate) validate: bool,
     pub(crate) checkpoint: bool,
     pub(crate) stop: bool,
+    pub(crate) pause: bool,
+    /// The model was cut after the validation of the step.
+    pub(crate) cut: bool,
     pub(crate) snapshot: bool,
     pub(crate) discard_snapshot: bool,
     pub(crate) roll_back: bool,
@@ -68,6 +71,7 @@ impl<M> Context<'_, M> {
     where
         M: Module,
     {
+        self.requests.cut = true;
         self.session.cut(cut)
     }
 
@@ -111,6 +115,17 @@ impl<M> Context<'_, M> {
     /// [`on_step`](crate::Callback::on_step) only, and not if the run goes back after this step.
     pub fn request_stop(&mut self) {
         self.requests.stop = true;
+    }
+
+    /// Asks for the run to be interrupted after this step, with a checkpoint to go on from and no
+    /// validation; heard in [`on_step`](crate::Callback::on_step) only.
+    pub fn request_pause(&mut self) {
+        self.requests.pause = true;
+    }
+
+    /// Whether a callback asked for the run to end after this step.
+    pub(crate) fn ends(&self) -> bool {
+        self.requests.stop
     }
 
     /// Tells every callback what happened.

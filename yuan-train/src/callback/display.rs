@@ -1,11 +1,17 @@
-//! The live display: a progress bar on a terminal, plain lines anywhere else.
+//! The live display: plain lines, and on a terminal a progress bar below them.
 
-use std::io::{IsTerminal, Write, stderr};
+use std::{
+    env,
+    io::{IsTerminal, Write, stderr},
+};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use yuan_laep::LoadStatistics;
 
 use crate::{Callback, Context, Event, StepMetrics, TrainError};
+
+/// A prune with less than this part of the run behind it is worth a warning.
+const FEW: u64 = 20;
 
 /// Shows progress, loss, tokens per second and expert imbalance on standard error.
 #[derive(Debug)]
@@ -21,9 +27,11 @@ pub struct Display {
 }
 
 impl Display {
-    /// A live bar if standard error is a terminal, else a line every `every` steps.
+    /// A line every `every` steps, and a live bar if standard error is a terminal that can move its
+    /// cursor.
     pub fn new(every: u64) -> Self {
-        let bar = stderr().is_terminal().then(|| ProgressBar::new(0));
+        let can_move = env::var_os("TERM").is_none_or(|term| term != "dumb");
+        let bar = (stderr().is_terminal() && can_move).then(|| ProgressBar::new(0));
         Self { bar, every: every.max(1), steps: 0, validation: None, gini: None, dead: Vec::new() }
     }
 
@@ -79,7 +87,9 @@ impl<M> Callback<M> for Display {
     fn on_start(&mut self, context: &mut Context<'_, M>) -> Result<(), TrainError> {
         self.steps = context.config().steps;
         if let Some(bar) = &self.bar {
-            let style = ProgressStyle::with_template("{wide_bar} {pos}/{len}  {eta} left\n{msg}");
+            // Both lines are cut to the width of the terminal.
+            let style =
+                ProgressStyle::with_template("{wide_bar} {pos}/{len}  {eta} left\n{wide_msg}");
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar.set_length(self.steps);
             bar.set_position(context.step());
@@ -101,11 +111,13 @@ impl<M> Callback<M> for Display {
                 ));
             }
             Event::Step(metrics) => {
+                let line = self.step_line(metrics);
+                if metrics.step.is_multiple_of(self.every) || metrics.step == self.steps {
+                    self.line(metrics.step, &line);
+                }
                 if let Some(bar) = &self.bar {
-                    bar.set_message(self.step_line(metrics));
+                    bar.set_message(line);
                     bar.set_position(metrics.step);
-                } else if metrics.step.is_multiple_of(self.every) || metrics.step == self.steps {
-                    self.line(metrics.step, &self.step_line(metrics));
                 }
                 if metrics.step == self.steps
                     && let Some(bar) = &self.bar
@@ -115,9 +127,7 @@ impl<M> Callback<M> for Display {
             }
             Event::Validation { step, loss } => {
                 self.validation = Some(*loss);
-                if self.bar.is_none() {
-                    self.line(*step, &format!("validation loss {loss:.4}"));
-                }
+                self.line(*step, &format!("validation loss {loss:.4}"));
             }
             Event::Load { step, statistics, .. } => self.loads(*step, statistics),
             Event::Phase { step, stable, layers } => {
@@ -152,6 +162,13 @@ impl<M> Callback<M> for Display {
                 ..
             } => {
                 self.dead.clear();
+                let left = self.steps.saturating_sub(*step);
+                if left * FEW < self.steps {
+                    self.line(
+                        *step,
+                        &format!("only {left} steps are left to recover from a prune"),
+                    );
+                }
                 let again = if *round > 1 { format!(" (round {round})") } else { String::new() };
                 self.line(*step, &format!(
                     "pruned {experts_before:?} experts to {experts_after:?}{again}: {:.1} M parameters to {:.1} M, {:.1} % of the load{}",
@@ -193,6 +210,16 @@ impl<M> Callback<M> for Display {
                     *step,
                     &format!("back to step {to_step}, before the prune; there will be no other"),
                 );
+            }
+            Event::HistoryLost { step, lines, kept_in } => {
+                let kept = match kept_in {
+                    Some(name) => format!("what there was is kept in {name}"),
+                    None => "the file is gone".into(),
+                };
+                self.line(*step, &format!("{lines} lines of metrics.jsonl are lost: {kept}"));
+            }
+            Event::Change { step, setting, from, to } => {
+                self.line(*step, &format!("{setting} is {to} from here on; it was {from}"));
             }
             _ => {}
         }

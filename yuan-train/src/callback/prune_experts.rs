@@ -4,12 +4,15 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use yuan_laep::{
-    ExpertLayout, LayerPlan, LoadFile, LoadStatistics, LoadTracker, LoadWindow, ModelSize,
-    PruneLimits, PrunePlan,
+    ExpertLayout, LayerLoad, LayerPlan, LoadFile, LoadStatistics, LoadTracker, LoadWindow,
+    ModelSize, PruneLimits, PrunePlan,
 };
 use yuan_model::{PrunableExperts, files::write_whole, named};
 
-use crate::{Callback, Context, Event, LaepConfig, StepMetrics, TrainConfig, TrainError, Trigger};
+use crate::{
+    Callback, Context, Event, LaepConfig, StepMetrics, TrainConfig, TrainError, Trigger,
+    run::check::check_groups,
+};
 
 /// The callback: Algorithms 1 and 2 of the paper in the middle of pre-training, once or in rounds.
 #[derive(Debug)]
@@ -90,6 +93,12 @@ impl PruneExperts {
             && self.state.watched.is_none()
     }
 
+    /// Whether the run is long enough for the guard, if there is one, to judge a prune of now.
+    fn can_be_judged<M>(&self, context: &Context<'_, M>) -> bool {
+        let left = context.config().steps.saturating_sub(context.step());
+        self.config.guard.is_none_or(|guard| guard.steps <= left)
+    }
+
     /// The loads that a plan made now would rest on.
     fn loads(&self) -> LoadWindow {
         let window = self.state.tracker.last(self.config.stability.windows);
@@ -164,7 +173,7 @@ impl PruneExperts {
         self.state.windows_in_place = 0;
         if let (Some(guard), Some((_, loss))) = (self.config.guard, self.validation) {
             self.state.watched = Some(Watched {
-                until: step + guard.steps,
+                until: step.saturating_add(guard.steps),
                 allowed_loss: loss * (1.0 + guard.margin),
             });
         }
@@ -189,7 +198,12 @@ impl PruneExperts {
         &mut self,
         context: &mut Context<'_, M>,
     ) -> Result<(), TrainError> {
-        let nothing = PruneLimits { max_pruned_fraction: Some(0.0), ..self.config.limits.clone() };
+        // A plan from elsewhere may have left counts that are no multiple of the run's own limit.
+        let nothing = PruneLimits {
+            max_pruned_fraction: Some(0.0),
+            multiple_of: self.config.groups,
+            ..PruneLimits::default()
+        };
         let layout = self.layout(context.model());
         let plan = PrunePlan::new(&self.loads().layers, &nothing, layout)?;
         let order = plan.kept();
@@ -224,13 +238,19 @@ impl PruneExperts {
             // From this checkpoint on the run knows, and needs no way back.
             context.request_checkpoint();
             context.discard_snapshot();
-        } else if step >= until.min(context.config().steps) {
+        } else if step >= until.min(context.config().steps) || context.ends() {
             context.request_roll_back();
         } else {
             return;
         }
         context.emit(Event::Guard { step, loss: Some(loss), allowed_loss, satisfied });
     }
+}
+
+/// Whether loads are those of so many experts; nothing may have been recorded yet.
+fn is_of(window: &LoadWindow, experts_per_layer: &[usize]) -> bool {
+    let counts = window.layers.iter().map(LayerLoad::num_experts);
+    window.layers.is_empty() || counts.eq(experts_per_layer.iter().copied())
 }
 
 /// Size of a model whose layers have experts of one size; `None` if its first layer has none.
@@ -261,6 +281,17 @@ impl<M: PrunableExperts> Callback<M> for PruneExperts {
                 None => self.config.limits.check_model(&experts, top_k)?,
             }
         }
+        let experts = context.model().experts_per_layer();
+        if self.config.rearrange_every.is_some() {
+            check_groups(&experts, self.config.groups)?;
+        }
+        let current = self.state.tracker.current();
+        let mut windows = self.state.tracker.completed().iter().chain([current]);
+        if windows.any(|window| !is_of(window, &experts)) {
+            let path = context.run_dir().to_path_buf();
+            let reason = "the loads in its latest checkpoint are those of other experts";
+            return Err(TrainError::Damaged { path, reason: reason.into() });
+        }
         match self.state.watched {
             None => context.discard_snapshot(),
             Some(_) if !context.has_snapshot() => {
@@ -284,7 +315,8 @@ impl<M: PrunableExperts> Callback<M> for PruneExperts {
         let pending = self.is_pending();
         self.due = pending
             && match &self.config.trigger {
-                Trigger::Stable { .. } => stable,
+                // One that the guard could not judge any more is not begun.
+                Trigger::Stable { .. } => stable && self.can_be_judged(context),
                 // One that the guard held up comes late.
                 Trigger::Steps(steps) => metrics.step >= steps[self.state.rounds],
                 Trigger::Never => false,

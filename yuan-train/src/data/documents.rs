@@ -1,14 +1,4 @@
-//! Documents: one text file each, split by name into training and validation.
-
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
-
-use crate::TrainError;
-
-/// Files above this are tables or generated code more often than text.
-const LARGEST_FILE: u64 = 1 << 20;
+//! Documents, split by name into training and validation.
 
 /// One text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,68 +42,6 @@ pub fn thin_out(documents: Vec<Document>, bytes: usize) -> Vec<Document> {
         due
     };
     if total <= bytes { documents } else { documents.into_iter().filter(is_due).collect() }
-}
-
-/// Reads every UTF-8 file below `directory`, ordered by path; binary and huge files are passed
-/// over.
-///
-/// # Errors
-///
-/// A directory that cannot be read, or one without any text.
-pub fn read_directory(directory: &Path) -> Result<Vec<Document>, TrainError> {
-    let mut documents = Vec::new();
-    for file in files_below(directory)? {
-        let name =
-            file.strip_prefix(directory).unwrap_or(&file).to_string_lossy().replace('\\', "/");
-        documents.extend(read_document(name, &file)?);
-    }
-    if documents.is_empty() {
-        return Err(TrainError::Corpus(format!(
-            "{} holds no text files in UTF-8 of up to 1 MiB",
-            directory.display()
-        )));
-    }
-    Ok(documents)
-}
-
-/// The file as a document, unless it is empty, too large or no UTF-8 text.
-///
-/// # Errors
-///
-/// If the file cannot be read.
-pub fn read_document(name: String, file: &Path) -> Result<Option<Document>, TrainError> {
-    let size = fs::metadata(file).map_err(TrainError::io("read", file))?.len();
-    if size == 0 || size > LARGEST_FILE {
-        return Ok(None);
-    }
-    let bytes = fs::read(file).map_err(TrainError::io("read", file))?;
-    let text = String::from_utf8(bytes)
-        .ok()
-        .filter(|text| !text.contains('\0') && !text.trim().is_empty());
-    Ok(text.map(|text| Document { name, text }))
-}
-
-/// All files below a directory, ordered by path; links are not followed.
-///
-/// # Errors
-///
-/// If a directory cannot be read.
-pub fn files_below(directory: &Path) -> Result<Vec<PathBuf>, TrainError> {
-    let mut files = Vec::new();
-    let mut left = vec![directory.to_path_buf()];
-    while let Some(directory) = left.pop() {
-        for entry in fs::read_dir(&directory).map_err(TrainError::io("read", &directory))? {
-            let entry = entry.map_err(TrainError::io("read", &directory))?;
-            let kind = entry.file_type().map_err(TrainError::io("read", &entry.path()))?;
-            if kind.is_dir() {
-                left.push(entry.path());
-            } else if kind.is_file() {
-                files.push(entry.path());
-            }
-        }
-    }
-    files.sort();
-    Ok(files)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Whether settings, model and devices fit each other: found out before a run, not in the middle of
 //! it.
 
+use yuan_laep::PlanError;
 use yuan_model::{DeviceMesh, MeshModel, YuanConfig};
 
 use crate::{TrainConfig, TrainError, Trigger};
@@ -21,13 +22,55 @@ pub fn check_settings(config: &TrainConfig, model: &YuanConfig) -> Result<(), Tr
         plan.check_against(experts, top_k)?;
     }
     let is_planned = laep.trigger != Trigger::Never && laep.plan.is_none();
-    if is_planned || laep.rearrange_every.is_some() {
+    if is_planned {
         laep.limits.check_model(experts, top_k)?;
+        let (least, most) = (laep.limits.min_experts, experts.iter().max().copied().unwrap_or(0));
+        if least > most {
+            let expected = format!("must be at most the {most} experts of a layer");
+            let (name, value) = ("min_experts", least as f64);
+            return Err(TrainError::OutOfRange { name, value, expected });
+        }
+    }
+    if laep.rearrange_every.is_some() {
+        check_groups(experts, laep.groups)?;
+        if let Some(plan) = &laep.plan {
+            check_groups(&plan.experts_per_layer(), laep.groups)?;
+        }
+    }
+    check_time(config)
+}
+
+/// Checks that the experts of every layer can be spread over the groups in equal parts.
+///
+/// # Errors
+///
+/// Names the first layer that cannot.
+pub(crate) fn check_groups(experts_per_layer: &[usize], groups: usize) -> Result<(), PlanError> {
+    for (layer, &num_experts) in experts_per_layer.iter().enumerate() {
+        if !num_experts.is_multiple_of(groups) {
+            return Err(PlanError::Ungrouped { layer, num_experts, groups });
+        }
     }
     Ok(())
 }
 
-/// Checks that rows, experts and groups can be spread over the devices of a mesh.
+/// Checks that what is to happen after certain steps can happen before the run ends.
+fn check_time(config: &TrainConfig) -> Result<(), TrainError> {
+    let Trigger::Steps(at) = &config.laep.trigger else { return Ok(()) };
+    let (Some(&last), end) = (at.last(), config.steps) else { return Ok(()) };
+    if last > end {
+        return Err(TrainError::PruneAfterEnd { step: last, steps: end });
+    }
+    match config.laep.guard {
+        Some(guard) if last.saturating_add(guard.steps) > end => {
+            Err(TrainError::NoTimeToGuard { step: last, needs: guard.steps, steps: end })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Checks that rows and experts can be spread over the devices of a mesh, and the groups of a plan
+/// in equal parts.
 ///
 /// # Errors
 ///
@@ -37,10 +80,7 @@ pub fn check_mesh(
     model: &YuanConfig,
     mesh: &DeviceMesh,
 ) -> Result<(), TrainError> {
-    let (rows, devices) = (config.batch_size, mesh.devices().len());
-    if !rows.is_multiple_of(devices) {
-        return Err(TrainError::UnevenBatch { rows, devices });
-    }
+    check_rows(config, mesh)?;
     MeshModel::check(model, mesh)?;
     let (groups, devices) = (config.laep.groups, mesh.expert());
     let is_spread = config.laep.trigger != Trigger::Never || config.laep.rearrange_every.is_some();
@@ -48,4 +88,29 @@ pub fn check_mesh(
         return Err(TrainError::UnevenGroups { groups, devices });
     }
     Ok(())
+}
+
+/// Checks that every device of a mesh gets a row of each batch.
+pub(super) fn check_rows(config: &TrainConfig, mesh: &DeviceMesh) -> Result<(), TrainError> {
+    let (rows, devices) = (config.batch_size, mesh.devices().len());
+    match rows < devices {
+        true => Err(TrainError::TooFewRows { rows, devices }),
+        false => Ok(()),
+    }
+}
+
+/// The first setting, by its name in `run.json`, that differs and may not change in a run.
+pub(super) fn fixed_setting(old: &TrainConfig, new: &TrainConfig) -> Option<String> {
+    let json = |config: &TrainConfig| {
+        let mut config = config.clone();
+        config.steps = 0;
+        config.validate_every = None;
+        config.checkpoint_every = None;
+        config.laep.groups = 1;
+        config.laep.limits.multiple_of = 1;
+        serde_json::to_value(config).expect("settings are plain data")
+    };
+    let (old, new) = (json(old), json(new));
+    let names = old.as_object()?.keys().chain(new.as_object()?.keys());
+    names.into_iter().find(|name| old[name.as_str()] != new[name.as_str()]).cloned()
 }

@@ -5,7 +5,7 @@ use yuan_model::{DeviceMesh, YuanConfig};
 use crate::{
     ModelDirectory, TrainConfig, TrainError,
     data::{self, Document, Tokenizer},
-    model_directory::TOKENIZER,
+    model_directory::{OPTIONS, TOKENIZER},
 };
 
 /// What a new run is made from.
@@ -15,6 +15,8 @@ pub struct NewRun {
     pub(super) start: Start,
     pub(super) documents: Vec<Document>,
     pub(super) speed_on: Option<DeviceMesh>,
+    /// Name and text.
+    pub(super) files: Vec<(&'static str, String)>,
     show_progress: bool,
 }
 
@@ -45,13 +47,20 @@ impl NewRun {
     }
 
     fn with_start(config: TrainConfig, start: Start, documents: Vec<Document>) -> Self {
-        Self { config, start, documents, speed_on: None, show_progress: false }
+        Self { config, start, documents, speed_on: None, files: Vec::new(), show_progress: false }
     }
 
     /// Measures these devices, so that every prune comes with a prediction of the speed after it.
     #[must_use]
     pub fn with_speed_prediction(self, mesh: DeviceMesh) -> Self {
         Self { speed_on: Some(mesh), ..self }
+    }
+
+    /// Keeps the options that a program was started with as `options.toml` in the run.
+    #[must_use]
+    pub fn with_options_file(mut self, text: String) -> Self {
+        self.files.push((OPTIONS, text));
+        self
     }
 
     /// Shows a progress bar while the tokenizer is trained.

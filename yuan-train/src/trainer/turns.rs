@@ -27,12 +27,17 @@ impl<M: LanguageModel> Trainer<M> {
             parameters: summary.parameters,
             experts_per_layer: summary.experts_per_layer,
         })?;
+        for change in std::mem::take(&mut self.changes) {
+            self.tell(&change)?;
+        }
         while self.step < self.config.steps && self.turn()? {}
         Ok(())
     }
 
     /// One step with everything around it; whether the run goes on.
     fn turn(&mut self) -> Result<bool, TrainError> {
+        // Hours of training that nobody could find again would be lost.
+        self.lock.check()?;
         let metrics = match self.train_step()? {
             StepOutcome::Taken(metrics) => metrics,
             StepOutcome::NotFinite(found) => {
@@ -66,6 +71,12 @@ impl<M: LanguageModel> Trainer<M> {
             return Ok(true);
         }
         let last = is_last || requests.stop;
+        if last && requests.cut {
+            // The model that is delivered is not the one that was validated.
+            let loss = self.validate()?;
+            self.tell(&Event::Validation { step: self.step, loss })?;
+        }
+        let last = last || requests.pause;
         if requests.checkpoint || last {
             self.save_checkpoint()?;
             Checkpoint::keep_latest(&self.run_dir, self.config.keep_checkpoints)?;
@@ -118,6 +129,8 @@ impl<M: LanguageModel> Trainer<M> {
             consumed_rows: self.train.consumed(),
             optimizer_updates: self.session.optimizer().updates(),
             callbacks,
+            settings: self.changeable_settings(),
+            ..CheckpointState::default()
         }
     }
 

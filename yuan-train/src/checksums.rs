@@ -1,0 +1,72 @@
+//! Whether the files of a checkpoint or a run are those that were written.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use serde::{Deserialize, Serialize};
+use yuan_model::storage::Checksum;
+
+use crate::TrainError;
+
+/// Size and checksum of every file of a checkpoint, or of those of a run that do not change, in a
+/// file of their own that is written last.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Checksums {
+    files: BTreeMap<String, Checksum>,
+}
+
+impl Checksums {
+    /// Name of the file.
+    pub const FILE: &'static str = "checksums.json";
+
+    /// Takes note of a file.
+    pub fn add(&mut self, name: &str, checksum: Checksum) {
+        self.files.insert(name.to_owned(), checksum);
+    }
+
+    /// Writes the file.
+    pub fn save(&self, directory: &Path) -> Result<(), TrainError> {
+        let path = directory.join(Self::FILE);
+        let text = serde_json::to_string_pretty(self).expect("names and numbers are plain data");
+        fs::write(&path, text).map_err(TrainError::io("write", &path))
+    }
+
+    /// Reads the file.
+    pub fn load(directory: &Path) -> Result<Self, TrainError> {
+        let path = directory.join(Self::FILE);
+        let text = fs::read_to_string(&path).map_err(TrainError::io("read", &path))?;
+        serde_json::from_str(&text)
+            .map_err(|error| TrainError::Damaged { path, reason: error.to_string() })
+    }
+
+    /// Reads every file and says, one sentence each, which is not what was written.
+    pub fn problems(&self, directory: &Path) -> Vec<String> {
+        let problem = |name: &String| match Checksum::of_file(&directory.join(name)) {
+            Ok(found) => self.problem(name, found),
+            Err(error) => Some(error.to_string()),
+        };
+        self.files.keys().filter_map(problem).collect()
+    }
+
+    /// The same from the sizes of the files alone.
+    pub fn problems_of_sizes(&self, directory: &Path) -> Vec<String> {
+        let problem = |(name, written): (&String, &Checksum)| {
+            let path = directory.join(name);
+            match fs::metadata(&path) {
+                Ok(found) => self.problem(name, Checksum { bytes: found.len(), ..*written }),
+                Err(error) => Some(TrainError::io("read", &path)(error).to_string()),
+            }
+        };
+        self.files.iter().filter_map(problem).collect()
+    }
+
+    /// What is wrong with a file that has this checksum now; nothing is known of other files.
+    pub fn problem(&self, name: &str, found: Checksum) -> Option<String> {
+        let written = self.files.get(name).filter(|&&written| written != found)?;
+        Some(match found.bytes == written.bytes {
+            true => format!("{name} is damaged: its checksum is not the one it had"),
+            false => {
+                format!("{name} has {} bytes, but {} were written", found.bytes, written.bytes)
+            }
+        })
+    }
+}
