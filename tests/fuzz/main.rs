@@ -1,9 +1,9 @@
 //! Readers of untrusted files, fed with damaged ones: they may refuse, but never panic, never
 //! allocate more than the file justifies and never read outside it.
 //!
-//! A coverage-guided fuzzer would need a nightly compiler and Burn built anew with it. This one
-//! changes the files of `tests/corpus` and of the fixtures in the ways in which files break, always
-//! the same ones for a seed; `YUAN_FUZZ_CASES` and `YUAN_FUZZ_SEED` make it search longer and
+//! What is read, and what must hold, is in `targets.rs`, which `scripts/fuzz.sh` searches by coverage.
+//! This changes the files of `tests/corpus` and of the fixtures in the ways in which files break,
+//! always the same ones for a seed; `YUAN_FUZZ_CASES` and `YUAN_FUZZ_SEED` make it search longer and
 //! elsewhere. What fails is added to the corpus.
 
 use std::{
@@ -16,12 +16,9 @@ use std::{
 
 use peak_alloc::PeakAlloc;
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
-use tempfile::TempDir;
-use yuan::model::{
-    YuanConfig,
-    hf::{HfCheckpoint, Shards},
-    storage::TensorFile,
-};
+use targets::Within;
+
+mod targets;
 
 #[global_allocator]
 static ALLOCATOR: PeakAlloc = PeakAlloc;
@@ -32,12 +29,6 @@ const FIXTURES: &str = "yuan-model/tests/fixtures";
 /// The allocator counts for the whole process, so one reader is measured at a time.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// Memory that a reader may use: a fixed part, and so many times the files' size for names and JSON
-/// values.
-fn allowance(file_bytes: usize) -> usize {
-    (1 << 20) + 150 * file_bytes
-}
-
 fn number_of(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| {
         text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number"))
@@ -47,9 +38,8 @@ fn number_of(name: &str, default: u64) -> u64 {
 /// Files to start from: the corpus, and the fixtures that fit.
 fn seeds(kind: &str, fixtures: &[&str]) -> Vec<Vec<u8>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let corpus = fs::read_dir(root.join("tests/corpus").join(kind))
-        .unwrap()
-        .map(|entry| entry.unwrap().path());
+    let corpus = fs::read_dir(root.join("tests/corpus").join(kind)).into_iter().flatten();
+    let corpus = corpus.map(|entry| entry.unwrap().path());
     let mut paths: Vec<PathBuf> =
         corpus.chain(fixtures.iter().map(|file| root.join(FIXTURES).join(file))).collect();
     paths.sort();
@@ -57,7 +47,10 @@ fn seeds(kind: &str, fixtures: &[&str]) -> Vec<Vec<u8>> {
 }
 
 /// Tries every seed as it is, then `cases` changed ones; what fails is written to the corpus.
-fn fuzz(kind: &str, extension: &str, seeds: &[Vec<u8>], cases: u64, read: impl Fn(&[u8])) {
+fn fuzz(kind: &str, extension: &str, fixtures: &[&str], cases: u64, target: fn(&[u8], Within<'_>)) {
+    let made = targets::seeds(kind);
+    let seeds = &[seeds(kind, fixtures), made].concat()[..];
+    let read = |input: &[u8]| target(input, &within);
     let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let cases = number_of("YUAN_FUZZ_CASES", cases);
     let mut rng = StdRng::seed_from_u64(number_of("YUAN_FUZZ_SEED", 0));
@@ -67,6 +60,7 @@ fn fuzz(kind: &str, extension: &str, seeds: &[Vec<u8>], cases: u64, read: impl F
             input.hash(&mut hash);
             let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus").join(kind);
             let path = corpus.join(format!("failed-{:016x}.{extension}", hash.finish()));
+            fs::create_dir_all(&corpus).unwrap();
             fs::write(&path, input).unwrap();
             eprintln!("this input fails: {}", path.display());
             std::panic::resume_unwind(cause);
@@ -163,79 +157,76 @@ fn replace_number(input: &mut Vec<u8>, at: usize, rng: &mut StdRng) {
     input.splice(start..start + length, pick(&EDGES, rng).bytes());
 }
 
-/// Runs a reader and checks what it allocated at most.
-fn measured<T>(file_bytes: usize, read: impl FnOnce() -> T) -> T {
+/// Does something and checks what it allocated at most.
+fn within(allowed: usize, action: &mut dyn FnMut()) {
     let before = ALLOCATOR.current_usage();
     ALLOCATOR.reset_peak_usage();
-    let result = read();
+    action();
     let used = ALLOCATOR.peak_usage().saturating_sub(before);
-    assert!(used <= allowance(file_bytes), "{used} bytes for files of {file_bytes}");
-    result
+    assert!(used <= allowed, "{used} bytes, but only {allowed} are allowed");
 }
 
 #[test]
 fn configurations_are_read_or_refused() {
-    let seeds = seeds("config", &["flash_tiny/config.json", "ultra_tiny/config.json"]);
-    fuzz("config", "json", &seeds, 60_000, |input| {
-        let text = String::from_utf8_lossy(input);
-        let Ok(config) = measured(text.len(), || YuanConfig::from_json(&text)) else { return };
-        // What is accepted can be used, and written and read again.
-        config.validate().unwrap();
-        assert!(config.head_dim() > 0 && config.rotary_width() > 0);
-        assert!(config.parameter_count().total() > 0);
-        assert_eq!(YuanConfig::from_json(&config.to_json()).unwrap(), config);
-    });
+    let fixtures = ["flash_tiny/config.json", "ultra_tiny/config.json"];
+    fuzz("config", "json", &fixtures, 60_000, targets::config);
 }
 
 #[test]
 fn tensor_files_are_read_or_refused() {
-    let temp = TempDir::new().unwrap();
-    let path = temp.path().join("input.safetensors");
-    let seeds = seeds("safetensors", &["component/rmsnorm.safetensors"]);
-    fuzz("safetensors", "safetensors", &seeds, 20_000, |input| {
-        fs::write(&path, input).unwrap();
-        let Ok(file) = measured(input.len(), || TensorFile::open(&path)) else { return };
-        // The format's own reader must not find fault with what we accept.
-        let theirs = safetensors::SafeTensors::deserialize(input).unwrap();
-        assert_eq!(theirs.len(), file.tensors().len());
-        for (name, tensor) in file.tensors() {
-            let bytes = measured(input.len(), || file.map(name)).unwrap();
-            let expected = theirs.tensor(name).unwrap();
-            assert_eq!(
-                (tensor.dtype, tensor.shape.as_slice()),
-                (expected.dtype(), expected.shape())
-            );
-            assert_eq!(bytes.as_ref(), expected.data(), "every byte of the file, and none beyond");
-        }
-    });
+    let fixtures = ["component/rmsnorm.safetensors"];
+    fuzz("safetensors", "safetensors", &fixtures, 20_000, targets::safetensors);
 }
 
 #[test]
 fn checkpoint_directories_are_read_or_refused() {
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join(FIXTURES).join("ultra_tiny/sharded");
-    let files = ["config.json", "model.safetensors.index.json", "model-00002-of-00002.safetensors"];
-    for (file, cases) in files.into_iter().zip([2_000, 2_000, 1_500]) {
-        let temp = TempDir::new().unwrap();
-        let mut size = 0;
-        for entry in fs::read_dir(&fixtures).unwrap() {
-            let path = entry.unwrap().path();
-            let bytes = fs::read(&path).unwrap();
-            size += bytes.len();
-            fs::write(temp.path().join(path.file_name().unwrap()), bytes).unwrap();
-        }
-        let seed = fs::read(fixtures.join(file)).unwrap();
-        let extension = file.rsplit('.').next().unwrap();
-        fuzz("directory", extension, &[seed], cases, |input| {
-            fs::write(temp.path().join(file), input).unwrap();
-            drop(measured(size + input.len(), || Shards::open_headers(temp.path())));
-            let Ok(checkpoint) = measured(size + input.len(), || HfCheckpoint::open(temp.path()))
-            else {
-                return;
-            };
-            for source in checkpoint.config().parameter_sources() {
-                let data = checkpoint.read(&source, None).unwrap();
-                assert_eq!(data.shape()[..], source.parameter_shape());
-            }
-        });
+    for (kind, file, target, cases) in [
+        ("directory-config", "config.json", targets::directory_config as fn(&_, Within<'_>), 2_000),
+        ("directory-index", "model.safetensors.index.json", targets::directory_index, 2_000),
+        (
+            "directory-weights",
+            "model-00002-of-00002.safetensors",
+            targets::directory_weights,
+            1_500,
+        ),
+    ] {
+        let fixture = format!("ultra_tiny/sharded/{file}");
+        fuzz(kind, file.rsplit('.').next().unwrap(), &[&fixture], cases, target);
     }
+}
+
+#[test]
+fn plans_are_read_or_refused() {
+    fuzz("plan", "json", &[], 20_000, targets::plan);
+}
+
+#[test]
+fn loads_are_read_or_refused() {
+    fuzz("loads", "json", &[], 20_000, targets::loads);
+}
+
+#[test]
+fn histories_are_drawn_or_refused() {
+    fuzz("history", "jsonl", &[], 1_000, targets::history);
+}
+
+#[test]
+fn settings_of_runs_are_read_or_refused() {
+    fuzz("settings", "json", &[], 20_000, targets::settings);
+}
+
+#[test]
+fn states_of_checkpoints_are_read_or_refused() {
+    fuzz("state", "json", &[], 10_000, targets::state);
+}
+
+#[test]
+fn tokenizers_are_read_or_refused() {
+    fuzz("tokenizer", "json", &[], 5_000, targets::tokenizer);
+}
+
+#[cfg(feature = "chat")]
+#[test]
+fn templates_render_or_are_refused() {
+    fuzz("template", "jinja", &[], 2_000, targets::template);
 }

@@ -9,17 +9,20 @@ use std::{fs, path::Path};
 use anyhow::{Context, bail};
 use burn::tensor::Device;
 use yuan::{
-    model::files::write_whole,
+    model::files::{is_free, write_whole},
     report::History,
     toy,
     train::{
-        Checkpoint, MetricsFile, Run, Trainer,
+        Checkpoint, MetricsFile, RunLock, Trainer,
         data::{self, TokenStreams},
         fresh_model, row_streams,
     },
 };
 
-use crate::console::{Console, WrongOption};
+use crate::{
+    console::{Console, WrongOption},
+    pretrain::read_text,
+};
 
 mod options;
 mod tables;
@@ -33,9 +36,9 @@ pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
     // The tokenizer says later how many entries there are, and which ends a document.
     options.model_config(&Variant::base(), options.vocab, 0).validate().wrong_option()?;
     let device = yuan::device(&options.device).wrong_option()?.autodiff();
-    claim(options)?;
+    let _lock = claim(options)?;
     let documents = match &options.data {
-        Some(directory) => data::read_directory(directory)?,
+        Some(path) => read_text(path, console)?,
         None => toy::corpus()?,
     };
     let documents = data::thin_out(documents, options.megabytes.saturating_mul(1_000_000));
@@ -74,20 +77,22 @@ pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
 }
 
 /// Takes the directory for these settings: it is empty, or holds an ablation with the same.
-fn claim(options: &Options) -> anyhow::Result<()> {
+fn claim(options: &Options) -> anyhow::Result<RunLock> {
     let (file, shown) = (options.out.join("settings.json"), options.out.display());
     let settings = serde_json::to_string_pretty(options)?;
     match fs::read_to_string(&file) {
-        Ok(earlier) if earlier == settings => return Ok(()),
+        Ok(earlier) if earlier == settings => return Ok(RunLock::take(&options.out)?),
         Ok(_) => bail!(
             "{shown} holds an ablation with other settings (settings.json): name another directory \
              with --out"
         ),
-        Err(_) if Run::is_free(&options.out) => {}
+        Err(_) if is_free(&options.out) => {}
         Err(_) => bail!("{shown} holds no ablation: name an empty directory with --out"),
     }
     fs::create_dir_all(&options.out).with_context(|| format!("cannot create {shown}"))?;
-    Ok(write_whole(&file, settings.as_bytes())?)
+    let lock = RunLock::take(&options.out)?;
+    write_whole(&file, settings.as_bytes())?;
+    Ok(lock)
 }
 
 /// What all runs share.

@@ -7,6 +7,7 @@ use std::{
     process::ExitCode,
 };
 
+use anyhow::Context;
 use clap::Args;
 
 /// Options of every command.
@@ -60,7 +61,8 @@ impl Console {
     ///
     /// If it cannot be written.
     pub fn say(&self, text: impl Display) -> anyhow::Result<()> {
-        Ok(writeln!(stdout(), "{text}").and_then(|()| stdout().flush())?)
+        let written = writeln!(stdout(), "{text}").and_then(|()| stdout().flush());
+        written.context("cannot write to standard output")
     }
 
     /// What is going on, on standard error. That nobody reads it must not end a run.
@@ -95,6 +97,18 @@ impl<T, E: Into<anyhow::Error>> WrongOption<T> for Result<T, E> {
     }
 }
 
+/// A signal ended the work before it was done, which is no failure and yet no success.
+#[derive(Debug)]
+pub struct Interrupted(pub i32);
+
+impl Display for Interrupted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "interrupted by signal {}", self.0)
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
 /// Ends the program: a failure is one line with all its causes, whatever `RUST_BACKTRACE` says, and
 /// status 1, or 2 if an option is wrong. Whoever closed the pipe has read enough, which is no
 /// failure.
@@ -103,6 +117,10 @@ pub fn exit(done: anyhow::Result<()>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
+            if let Some(&Interrupted(signal)) = error.downcast_ref() {
+                // As shells count: 130 after Ctrl-C, 143 after SIGTERM.
+                return ExitCode::from(128 + u8::try_from(signal).unwrap_or(0));
+            }
             drop(writeln!(stderr(), "Error: {error:#}"));
             ExitCode::from(if error.is::<OptionError>() { 2 } else { 1 })
         }

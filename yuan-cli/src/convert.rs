@@ -31,12 +31,13 @@ pub struct Options {
 
 pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
     let (from, to) = (ModelDirectory::open(&options.from)?, &options.to);
-    options.weights.check_free(&options.from, to)?;
+    let _lock = options.weights.check_free(&options.from, to)?;
     let start = Instant::now();
     match &from {
         // Tensor by tensor; no model is built.
         ModelDirectory::Hf(checkpoint) if !options.run => {
-            checkpoint.rewrite(to, None, &options.weights.save_options(Vec::new()))?;
+            let saved = checkpoint.rewrite(to, None, &options.weights.save_options(Vec::new()))?;
+            options.weights.warn(&saved, console);
         }
         _ => {
             // The types are converted on the way out, so that each value is rounded once.
@@ -44,7 +45,8 @@ pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
             if options.run {
                 ModelDirectory::write_run(to, &model, &from.tokenizer_files())?;
             } else {
-                model.save_hf(to, &options.weights.save_options(from.tokenizer_files()))?;
+                let save = options.weights.save_options(from.tokenizer_files());
+                options.weights.warn(&model.save_hf(to, &save)?, console);
             }
         }
     }

@@ -105,8 +105,9 @@ pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
                 pace.count();
                 ControlFlow::Continue(())
             })?;
-            for (text, generation) in texts.iter().zip(&generated) {
-                let continuation = tokenizer.decode(&generation.tokens)?;
+            for (index, (text, generation)) in texts.iter().zip(&generated).enumerate() {
+                let read = &prompts[index];
+                let continuation = tokenizer.decode_after(read, &generation.tokens)?;
                 let prompt = if options.chat { "" } else { text };
                 console.say(format_args!("{prompt}{continuation}\n"))?;
             }
@@ -132,17 +133,17 @@ fn stream_one(
     let mut out = std::io::stdout();
     // With the first token, so that nothing stands there if there is none to come.
     let mut prompt = shown;
-    let mut stream = tokenizer.stream();
+    let mut stream = tokenizer.stream(&prompts[0]);
     let mut failure: Option<anyhow::Error> = None;
     let generated = model.generate(prompts, options, |NewToken { token, .. }| {
         pace.count();
         let shown = match stream.step(token) {
             Ok(text) => {
                 let prompt = std::mem::take(&mut prompt);
-                write!(out, "{prompt}{}", text.unwrap_or_default()).and_then(|()| out.flush())
+                write!(out, "{prompt}{text}").and_then(|()| out.flush())
             }
             Err(error) => {
-                failure = Some(anyhow::anyhow!("tokenizer: {error}"));
+                failure = Some(error.into());
                 return ControlFlow::Break(());
             }
         };
@@ -157,7 +158,7 @@ fn stream_one(
     if let Some(failure) = failure {
         return Err(failure);
     }
-    writeln!(out, "{prompt}")?;
+    writeln!(out, "{prompt}{}", stream.finish()?)?;
     Ok(generated)
 }
 

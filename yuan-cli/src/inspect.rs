@@ -14,19 +14,23 @@ pub struct Options {
     /// A run, one of its checkpoints, or a directory in Hugging Face's layout
     #[arg(value_name = "MODEL")]
     directory: PathBuf,
+    /// Read every file of a run and compare it with its checksum
+    #[arg(long)]
+    verify: bool,
     /// Print JSON instead of a table
     #[arg(long, help_heading = "Output")]
     json: bool,
 }
 
 pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
-    let inventory = Inventory::of(&options.directory)?;
+    let inventory = Inventory::checked(&options.directory, options.verify)?;
     match options.json {
         true => console.say(serde_json::to_string_pretty(&inventory)?)?,
         false => console.say(&inventory)?,
     }
     match inventory.problems.len() {
         0 => Ok(()),
-        _ => bail!("{} cannot be loaded: its problems are listed", options.directory.display()),
+        1 => bail!("{} has a problem, which is listed", options.directory.display()),
+        count => bail!("{} has {count} problems, which are listed", options.directory.display()),
     }
 }

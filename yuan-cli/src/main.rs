@@ -19,6 +19,8 @@ mod plan;
 mod pretrain;
 mod prune;
 mod report;
+mod resume;
+mod signals;
 mod weights;
 mod worker;
 
@@ -67,16 +69,22 @@ enum Command {
 
 fn main() -> ExitCode {
     let parser = parser();
-    let arguments = match merge::with_config_file(&parser, std::env::args_os()) {
-        Ok(arguments) => arguments,
+    let given = merge::with_config_file(&parser, std::env::args_os())
+        .and_then(|arguments| resume::with_options_of_run(&parser, arguments));
+    let given = match given {
+        Ok(given) => given,
         Err(error) => return console::exit(Err(error).wrong_option()),
     };
-    let matches = parser.clone().get_matches_from(&arguments);
+    let matches = parser.clone().get_matches_from(&given.arguments);
     let program = Program::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let console = program.console.open();
     let done = match program.command {
         Command::Pretrain(options) => {
-            pretrain::run(&options, &console, || merge::as_config_file(&parser, &arguments))
+            let given = pretrain::Given {
+                file: merge::as_config_file(&parser, &given.arguments),
+                names: given.names,
+            };
+            pretrain::run(&options, &console, given)
         }
         Command::Plan(options) => plan::run(&options, &console),
         Command::Generate(options) => generate::run(&options, &console),

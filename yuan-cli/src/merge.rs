@@ -27,72 +27,65 @@ pub fn with_config_file(
     arguments: impl Iterator<Item = OsString>,
 ) -> anyhow::Result<Vec<OsString>> {
     let arguments: Vec<OsString> = arguments.collect();
-    let Some((at, command)) = command_of(program, &arguments) else { return Ok(arguments) };
-    let typed = Typed::of(program, command, &arguments);
+    let Some((at, known)) = Known::of(program, &arguments) else { return Ok(arguments) };
+    let typed = known.typed(&arguments);
     let Some(path) = &typed.config else { return Ok(arguments) };
-    let options = from_file(program, command, &typed.names, Path::new(path))?;
+    let options = known.from_file(&typed.names, Path::new(path))?;
+    Ok(inserted(&arguments, at, options))
+}
+
+/// The options that were given, from the file or typed, as a file for `--config`: the last of each.
+/// Paths are absolute, so that the file means the same wherever it is used.
+pub fn as_config_file(program: &Command, arguments: &[OsString]) -> String {
+    let Some((at, known)) = Known::of(program, arguments) else { return String::new() };
+    known.given(&arguments[at + 1..]).to_string()
+}
+
+/// Arguments with more options behind the command, which stands at `at`: what was typed wins.
+pub fn inserted(arguments: &[OsString], at: usize, options: Vec<OsString>) -> Vec<OsString> {
     let (before, behind) = arguments.split_at(at + 1);
-    Ok(before.iter().cloned().chain(options).chain(behind.iter().cloned()).collect())
+    before.iter().cloned().chain(options).chain(behind.iter().cloned()).collect()
 }
 
 /// Options of a run's own that a file for other runs does not hold.
 const OF_THIS_CALL: [&str; 5] = ["config", "run", "resume", "quiet", "verbose"];
 
-/// The options that were given, from the file or typed, as a file for `--config`: the last of each.
-/// Paths are absolute, so that the file means the same wherever it is used.
-pub fn as_config_file(program: &Command, arguments: &[OsString]) -> String {
-    let Some((at, command)) = command_of(program, arguments) else { return String::new() };
-    let mut table = Table::new();
-    let mut words = arguments[at + 1..].iter();
-    while let Some(word) = words.next() {
-        let Some((name, value)) = long_option(word) else { continue };
-        let Some(option) = find(program, command, &name) else { continue };
-        let value = match value {
-            Some(value) => Some(value),
-            None if takes_value(option) => words.next().cloned(),
-            None => None,
-        };
-        if OF_THIS_CALL.contains(&name.as_str()) {
-            continue;
-        }
-        let value = match value {
-            None => Value::from(true),
-            Some(value) if is_path(option) => shown(absolute(&value).unwrap_or(value.into())),
-            Some(value) => shown(value),
-        };
-        // Of a list that was given in parts, all parts count; of anything else, the last.
-        let parts = match (table.get(&name).and_then(Value::as_str), value.as_str()) {
-            (Some(before), Some(more)) if is_list(option) => format!("{before},{more}").into(),
-            _ => value,
-        };
-        table.insert(name, parts);
-    }
-    table.to_string()
-}
-
-/// Where the name of the command stands, and the command.
-fn command_of<'a>(program: &'a Command, arguments: &[OsString]) -> Option<(usize, &'a Command)> {
-    let mut words = arguments.iter().enumerate().skip(1);
-    while let Some((at, word)) = words.next() {
-        if word == "--config" {
-            words.next();
-        } else if !word.as_encoded_bytes().starts_with(b"-") {
-            return Some((at, program.find_subcommand(word)?));
-        }
-    }
-    None
+/// The options of a command and of the program.
+#[derive(Clone, Copy)]
+pub struct Known<'a> {
+    program: &'a Command,
+    command: &'a Command,
 }
 
 /// What was typed.
-struct Typed {
+pub struct Typed {
     /// Names of the options.
-    names: BTreeSet<String>,
+    pub names: BTreeSet<String>,
     /// The file of settings: the last, if several are named.
     config: Option<OsString>,
 }
 
-impl Typed {
-    fn of(program: &Command, command: &Command, arguments: &[OsString]) -> Self {
+impl<'a> Known<'a> {
+    /// Where the name of the command stands, and the options that it has.
+    pub fn of(program: &'a Command, arguments: &[OsString]) -> Option<(usize, Self)> {
+        let mut words = arguments.iter().enumerate().skip(1);
+        while let Some((at, word)) = words.next() {
+            if word == "--config" {
+                words.next();
+            } else if !word.as_encoded_bytes().starts_with(b"-") {
+                return Some((at, Self { program, command: program.find_subcommand(word)? }));
+            }
+        }
+        None
+    }
+
+    /// Name of the command.
+    pub fn command(&self) -> &str {
+        self.command.get_name()
+    }
+
+    /// Names of the options among all arguments.
+    pub fn typed(&self, arguments: &[OsString]) -> Typed {
         let (mut names, mut config) = (BTreeSet::new(), None);
         let mut words = arguments.iter().skip(1);
         while let Some(word) = words.next() {
@@ -100,20 +93,124 @@ impl Typed {
                 break;
             }
             if let Some((name, value)) = long_option(word) {
-                let takes_value = find(program, command, &name).is_some_and(takes_value);
+                let takes_value = self.find(&name).is_some_and(takes_value);
                 let value = value.or_else(|| takes_value.then(|| words.next().cloned()).flatten());
                 if name == "config" {
                     config = value;
                 }
                 names.insert(name);
             } else if let Some(letters) = word.to_str().and_then(|word| word.strip_prefix('-')) {
-                for argument in arguments_of(program, command) {
+                for argument in self.arguments() {
                     let short = argument.get_short().filter(|&short| letters.contains(short));
                     names.extend(short.and(argument.get_long()).map(str::to_owned));
                 }
             }
         }
-        Self { names, config }
+        Typed { names, config }
+    }
+
+    /// The options behind the command with their values, without those of this call alone.
+    pub fn given(&self, behind: &[OsString]) -> Table {
+        let mut table = Table::new();
+        let mut words = behind.iter();
+        while let Some(word) = words.next() {
+            let Some((name, value)) = long_option(word) else { continue };
+            let Some(option) = self.find(&name) else { continue };
+            let value = match value {
+                Some(value) => Some(value),
+                None if takes_value(option) => words.next().cloned(),
+                None => None,
+            };
+            if OF_THIS_CALL.contains(&name.as_str()) {
+                continue;
+            }
+            let value = match value {
+                None => Value::from(true),
+                Some(value) if is_path(option) => shown(absolute(&value).unwrap_or(value.into())),
+                Some(value) => shown(value),
+            };
+            // Of a list that was given in parts, all parts count; of anything else, the last.
+            let parts = match (table.get(&name).and_then(Value::as_str), value.as_str()) {
+                (Some(before), Some(more)) if is_list(option) => format!("{before},{more}").into(),
+                _ => value,
+            };
+            table.insert(name, parts);
+        }
+        table
+    }
+
+    /// The value that an option has when it is not given.
+    pub fn default_of(&self, name: &str) -> Option<String> {
+        let defaults = self.find(name)?.get_default_values();
+        let texts: Vec<_> = defaults.iter().map(|value| value.to_string_lossy()).collect();
+        (!texts.is_empty()).then(|| texts.join(","))
+    }
+
+    /// The options of a file, without those that were typed and those that cannot stand beside
+    /// them.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be read or holds what is no option.
+    pub fn from_file(
+        &self,
+        typed: &BTreeSet<String>,
+        path: &Path,
+    ) -> anyhow::Result<Vec<OsString>> {
+        let shown = path.display();
+        let text = fs::read_to_string(path).with_context(|| format!("cannot read {shown}"))?;
+        let table: Table = text.parse().map_err(|error: toml::de::Error| {
+            anyhow::anyhow!("{shown} is no TOML file: {}", error.message())
+        })?;
+        let mut entries = Vec::new();
+        flatten(table, &mut entries);
+        let (mut options, mut seen) = (Vec::new(), BTreeSet::new());
+        for (key, value) in entries {
+            let option = self.find(&key).filter(|_| key != "config");
+            let Some(option) = option else {
+                bail!("{shown}: `{key}` is no option of `yuan {}`", self.command());
+            };
+            ensure!(seen.insert(key.clone()), "{shown}: `{key}` has two values");
+            let word = word(option, &key, value).with_context(|| shown.to_string())?;
+            if !typed.contains(&key) && !self.conflicts(option, typed) {
+                options.extend(word.map(OsString::from));
+            }
+        }
+        self.refuse_values(&options).with_context(|| shown.to_string())?;
+        Ok(options)
+    }
+
+    fn arguments(&self) -> impl Iterator<Item = &'a Arg> + use<'a> {
+        self.command.get_arguments().chain(self.program.get_arguments())
+    }
+
+    fn find(&self, name: &str) -> Option<&'a Arg> {
+        self.arguments().find(|argument| argument.get_long() == Some(name))
+    }
+
+    /// Whether an option cannot stand beside one that was typed.
+    fn conflicts(&self, option: &Arg, typed: &BTreeSet<String>) -> bool {
+        self.arguments()
+            .filter(|other| other.get_long().is_some_and(|name| typed.contains(name)))
+            .any(|other| self.excludes(option, other) || self.excludes(other, option))
+    }
+
+    fn excludes(&self, one: &Arg, other: &Arg) -> bool {
+        let known = if one.is_global_set() { self.program } else { self.command };
+        known.get_arg_conflicts_with(one).iter().any(|excluded| excluded.get_id() == other.get_id())
+    }
+
+    /// Refuses values that the options do not take, in a sentence that can name the file.
+    fn refuse_values(&self, options: &[OsString]) -> anyhow::Result<()> {
+        let words = [self.program.get_name(), self.command()].map(OsString::from);
+        let words = words.into_iter().chain(options.iter().cloned());
+        let Err(error) = self.program.clone().try_get_matches_from(words) else { return Ok(()) };
+        if matches!(error.kind(), ErrorKind::ValueValidation | ErrorKind::InvalidValue) {
+            let text = error.to_string();
+            let sentence = text.lines().next().unwrap_or_default();
+            bail!("{}", sentence.strip_prefix("error: ").unwrap_or(sentence));
+        }
+        Ok(())
     }
 }
 
@@ -125,14 +222,6 @@ fn long_option(word: &OsStr) -> Option<(String, Option<OsString>)> {
         Some((name, value)) => (name.to_owned(), Some(value.into())),
         None => (option.to_owned(), None),
     })
-}
-
-fn arguments_of<'a>(program: &'a Command, command: &'a Command) -> impl Iterator<Item = &'a Arg> {
-    command.get_arguments().chain(program.get_arguments())
-}
-
-fn find<'a>(program: &'a Command, command: &'a Command, name: &str) -> Option<&'a Arg> {
-    arguments_of(program, command).find(|argument| argument.get_long() == Some(name))
 }
 
 fn takes_value(option: &Arg) -> bool {
@@ -149,36 +238,6 @@ fn is_path(option: &Arg) -> bool {
 
 fn shown(text: impl AsRef<OsStr>) -> Value {
     text.as_ref().to_string_lossy().into_owned().into()
-}
-
-/// The options of a file, without those that were typed and those that cannot stand beside them.
-fn from_file(
-    program: &Command,
-    command: &Command,
-    typed: &BTreeSet<String>,
-    path: &Path,
-) -> anyhow::Result<Vec<OsString>> {
-    let shown = path.display();
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {shown}"))?;
-    let table: Table = text.parse().map_err(|error: toml::de::Error| {
-        anyhow::anyhow!("{shown} is no TOML file: {}", error.message())
-    })?;
-    let mut entries = Vec::new();
-    flatten(table, &mut entries);
-    let (mut options, mut seen) = (Vec::new(), BTreeSet::new());
-    for (key, value) in entries {
-        let option = find(program, command, &key).filter(|_| key != "config");
-        let Some(option) = option else {
-            bail!("{shown}: `{key}` is no option of `yuan {}`", command.get_name());
-        };
-        ensure!(seen.insert(key.clone()), "{shown}: `{key}` has two values");
-        let word = word(option, &key, value).with_context(|| shown.to_string())?;
-        if !typed.contains(&key) && !conflicts(program, command, option, typed) {
-            options.extend(word.map(OsString::from));
-        }
-    }
-    refuse_values(program, command, &options).with_context(|| shown.to_string())?;
-    Ok(options)
 }
 
 /// Every key with its value, whatever table it stands in.
@@ -219,33 +278,6 @@ fn plain(key: &str, value: Value) -> anyhow::Result<String> {
         Value::Float(number) => number.to_string(),
         other => bail!("`{key}` is a number or a text, not {other}"),
     })
-}
-
-/// Whether an option cannot stand beside one that was typed.
-fn conflicts(program: &Command, command: &Command, option: &Arg, typed: &BTreeSet<String>) -> bool {
-    arguments_of(program, command)
-        .filter(|other| other.get_long().is_some_and(|name| typed.contains(name)))
-        .any(|other| {
-            excludes(program, command, option, other) || excludes(program, command, other, option)
-        })
-}
-
-fn excludes(program: &Command, command: &Command, one: &Arg, other: &Arg) -> bool {
-    let known = if one.is_global_set() { program } else { command };
-    known.get_arg_conflicts_with(one).iter().any(|excluded| excluded.get_id() == other.get_id())
-}
-
-/// Refuses values that the options do not take, in a sentence that can name the file.
-fn refuse_values(program: &Command, command: &Command, options: &[OsString]) -> anyhow::Result<()> {
-    let words = [program.get_name(), command.get_name()].map(OsString::from);
-    let words = words.into_iter().chain(options.iter().cloned());
-    let Err(error) = program.clone().try_get_matches_from(words) else { return Ok(()) };
-    if matches!(error.kind(), ErrorKind::ValueValidation | ErrorKind::InvalidValue) {
-        let text = error.to_string();
-        let sentence = text.lines().next().unwrap_or_default();
-        bail!("{}", sentence.strip_prefix("error: ").unwrap_or(sentence));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,74 +1,133 @@
 //! `yuan pretrain`: a run from text to report.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
+use anyhow::{Context, bail, ensure};
 use yuan::{
-    model::{DeviceMesh, REMOTE, files::write_whole, ops},
+    model::{DeviceMesh, REMOTE, ops},
     prelude::*,
     toy,
-    train::{Display, ModelDirectory, Watch, check_mesh, check_settings, data, peak_resident},
+    train::{
+        Checkpoint, Claim, Display, ModelDirectory, Watch, check_mesh, check_settings,
+        data::{Corpus, Document},
+        peak_resident,
+    },
 };
 
 use crate::{
-    console::{Console, WrongOption},
+    console::{Console, Interrupted, WrongOption},
     report,
+    resume::RUNS,
+    signals::Signals,
 };
 
 mod options;
 
 pub use options::Options;
 
-/// Name of the file in a run that holds the options it was made with.
-const OPTIONS: &str = "options.toml";
+/// What the user gave.
+pub struct Given {
+    /// All options, as a file for `--config`.
+    pub file: String,
+    /// Names of the options that were typed or in the file of `--config`.
+    pub names: BTreeSet<String>,
+}
 
-/// `given` writes the options that were given as a file for `--config`.
-pub fn run(
-    options: &Options,
-    console: &Console,
-    given: impl FnOnce() -> String,
-) -> anyhow::Result<()> {
+pub fn run(options: &Options, console: &Console, given: Given) -> anyhow::Result<()> {
     ops::set_fast_paths(!options.portable);
     let mut devices = Vec::new();
     for name in &options.device {
         devices.push(yuan::device(name).wrong_option()?);
     }
     let mesh = DeviceMesh::new(devices, options.data_parallel).wrong_option()?.autodiff();
-    let run = match &options.run {
-        Some(directory) if options.resume => Run::open(directory)?,
-        directory => {
-            let directory = directory.clone().unwrap_or_else(first_free);
-            let run = create(options, console, &directory, &mesh)?;
-            write_whole(&directory.join(OPTIONS), given().as_bytes())?;
-            run
-        }
+    let run = match options.resume {
+        true => reopen(options, console, &mesh, &given.names)?,
+        false => create(options, console, &mesh, given.file)?,
     };
-    train(&run, options, console, mesh)?;
-    close(&run, console)
+    if steps_taken(&run)? >= run.config().steps {
+        console.note(format_args!(
+            "{} is finished: all its {} steps are taken. --steps with a larger number extends it.",
+            run.directory().display(),
+            run.config().steps
+        ));
+        return close(&run, console);
+    }
+    let signals = Signals::listen().context("cannot listen to signals")?;
+    train(&run, options, console, mesh, &signals)?;
+    match signals
+        .received()
+        .filter(|_| steps_taken(&run).is_ok_and(|step| step < run.config().steps))
+    {
+        Some(signal) => interrupted(&run, console, signal),
+        None => close(&run, console),
+    }
+}
+
+fn steps_taken(run: &Run) -> Result<u64, TrainError> {
+    Ok(Checkpoint::latest(run.directory())?.map_or(0, |checkpoint| checkpoint.step))
+}
+
+/// Opens a run to go on with, with what the user wants otherwise.
+fn reopen(
+    options: &Options,
+    console: &Console,
+    mesh: &DeviceMesh,
+    given: &BTreeSet<String>,
+) -> anyhow::Result<Run> {
+    let Some(directory) = &options.run else {
+        bail!("there is no run in {RUNS} to resume: name one with --run");
+    };
+    let mut run = Run::open(directory)?;
+    let config = options.changed(run.config(), given);
+    let taken = steps_taken(&run)?;
+    ensure!(
+        config.steps >= taken,
+        "--steps {}: the run in {} has taken {taken} steps already",
+        config.steps,
+        directory.display()
+    );
+    if config.steps != run.config().steps {
+        console.note(format_args!(
+            "The learning rate goes on along the schedule of {} steps; it was made for {}.",
+            config.steps,
+            run.config().steps
+        ));
+    }
+    run.reconfigure(config)?;
+    let (groups, sharing) = (run.config().laep.groups, mesh.expert());
+    if !groups.is_multiple_of(sharing) {
+        console.note(format_args!(
+            "The run's {groups} groups of experts cannot be shared equally by {sharing} devices, \
+             whose loads will differ; --groups changes them."
+        ));
+    }
+    Ok(run)
 }
 
 /// Prepares a new run; whatever is wrong with the options is said before any text is read.
 fn create(
     options: &Options,
     console: &Console,
-    directory: &Path,
     mesh: &DeviceMesh,
+    given: String,
 ) -> anyhow::Result<Run> {
     let init = options.init.as_deref().map(ModelDirectory::open).transpose()?;
-    let config = options.train_config()?;
     let model = match &init {
         Some(init) => init.config().clone(),
         None => options.model_config(),
     };
     model.validate().wrong_option()?;
+    let config = options.train_config(&model)?;
     options.check_plan(&config, &model)?;
     check_settings(&config, &model).wrong_option()?;
     check_mesh(&config, &model, mesh).wrong_option()?;
-    Run::check_free(directory)?;
+    // From here on nobody else makes a run there.
+    let claim = match &options.run {
+        Some(directory) => Claim::take(directory)?,
+        None => Claim::first_free(&Path::new(RUNS).join("pretrain"))?,
+    };
     let documents = match &options.data {
-        Some(directory) => data::read_directory(directory)?,
+        Some(path) => read_text(path, console)?,
         None => toy::corpus()?,
     };
     let bytes: usize = documents.iter().map(|document| document.text.len()).sum();
@@ -85,21 +144,37 @@ fn create(
         // Measuring takes a moment, which only a prediction is worth.
         new = new.with_speed_prediction(mesh.clone());
     }
-    let run = Run::create(directory, new)?;
+    let run = Run::create_in(claim, new.with_options_file(given))?;
     let [train, validation] = run.tokens();
     console.note(format_args!("{train} tokens to train on, {validation} to validate"));
     Ok(run)
 }
 
-/// Trains to the end; devices of other processes are watched, and given up when one is lost.
-fn train(run: &Run, options: &Options, console: &Console, mesh: DeviceMesh) -> anyhow::Result<()> {
+/// Texts of the user, and a word on what is none.
+pub fn read_text(path: &Path, console: &Console) -> Result<Vec<Document>, TrainError> {
+    let corpus = Corpus::read(path)?;
+    if let Some(skipped) = corpus.skipped_summary() {
+        console.note(skipped);
+    }
+    Ok(corpus.documents)
+}
+
+/// Trains to the end or to a signal; devices of other processes are watched, and given up when one
+/// is lost.
+fn train(
+    run: &Run,
+    options: &Options,
+    console: &Console,
+    mesh: DeviceMesh,
+    signals: &Signals,
+) -> anyhow::Result<()> {
     let display = || {
         let display = Display::new(console.steps_between_lines());
         if console.is_quiet() { None } else { Some(display) }
     };
     let is_remote = options.device.iter().any(|name| name.starts_with(REMOTE));
     if let ([device], false) = (mesh.devices(), is_remote) {
-        let trainer = run.trainer(device)?;
+        let trainer = run.trainer(device)?.with_callback(signals.clone())?;
         return Ok(shown(trainer, display())?.run()?);
     }
     let servers = options.device.iter().filter_map(|name| name.strip_prefix(REMOTE));
@@ -107,9 +182,9 @@ fn train(run: &Run, options: &Options, console: &Console, mesh: DeviceMesh) -> a
         servers: servers.map(str::to_owned).collect(),
         patience: Duration::from_secs(options.patience),
     };
-    let (run, display) = (run.clone(), display());
+    let (run, display, signals) = (run.clone(), display(), signals.clone());
     watch.supervise(move |pulse| {
-        let trainer = run.trainer_on_mesh(&mesh)?.with_callback(pulse)?;
+        let trainer = run.trainer_on_mesh(&mesh)?.with_callback(pulse)?.with_callback(signals)?;
         Ok(shown(trainer, display)?.run()?)
     })
 }
@@ -129,11 +204,11 @@ fn close(run: &Run, console: &Console) -> anyhow::Result<()> {
     let report = Report::of(run.directory())?;
     report.save()?;
     console.say(format_args!("\n{}", report.table()))?;
-    if report.history().prunes().next().is_none() {
+    if report.history().prunes().next().is_none() && report.history().lost_lines() == 0 {
         let why = match &run.config().laep.trigger {
             _ if report.history().undone().next().is_some() => "the guard undid the prune",
             Trigger::Never => "LAEP was off",
-            Trigger::Steps(_) => "the run ended before the step to prune at",
+            Trigger::Steps(_) => "the guard held the prune up until the run ended",
             Trigger::Stable { .. } => "the loads of all layers were never stable",
         };
         console.say(format_args!("Nothing was pruned: {why}."))?;
@@ -145,10 +220,26 @@ fn close(run: &Run, console: &Console) -> anyhow::Result<()> {
     report::say_where(&report, console)
 }
 
-/// The first of runs/pretrain, runs/pretrain-2, … that is free.
-fn first_free() -> PathBuf {
-    let default = PathBuf::from("runs/pretrain");
-    let numbered = (2..).map(|number| PathBuf::from(format!("runs/pretrain-{number}")));
-    let mut candidates = std::iter::once(default.clone()).chain(numbered);
-    candidates.find(|path| Run::is_free(path)).unwrap_or(default)
+/// Writes the report of a run that a signal ended, and says how to go on.
+fn interrupted(run: &Run, console: &Console, signal: i32) -> anyhow::Result<()> {
+    let report = Report::of(run.directory())?;
+    report.save()?;
+    console.note(format_args!(
+        "Interrupted after step {} of {}. The report is {}. Go on with:\n  yuan pretrain --resume --run {}",
+        steps_taken(run)?,
+        run.config().steps,
+        report.page().display(),
+        quoted(run.directory())
+    ));
+    Err(Interrupted(signal).into())
+}
+
+/// A path as a word for a shell.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@%".contains(c);
+    match text.chars().all(is_plain) {
+        true => text,
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
 }

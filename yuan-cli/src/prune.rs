@@ -38,9 +38,10 @@ pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
         );
     };
     file::check(&plan, path, checkpoint.config())?;
-    options.weights.check_free(&options.from, to)?;
+    let _lock = options.weights.check_free(&options.from, to)?;
     let (before, start) = (Inventory::of(&options.from)?, Instant::now());
-    checkpoint.rewrite(to, Some(&plan.kept()), &options.weights.save_options(Vec::new()))?;
+    let save = options.weights.save_options(Vec::new());
+    options.weights.warn(&checkpoint.rewrite(to, Some(&plan.kept()), &save)?, console);
     let (after, seconds) = (Inventory::of(to)?, start.elapsed().as_secs_f64());
     let pruned = 100.0 * (1.0 - after.parameters as f64 / before.parameters as f64);
     console.say(format_args!(

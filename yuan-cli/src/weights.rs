@@ -8,11 +8,14 @@ use burn::tensor::FloatDType;
 use clap::Args;
 use yuan::{
     model::{
-        hf::{SaveOptions, parse_shard_size},
+        files::is_free,
+        hf::{SaveOptions, Saved, parse_shard_size},
         storage::parse_float_dtype,
     },
-    train::Run,
+    train::RunLock,
 };
+
+use crate::console::Console;
 
 /// How weights are written.
 #[derive(Args)]
@@ -27,15 +30,19 @@ pub struct WeightOptions {
     /// Replace TO if it exists
     #[arg(long)]
     overwrite: bool,
+    /// Write f16 although values are too large for it and become infinite
+    #[arg(long)]
+    allow_overflow: bool,
 }
 
 impl WeightOptions {
     /// Refuses to write where something is that may not be replaced: without `--overwrite`
-    /// anything, with it whatever is no model, and the model that is read.
-    pub fn check_free(&self, from: &Path, to: &Path) -> anyhow::Result<()> {
+    /// anything, with it whatever is no model, the model that is read, and a run that is trained.
+    /// A run that is replaced is locked for as long as what is returned lives.
+    pub fn check_free(&self, from: &Path, to: &Path) -> anyhow::Result<Option<RunLock>> {
         let shown = to.display();
         if !to.exists() {
-            return Ok(());
+            return Ok(None);
         }
         if !to.is_dir() {
             bail!("{shown} is a file: name a directory to write");
@@ -47,10 +54,11 @@ impl WeightOptions {
         if source?.starts_with(target?) {
             bail!("{shown} holds {}, which is read: name another directory", from.display());
         }
-        if !Run::is_free(to) && !to.join("config.json").is_file() {
+        if !is_free(to) && !to.join("config.json").is_file() {
             bail!("{shown} holds no model, and --overwrite replaces only models");
         }
-        Ok(())
+        let is_run = to.join("run.json").exists();
+        Ok(if is_run { Some(RunLock::take(to)?) } else { None })
     }
 
     /// The options for the library, with files that go beside the weights.
@@ -60,6 +68,14 @@ impl WeightOptions {
             shard_size: self.shard_size,
             overwrite: self.overwrite,
             side_files,
+            allow_overflow: self.allow_overflow,
+        }
+    }
+
+    /// Says which tensors have values that became infinite, if that was allowed.
+    pub fn warn(&self, saved: &Saved, console: &Console) {
+        for name in &saved.overflowed {
+            console.note(format_args!("`{name}` has values that became infinite"));
         }
     }
 }

@@ -238,14 +238,14 @@ fn train_on_workers() {
     let events = fs::read_to_string(together.join("metrics.jsonl")).unwrap();
     assert!(!events.contains("\"bytes_moved\":0"), "experts moved between the processes");
 
-    let odd = ["--device", &devices, "--batch", "3"];
-    let error = fail(tiny_pretrain(data.path(), &runs.path().join("odd")).args(odd));
-    assert!(error.contains("a batch of 3 rows cannot be spread evenly over 2 devices"), "{error}");
+    let small = ["--device", &devices, "--batch", "1"];
+    let error = fail(tiny_pretrain(data.path(), &runs.path().join("small")).args(small));
+    assert!(error.contains("a batch of 1 rows is too small for 2 devices"), "{error}");
     let shy = Worker::start_with("secret");
     let asked = |token: &str| {
         let run = runs.path().join(format!("asked {token}"));
         let mut pretrain = tiny_pretrain(data.path(), &run);
-        pretrain.args(["--device", &shy.url, "--steps", "1"]).env(yuan::model::TOKEN, token);
+        pretrain.args(["--device", &shy.url, "--steps", "12"]).env(yuan::model::TOKEN, token);
         pretrain
     };
     succeed(&mut asked("secret"));

@@ -169,7 +169,10 @@ fn prompts_come_from_arguments_or_standard_input_and_draws_repeat_by_seed() {
         "Error: top_p = 0 is out of range: expected above 0 and at most 1"
     );
     let error = fail(command("generate", &[run()]).args(["hello", "--chat"]));
-    assert_eq!(error.trim_end(), "Error: chat template: the directory has none");
+    assert_eq!(
+        error.trim_end(),
+        "Error: chat template: the model has none, so it cannot chat: give it a text to continue"
+    );
     let error = fail(command("generate", &[run()]).arg(""));
     assert_eq!(
         error.trim_end(),
@@ -187,6 +190,9 @@ fn training_goes_on_from_any_model() {
         ["exported", "data", "second"].map(|name| temp.path().join(name));
     succeed(&mut command("convert", &[run(), &exported]));
     write_corpus(&data);
+    let template = "{% for m in messages %}U: {{ m.content }} A:{% endfor %}";
+    fs::write(exported.join("chat_template.jinja"), template).unwrap();
+    fs::write(exported.join("generation_config.json"), r#"{"eos_token_id": [0, 10]}"#).unwrap();
     let mut pretrain = command("pretrain", &[]);
     pretrain.arg("--data").arg(&data).arg("--run").arg(&second).arg("--init").arg(&exported);
     pretrain.args([
@@ -202,6 +208,18 @@ fn training_goes_on_from_any_model() {
     ]);
     succeed(&mut pretrain);
     assert_eq!(inventory(&second)["experts_per_layer"], inventory(&exported)["experts_per_layer"]);
+    // A chat model stays one: its template and the tokens that end an answer.
+    for name in ["chat_template.jinja", "generation_config.json", "tokenizer.json"] {
+        let [before, after] =
+            [&exported, &second].map(|directory| fs::read(directory.join(name)).unwrap());
+        assert!(before == after, "{name}");
+    }
+    succeed(command("generate", &[&second]).args([
+        "--chat",
+        "the expert",
+        "--max-new-tokens",
+        "1",
+    ]));
     // At a learning rate of nothing the model is the one that it started from.
     assert_eq!(generated(&second, "the expert of"), generated(&exported, "the expert of"));
     let error =

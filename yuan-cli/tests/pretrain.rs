@@ -5,9 +5,9 @@ mod support;
 
 use std::{fs, process::Command};
 
-use support::{fail, succeed, tiny_pretrain, write_corpus, yuan};
+use support::{fail, succeed, tiny_plain, tiny_pretrain, write_corpus, yuan};
 use tempfile::tempdir;
-use yuan::{laep::PrunePlan, model::YuanConfig, train::Checkpoint};
+use yuan::{laep::PrunePlan, model::YuanConfig, report::History, train::Checkpoint};
 
 #[test]
 fn a_run_leaves_metrics_plan_checkpoints_and_pictures() {
@@ -90,8 +90,49 @@ fn a_prune_before_the_first_window_is_complete_is_drawn_too() {
         assert!(run.join("report.html").exists() && run.join("load_history.svg").exists());
         fs::remove_dir_all(&run).unwrap();
     }
-    let (out, _) = succeed(tiny_pretrain(&data, &run).args(["--steps", "8"]));
-    assert!(out.contains("Nothing was pruned: the run ended before the step to prune at"), "{out}");
+}
+
+#[test]
+fn a_prune_that_could_not_work_is_refused_before_anything_is_read() {
+    let directory = tempdir().unwrap();
+    let (data, run) = (directory.path().join("nowhere"), directory.path().join("run"));
+    for (options, reason) in [
+        ("--steps 8", "the prune after step 12 would never happen: the run has 8 steps"),
+        (
+            "--guard 0.1 --guard-steps 13",
+            "the guard judges the prune after step 12 within 13 steps",
+        ),
+        ("--guard 0.1 --guard-steps 18446744073709551615", "but the run ends after 24"),
+        ("--beta 2", "beta = 2 is not allowed: expected a share of the load, from 0 to 1"),
+        ("--min-experts 9", "min_experts = 9 must be at most the 8 experts of a layer"),
+        ("--stable-windows 18446744073709551615", "windows = 18446744073709551615 is not allowed"),
+        ("--rearrange-every 1 --groups 3 --multiple-of 3", "experts, which"),
+    ] {
+        let message = fail(tiny_pretrain(&data, &run).args(options.split(' ')));
+        assert_sentence(&message, reason);
+        assert!(!run.exists());
+    }
+}
+
+#[test]
+fn what_is_reported_of_a_prune_in_the_last_step_is_measured_after_it() {
+    let directory = tempdir().unwrap();
+    let (data, run) = (directory.path().join("data"), directory.path().join("run"));
+    write_corpus(&data);
+    let (out, err) = succeed(tiny_pretrain(&data, &run).args(["--steps", "12"]));
+    assert!(err.contains("only 0 steps are left to recover from a prune"), "{err}");
+    let history = History::read(&run).unwrap();
+    let [.., (12, before), (12, after)] = history.validations().collect::<Vec<_>>()[..] else {
+        panic!("{out}");
+    };
+    assert!(after > before, "{before}, {after}");
+    assert_eq!(history.stages().last().unwrap().validation, Some((12, after)));
+    // With a guard that has no time left, stable loads are not pruned on.
+    let guarded = directory.path().join("guarded");
+    let mut pretrain = tiny_plain(&data, &guarded);
+    pretrain.args("--stable-windows 1 --max-change 0.9 --min-rank-correlation -0.9".split(' '));
+    let (out, _) = succeed(pretrain.args("--guard 1.0 --guard-steps 24".split(' ')));
+    assert!(out.contains("Nothing was pruned"), "{out}");
 }
 
 #[test]
@@ -101,7 +142,7 @@ fn a_plan_that_was_made_elsewhere_is_applied() {
     write_corpus(&data);
     // Loads of a run without a prune, a plan from them with limits per layer, and a run that
     // applies it.
-    succeed(tiny_pretrain(&data, &run).args(["--steps", "8", "--prune-at", "99"]));
+    succeed(tiny_plain(&data, &run).args(["--steps", "8", "--no-laep"]));
     let plan = directory.path().join("edited.json");
     let limits = ["--alpha", "inf,0.5", "--beta", "0.3,1", "--multiple-of", "2", "--groups", "2"];
     let (table, _) = succeed(yuan("plan").arg(&run).args(limits).arg("--save").arg(&plan));
@@ -154,7 +195,7 @@ fn what_is_wrong_is_said_in_a_sentence() {
 
     let with = |extra: &[&str]| fail(tiny_pretrain(&data, &run).args(extra));
     assert_sentence(&fail(&mut tiny_pretrain(&path("nowhere"), &run)), "nowhere");
-    assert_sentence(&fail(&mut tiny_pretrain(&path("empty"), &run)), "empty holds no text files");
+    assert_sentence(&fail(&mut tiny_pretrain(&path("empty"), &run)), "empty holds no text");
     assert_sentence(&fail(&mut tiny_pretrain(&path("short"), &run)), "too little text to");
     assert_sentence(&fail(&mut tiny_pretrain(&data, &path("taken"))), "taken is not empty");
     assert_sentence(
@@ -192,7 +233,7 @@ fn wrong_settings_are_refused_before_anything_is_read() {
         "the router z-loss's coefficient = -1 must not be negative",
     );
     assert_sentence(
-        &base(&["--experts", "9"]),
+        &base(&["--experts", "9", "--groups", "2"]),
         "layer 0 has 9 experts, which multiple_of = 2 does not divide",
     );
     assert_sentence(
@@ -236,7 +277,8 @@ fn a_corrupt_checkpoint_stops_a_resume() {
     succeed(&mut tiny_pretrain(&data, &run));
     let checkpoint = Checkpoint::latest(&run).unwrap().unwrap().path;
     fs::write(checkpoint.join("model.safetensors"), b"not a tensor").unwrap();
-    assert_sentence(&fail(tiny_pretrain(&data, &run).arg("--resume")), "model.safetensors");
+    let mut resume = tiny_pretrain(&data, &run);
+    assert_sentence(&fail(resume.args(["--resume", "--steps", "25"])), "model.safetensors");
 }
 
 /// A limit on the size of files stands in for a full disk: the write fails half way in the same

@@ -1,7 +1,7 @@
 //! What the user may choose, and the configurations that follow from it. What is not chosen is as
 //! in the toy run ([`yuan::toy`]).
 
-use std::path::PathBuf;
+use std::{collections::BTreeSet, path::PathBuf};
 
 use clap::Args;
 use yuan::{
@@ -16,14 +16,14 @@ use crate::{limits::LimitOptions, numbers::layers, plan::file};
 /// Options of `yuan pretrain`.
 #[derive(Args)]
 #[command(
-    after_help = "Limits that are not given: alpha inf, beta 0.19, min-experts 8, groups 2 (of \
-    several devices: those that share the experts), multiple-of the groups. A run keeps its options \
-    in options.toml, which --config takes."
+    after_help = "Limits that are not given: alpha inf, beta 0.19, min-experts 8 (or half of the \
+    experts), groups 2 (of several devices: those that share the experts), multiple-of the groups. A \
+    run keeps its options in options.toml, which --config takes."
 )]
 pub struct Options {
-    /// Directory of text files to learn, UTF-8 and up to 1 MiB each; default: the crates that this
-    /// program was built from
-    #[arg(long, value_name = "DIR", help_heading = "Data")]
+    /// Text to learn: a file, or a directory of files, each a document in UTF-8 or, as .jsonl, one a
+    /// line ({"text": …}); default: the crates that this program was built from
+    #[arg(long, value_name = "PATH", help_heading = "Data")]
     pub data: Option<PathBuf>,
     /// Tokens of a row
     #[arg(long, value_name = "TOKENS", help_heading = "Data")]
@@ -164,12 +164,13 @@ pub struct Options {
     #[arg(long, help_heading = "Devices")]
     pub portable: bool,
 
-    /// Directory of the run; default: the first free of runs/pretrain, runs/pretrain-2, …
+    /// Directory of the run; default: the first free of runs/pretrain, runs/pretrain-2, …, and with
+    /// --resume the run below runs that was written into last
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub run: Option<PathBuf>,
-    /// Go on with the run in --run from its latest checkpoint, by its own settings: of the other
-    /// options only those of devices count, and not --precision and --recompute
-    #[arg(long, requires = "run", help_heading = "Output")]
+    /// Go on with a run from its latest checkpoint, by the options it was made with; only --steps,
+    /// --validate-every, --checkpoint-every, --groups and the devices may be others
+    #[arg(long, help_heading = "Output")]
     pub resume: bool,
     /// Steps between validations; 0: only at the end
     #[arg(long, value_name = "STEPS", default_value_t = 60, help_heading = "Output")]
@@ -185,7 +186,7 @@ impl Options {
     /// # Errors
     ///
     /// If the plan cannot be read.
-    pub fn train_config(&self) -> anyhow::Result<TrainConfig> {
+    pub fn train_config(&self, model: &YuanConfig) -> anyhow::Result<TrainConfig> {
         let toy = toy::train_config();
         let present = |steps: u64| (steps != 0).then_some(steps);
         Ok(TrainConfig {
@@ -199,7 +200,7 @@ impl Options {
             seed: self.seed,
             validate_every: present(self.validate_every),
             checkpoint_every: present(self.checkpoint_every),
-            laep: self.laep_config(toy.laep)?,
+            laep: self.laep_config(toy.laep, model)?,
             balance: BalanceLosses {
                 auxiliary: self.aux_loss,
                 sequence: self.sequence_aux_loss,
@@ -212,9 +213,14 @@ impl Options {
         })
     }
 
-    fn laep_config(&self, toy: LaepConfig) -> anyhow::Result<LaepConfig> {
-        let groups = self.groups(toy.groups);
-        let limits = self.limits.over(PruneLimits { multiple_of: groups, ..toy.limits });
+    fn laep_config(&self, toy: LaepConfig, model: &YuanConfig) -> anyhow::Result<LaepConfig> {
+        let groups = self.groups(toy.groups, model);
+        let most = model.experts_per_layer.iter().max().copied().unwrap_or(0);
+        let limits = self.limits.over(PruneLimits {
+            multiple_of: groups,
+            min_experts: toy.limits.min_experts.min((most / 2).max(1)),
+            ..toy.limits
+        });
         Ok(LaepConfig {
             window_steps: self.window,
             trigger: match &self.prune_at[..] {
@@ -236,11 +242,40 @@ impl Options {
         })
     }
 
-    /// The devices that share the experts, or as many as the toy has on one.
-    fn groups(&self, on_one_device: usize) -> usize {
+    /// The devices that share the experts, or as many as the toy has on one. A model whose experts
+    /// cannot be cut so, as one that was pruned before, has one group on one device.
+    fn groups(&self, on_one_device: usize, model: &YuanConfig) -> usize {
         let sharing = self.device.len() / self.data_parallel.max(1);
-        let default = if self.device.len() == 1 { on_one_device } else { sharing.max(1) };
+        let mut experts = model.experts_per_layer.iter();
+        let default = match self.device.len() {
+            1 if experts.all(|experts| experts.is_multiple_of(on_one_device)) => on_one_device,
+            1 => 1,
+            _ => sharing.max(1),
+        };
         self.limits.groups.unwrap_or(default)
+    }
+
+    /// The settings of a run with what the user wants otherwise now.
+    pub fn changed(&self, run: &TrainConfig, given: &BTreeSet<String>) -> TrainConfig {
+        let mut config = run.clone();
+        let present = |steps: u64| (steps != 0).then_some(steps);
+        if given.contains("steps") {
+            config.steps = self.steps;
+        }
+        if given.contains("validate-every") {
+            config.validate_every = present(self.validate_every);
+        }
+        if given.contains("checkpoint-every") {
+            config.checkpoint_every = present(self.checkpoint_every);
+        }
+        if let Some(groups) = self.limits.groups.filter(|_| given.contains("groups")) {
+            let limits = &mut config.laep.limits;
+            config.laep.groups = groups;
+            if groups > 0 && !limits.multiple_of.is_multiple_of(groups) {
+                limits.multiple_of = groups;
+            }
+        }
+        config
     }
 
     fn plan(&self) -> anyhow::Result<Option<PrunePlan>> {

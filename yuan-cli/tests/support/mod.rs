@@ -34,10 +34,17 @@ pub fn write_corpus(directory: &Path) {
 /// `yuan pretrain` with a model that trains in seconds, checkpoints often and prunes at step
 /// 12.
 pub fn tiny_pretrain(data: &Path, run: &Path) -> Command {
+    let mut command = tiny_plain(data, run);
+    command.args(["--prune-at", "12"]);
+    command
+}
+
+/// The same without a step to prune at.
+pub fn tiny_plain(data: &Path, run: &Path) -> Command {
     let mut command = yuan("pretrain");
     command.arg("--data").arg(data).arg("--run").arg(run);
     let options = "--steps 24 --layers 2 --hidden 32 --experts 8 --vocab 300 --batch 2 --seq 32 \
-        --validate-every 6 --checkpoint-every 3 --window 2 --prune-at 12 --beta 0.4 --min-experts 2 \
+        --validate-every 6 --checkpoint-every 3 --window 2 --beta 0.4 --min-experts 2 \
         --learning-rate 1e-2";
     command.args(options.split_whitespace());
     command
@@ -62,4 +69,17 @@ pub fn fail(command: &mut Command) -> String {
 fn texts(output: &Output) -> (String, String) {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (text(&output.stdout), text(&output.stderr))
+}
+
+/// Copies a directory with all that is below it.
+pub fn copy_directory(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a directory");
+    for entry in fs::read_dir(from).expect("a directory").flatten() {
+        let (path, to) = (entry.path(), to.join(entry.file_name()));
+        if path.is_dir() {
+            copy_directory(&path, &to);
+        } else {
+            fs::copy(&path, &to).expect("a copy");
+        }
+    }
 }

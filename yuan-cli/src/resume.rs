@@ -1,0 +1,133 @@
+//! `yuan pretrain --resume`: the options that the run was made with hold again, but for those that
+//! may change in the middle of a run.
+
+use std::{
+    collections::BTreeSet,
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use anyhow::bail;
+use clap::Command;
+use toml::Value;
+
+use crate::{merge, merge::Known};
+
+/// Where runs are that nobody named.
+pub const RUNS: &str = "runs";
+/// Files of a run: its settings, and the options it was made with.
+const SETTINGS: &str = "run.json";
+const OPTIONS: &str = "options.toml";
+
+/// What a resumed run may have otherwise than before.
+const MAY_CHANGE: [&str; 8] = [
+    "steps",
+    "validate-every",
+    "checkpoint-every",
+    "device",
+    "data-parallel",
+    "groups",
+    "patience",
+    "portable",
+];
+
+/// Arguments, and the names of the options that the user gave.
+pub struct Given {
+    pub arguments: Vec<OsString>,
+    pub names: BTreeSet<String>,
+}
+
+/// The arguments; of a command that resumes a run, with the run's own options behind it.
+///
+/// # Errors
+///
+/// If an option that may not change is not as it was, or the run's file of options is damaged.
+pub fn with_options_of_run(program: &Command, arguments: Vec<OsString>) -> anyhow::Result<Given> {
+    let Some((at, known)) = Known::of(program, &arguments) else {
+        return Ok(Given { arguments, names: BTreeSet::new() });
+    };
+    let names = known.typed(&arguments).names;
+    if known.command() != "pretrain" || !names.contains("resume") {
+        return Ok(Given { arguments, names });
+    }
+    let named = program.clone().try_get_matches_from(&arguments).ok();
+    let named =
+        named.and_then(|matches| matches.subcommand()?.1.get_one::<PathBuf>("run").cloned());
+    let Some(run) = named.clone().or_else(|| latest(Path::new(RUNS))) else {
+        // The command itself says what is missing.
+        return Ok(Given { arguments, names });
+    };
+    let mut options = match named {
+        Some(_) => Vec::new(),
+        None => vec!["--run".into(), run.clone().into_os_string()],
+    };
+    if run.join(SETTINGS).is_file() {
+        refuse_changes(&known, &run, known.given(&arguments[at + 1..]))?;
+        let file = run.join(OPTIONS);
+        if file.is_file() {
+            options.extend(known.from_file(&names, &file)?);
+        }
+    }
+    Ok(Given { arguments: merge::inserted(&arguments, at, options), names })
+}
+
+/// Refuses an option that the run was made with another value of.
+fn refuse_changes(known: &Known, run: &Path, given: toml::Table) -> anyhow::Result<()> {
+    let shown = run.display();
+    let file = run.join(OPTIONS);
+    let own = match file.is_file() {
+        true => Some(known.given(&known.from_file(&BTreeSet::new(), &file)?)),
+        false => None,
+    };
+    for (name, value) in given {
+        if MAY_CHANGE.contains(&name.as_str()) {
+            continue;
+        }
+        let Some(own) = &own else {
+            bail!(
+                "--{name} cannot be given with --resume: the run in {shown} goes on by its own \
+                 settings ({SETTINGS})"
+            );
+        };
+        let before = own.get(&name).map(text).or_else(|| known.default_of(&name));
+        let now = text(&value);
+        if before.as_deref().is_some_and(|before| is_equal(before, &now)) {
+            continue;
+        }
+        let rest = "leave the option out, or start another run";
+        match (value, before) {
+            (Value::Boolean(_), _) => {
+                bail!("--{name}: the run in {shown} was made without: {rest}")
+            }
+            (_, Some(before)) => {
+                bail!("--{name} {now}: the run in {shown} was made with {before}: {rest}")
+            }
+            (_, None) => bail!("--{name} {now}: the run in {shown} was made without: {rest}"),
+        }
+    }
+    Ok(())
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// Whether two texts are the same or the same number.
+fn is_equal(one: &str, other: &str) -> bool {
+    let number = |text: &str| text.parse::<f64>().ok();
+    one == other || number(one).is_some_and(|one| Some(one) == number(other))
+}
+
+/// The run that was written into last.
+fn latest(runs: &Path) -> Option<PathBuf> {
+    let written = |run: &Path| -> Option<SystemTime> {
+        let time = |name| fs::metadata(run.join(name)).and_then(|file| file.modified()).ok();
+        let settings = time(SETTINGS)?;
+        Some(time("metrics.jsonl").map_or(settings, |metrics| metrics.max(settings)))
+    };
+    let found = fs::read_dir(runs).ok()?.flatten().map(|entry| entry.path());
+    let found = found.filter_map(|run| Some((written(&run)?, run)));
+    found.max().map(|(_, run)| run)
+}

@@ -1,0 +1,74 @@
+//! Ctrl-C, the warning of a cluster's scheduler, a terminal that is closed: the run ends after its
+//! step, and can be resumed.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicI32, Ordering},
+};
+
+use yuan::prelude::*;
+
+/// The first signal that came, once [`listen`](Self::listen) was called.
+#[derive(Clone)]
+pub struct Signals(Arc<AtomicI32>);
+
+impl Signals {
+    /// From here on the first signal is noted, and the next one ends the process as it would have
+    /// without this.
+    #[cfg(unix)]
+    pub fn listen() -> std::io::Result<Self> {
+        use std::io::Write as _;
+
+        use signal_hook::{
+            consts::{SIGHUP, SIGINT, SIGTERM},
+            iterator,
+            low_level::{emulate_default_handler, signal_name},
+        };
+
+        let received = Arc::new(AtomicI32::new(0));
+        let mut signals = iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+        let first = received.clone();
+        std::thread::spawn(move || {
+            for signal in &mut signals {
+                if first.compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst).is_err() {
+                    drop(emulate_default_handler(signal));
+                }
+                let name = signal_name(signal).unwrap_or("a signal");
+                // Nobody may be there to read it.
+                drop(writeln!(
+                    std::io::stderr(),
+                    "{name}: the run ends after this step; a second signal ends it at once"
+                ));
+            }
+        });
+        Ok(Self(received))
+    }
+
+    /// Elsewhere the system ends the process.
+    #[cfg(not(unix))]
+    pub fn listen() -> std::io::Result<Self> {
+        Ok(Self(Arc::new(AtomicI32::new(0))))
+    }
+
+    /// The number of the signal.
+    pub fn received(&self) -> Option<i32> {
+        Some(self.0.load(Ordering::SeqCst)).filter(|&signal| signal != 0)
+    }
+}
+
+impl<M> Callback<M> for Signals {
+    fn name(&self) -> &'static str {
+        "signals"
+    }
+
+    fn on_step(
+        &mut self,
+        context: &mut Context<'_, M>,
+        _metrics: &StepMetrics,
+    ) -> Result<(), TrainError> {
+        if self.received().is_some() {
+            context.request_pause();
+        }
+        Ok(())
+    }
+}
