@@ -3,4 +3,4 @@
 # of what `cargo test` does in seconds. CI runs it once a week.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-YUAN_INTERRUPTIONS=${1:-25} cargo test --release --workspace --features wgpu,remote --test kill -- --nocapture
+YUAN_INTERRUPTIONS=${1:-25} cargo test --workspace --features wgpu,remote --test kill -- --nocapture

@@ -257,7 +257,7 @@ pub fn tokenizer(input: &[u8], within: Within<'_>) {
     // The library compiles regular expressions, of a fixed size at most.
     let allowed = (64 << 20) + allowance(input.len());
     let Ok(tokenizer) = measured(within, allowed, || Tokenizer::load(temp.path())) else { return };
-    if let Ok(tokens) = tokenizer.encode("abab ba<eod>", true) {
+    if let Ok(tokens) = tokenizer.encode("abab aba<eod>", true) {
         drop(tokenizer.decode_after(&tokens[..tokens.len() / 2], &tokens));
     }
 }

@@ -30,7 +30,7 @@ pub fn with_config_file(
     let Some((at, known)) = Known::of(program, &arguments) else { return Ok(arguments) };
     let typed = known.typed(&arguments);
     let Some(path) = &typed.config else { return Ok(arguments) };
-    let options = known.from_file(&typed.names, Path::new(path))?;
+    let options = known.options_of(&typed.names, Path::new(path))?;
     Ok(inserted(&arguments, at, options))
 }
 
@@ -152,7 +152,7 @@ impl<'a> Known<'a> {
     /// # Errors
     ///
     /// If the file cannot be read or holds what is no option.
-    pub fn from_file(
+    pub fn options_of(
         &self,
         typed: &BTreeSet<String>,
         path: &Path,

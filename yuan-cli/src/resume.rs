@@ -67,7 +67,7 @@ pub fn with_options_of_run(program: &Command, arguments: Vec<OsString>) -> anyho
         refuse_changes(&known, &run, known.given(&arguments[at + 1..]))?;
         let file = run.join(OPTIONS);
         if file.is_file() {
-            options.extend(known.from_file(&names, &file)?);
+            options.extend(known.options_of(&names, &file)?);
         }
     }
     Ok(Given { arguments: merge::inserted(&arguments, at, options), names })
@@ -78,7 +78,7 @@ fn refuse_changes(known: &Known, run: &Path, given: toml::Table) -> anyhow::Resu
     let shown = run.display();
     let file = run.join(OPTIONS);
     let own = match file.is_file() {
-        true => Some(known.given(&known.from_file(&BTreeSet::new(), &file)?)),
+        true => Some(known.given(&known.options_of(&BTreeSet::new(), &file)?)),
         false => None,
     };
     for (name, value) in given {

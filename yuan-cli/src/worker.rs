@@ -15,8 +15,8 @@ pub struct Options {
     /// Device to serve: flex, cuda:0, … as far as this build has it
     #[arg(long, value_name = "DEVICE", default_value = "flex", help_heading = "Devices")]
     device: String,
-    /// Address and port to listen on; port 0 takes a free one. Other machines are let in only with
-    /// the secret in YUAN_TOKEN
+    /// Address and port to listen on; port 0 takes a free one. Other machines are let in only where
+    /// the environment has a secret (docs/distributed.md)
     #[arg(long, default_value = "127.0.0.1:0", value_name = "HOST:PORT", help_heading = "Devices")]
     listen: String,
     /// Let other machines in without a secret: whoever reaches the port may compute here

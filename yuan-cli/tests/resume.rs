@@ -225,7 +225,7 @@ fn a_damaged_checkpoint_names_the_last_good_one() {
             fs::write(path, text.replace("\"consumed_rows\": 48", most)).unwrap();
         }),
         ("config.json", &|run| {
-            fs::remove_file(run.join("checkpoint-00000024/config.json")).unwrap()
+            fs::remove_file(run.join("checkpoint-00000024/config.json")).unwrap();
         }),
     ];
     for (reason, damage) in damages {

@@ -85,7 +85,7 @@ impl Tokenizer {
     /// A stream from the tokens that follow `prompt` to text: call `step` with each, and `finish`
     /// at the end.
     pub fn stream(&self, prompt: &[u32]) -> TextStream<'_> {
-        TextStream::new(self, prompt)
+        TextStream::new(&self.tokenizer, prompt)
     }
 
     /// The text of tokens that follow others.

@@ -26,6 +26,10 @@ pub enum ModelDirectory {
     Hf(Box<HfCheckpoint>),
 }
 
+/// Name of the file with a run's settings.
+pub(crate) const CONFIG: &str = "run.json";
+/// Name of the model's file.
+pub(crate) const MODEL: &str = "config.json";
 /// Name of the tokenizer's file.
 pub(crate) const TOKENIZER: &str = "tokenizer.json";
 /// Name of the file in a run that holds the options it was made with.
@@ -50,7 +54,7 @@ impl ModelDirectory {
     pub fn open(path: &Path) -> Result<Self, TrainError> {
         match Checkpoint::find(path)? {
             Some(checkpoint) => {
-                let config = YuanConfig::load(&checkpoint.path.join("config.json"))?;
+                let config = YuanConfig::load(&checkpoint.path.join(MODEL))?;
                 Ok(Self::Run { checkpoint, config: Box::new(config) })
             }
             None => Ok(Self::Hf(Box::new(HfCheckpoint::open(path)?))),
@@ -135,7 +139,7 @@ impl ModelDirectory {
         create_parent(directory)?;
         write_directory(directory, |unfinished| {
             side_files.iter().try_for_each(|file| copy_into(file, unfinished))?;
-            let config = unfinished.join("config.json");
+            let config = unfinished.join(MODEL);
             std::fs::write(&config, model.config().to_json())
                 .map_err(TrainError::io("write", &config))?;
             Checkpoint::save_initial(unfinished, model).map(drop)

@@ -24,7 +24,7 @@ use yuan_model::{
 use crate::{
     Checkpoint, LanguageModel, MetricsFile, Place, SpeedModel, TrainConfig, TrainError, Trainer,
     data::{RowStream, TokenStreams, Tokenizer},
-    model_directory::TOKENIZER,
+    model_directory::{CONFIG, MODEL, TOKENIZER},
 };
 
 pub(crate) mod check;
@@ -37,10 +37,6 @@ use claim::Claim;
 use lock::RunLock;
 use new::{NewRun, Start};
 
-/// Name of the settings' file in a run directory.
-const CONFIG: &str = "run.json";
-/// Name of the model's file.
-const MODEL: &str = "config.json";
 /// For the libraries that read a tokenizer by these files.
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const TOKENIZER_CONFIG_JSON: &str =

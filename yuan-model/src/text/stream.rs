@@ -1,6 +1,8 @@
 //! From tokens to text as they come.
 
-use super::{TextError, Tokenizer};
+use tokenizers::Tokenizer;
+
+use super::file::TextError;
 
 /// Turns tokens into text as they come; some give nothing until the next one completes a letter.
 ///
@@ -57,8 +59,12 @@ impl<'a> TextStream<'a> {
 
     /// The text of the tokens whose text has not been given.
     fn pending(&self) -> Result<String, TextError> {
-        let before = self.tokenizer.decode(&self.tokens[self.context..self.new])?;
-        let mut all = self.tokenizer.decode(&self.tokens[self.context..])?;
+        let decode = |tokens: &[u32]| {
+            let text = self.tokenizer.decode(tokens, true);
+            text.map_err(|error| TextError::Tokenizer(error.to_string()))
+        };
+        let before = decode(&self.tokens[self.context..self.new])?;
+        let mut all = decode(&self.tokens[self.context..])?;
         // A prompt may end in the middle of a letter, which the tokens that came complete.
         let common = before.trim_end_matches(INCOMPLETE);
         if all.starts_with(&before) {

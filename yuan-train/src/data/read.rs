@@ -219,8 +219,8 @@ mod tests {
         let write = |name: &str, bytes: &[u8]| fs::write(temp.path().join(name), bytes).unwrap();
         write("a.txt", b"\xef\xbb\xbftext");
         write("large.txt", "To be. ".repeat(1 << 20).as_bytes());
-        write("latin1.txt", b"caf\xe9");
-        write("utf16.txt", b"\xff\xfec\x00a\x00f\x00\xe9\x00");
+        write("latin1.txt", b"na\xefve");
+        write("utf16.txt", b"\xff\xfen\x00a\x00\xef\x00v\x00e\x00");
         write("image", b"\x89PNG\0");
         write("blank", b" \n");
         write("lines.jsonl", b"{\"text\": \"one\"}\n\n\"two\"\n{\"body\": \"three\"}\n{");
@@ -228,7 +228,7 @@ mod tests {
         let expected = ["a.txt", "large.txt", "lines.jsonl:1", "lines.jsonl:3", "utf16.txt"];
         assert_eq!(names(&corpus), expected);
         assert_eq!(corpus.documents[0].text, "text");
-        assert_eq!(corpus.documents[4].text, "café");
+        assert_eq!(corpus.documents[4].text, "naïve");
         assert_eq!(
             corpus.skipped_summary().unwrap(),
             "skipped 4 files: blank (empty), image (neither UTF-8 nor UTF-16), \

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use tokenizers::{
-    AddedToken, Tokenizer, TokenizerBuilder,
+    AddedToken, Encoding, Tokenizer, TokenizerBuilder,
     models::{
         TrainerWrapper,
         bpe::{BPE, BpeTrainerBuilder},
@@ -136,7 +136,7 @@ impl TokenStreams {
         let mut encoded = encoded.iter();
         let mut tokens = Vec::with_capacity(documents.len());
         for pieces in &cut {
-            let ids = encoded.by_ref().take(pieces.len()).flat_map(|piece| piece.get_ids());
+            let ids = encoded.by_ref().take(pieces.len()).flat_map(Encoding::get_ids);
             // A tokenizer for which it is no special token would take it for one in a text, too.
             tokens.push(ids.copied().filter(|&id| id != eod).collect::<Vec<u32>>());
         }

@@ -9,12 +9,12 @@ use std::{
 
 use yuan_model::files::UNFINISHED;
 
-use super::{CONFIG, MODEL, lock::RunLock};
+use super::lock::RunLock;
 use crate::{
     TrainError,
     checksums::Checksums,
     data::TokenStreams,
-    model_directory::{OPTIONS, TOKENIZER_FILES},
+    model_directory::{CONFIG, MODEL, OPTIONS, TOKENIZER_FILES},
 };
 
 /// A directory that this process has taken to make a run in; no other process can.
