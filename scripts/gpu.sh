@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Tests and runs on a machine with a GPU that has no Rust and no network: build here, carry, run there.
 #
-#     scripts/gpu.sh pack
-#         builds with the feature `cuda` and packs programs and text into target/gpu
+#     scripts/gpu.sh pack [mesh]
+#         builds with the feature `cuda` and packs programs and text into target/gpu: those for one
+#         GPU, or with `mesh` those for several, since all together may be too much to carry
 #     scripts/gpu.sh test
 #         there, in a copy of the repository with target/gpu: the suite on CUDA
 #     scripts/gpu.sh bench CONFIG ARGS…
@@ -18,7 +19,12 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 pack=target/gpu
-tests=(on_gpu train_on_gpu mesh)
+tests=(on_gpu train_on_gpu)
+benches=(train_step operations)
+if [ "${1:-}" = pack ] && [ "${2:-}" = mesh ]; then
+    tests=(mesh)
+    benches=(train_step mesh)
+fi
 programs=(yuan)
 features=(--workspace --features cuda)
 
@@ -37,12 +43,12 @@ pack() {
     cargo build --release "${features[@]}" --bin yuan
     cargo test --release "${features[@]}" --no-run --message-format=json $(printf -- '--test %s ' "${tests[@]}") |
         executables | while read -r name file; do cp "$file" "$pack/test-$name"; done
-    cargo bench "${features[@]}" --no-run --message-format=json --bench train_step --bench operations --bench mesh |
+    cargo bench "${features[@]}" --no-run --message-format=json $(printf -- '--bench %s ' "${benches[@]}") |
         executables | while read -r name file; do cp "$file" "$pack/bench-$name"; done
     for name in "${programs[@]}"; do cp "target/release/$name" "$pack/"; done
     strip "$pack"/*
     # The programs share most of their code: in one archive it is there once.
-    tar -C "$pack" -cf - . | xz -T1 --lzma2=preset=3,dict=512MiB >"$pack.txz"
+    tar -C "$pack" -cf - . | xz -T1 --lzma2=preset=5,dict=512MiB >"$pack.txz"
     rm -rf "$pack" && mkdir "$pack" && mv "$pack.txz" "$pack/programs.txz"
     # Text to learn: a tenth of the sources that this was built from, some 30 MB.
     find "${CARGO_HOME:-$HOME/.cargo}/registry/src" \( -name '*.rs' -o -name '*.md' \) -size -200k |
@@ -146,7 +152,7 @@ scale) scale "$2" ;;
 pack) pack ;;
 test) suite ;;
 bench) bench "${@:2}" ;;
-"") sed -n '2,11p' "$0" >&2 && exit 2 ;;
+"") sed -n '2,12p' "$0" >&2 && exit 2 ;;
 *)
     prepare
     program=$1 && shift

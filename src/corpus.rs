@@ -35,7 +35,9 @@ pub fn read_crate_sources(manifest: &Path) -> Result<Vec<Document>, TrainError> 
             }
             let path =
                 file.strip_prefix(&root).unwrap_or(&file).to_string_lossy().replace('\\', "/");
-            if let Some(document) = read_document(format!("{name}/{path}"), &file, left as u64)? {
+            // A text may be longer than its file.
+            let document = read_document(format!("{name}/{path}"), &file, left as u64)?;
+            if let Some(document) = document.filter(|document| document.text.len() <= left) {
                 left -= document.text.len();
                 documents.push(document);
             }

@@ -1,10 +1,10 @@
 //! Readers of untrusted files, fed with damaged ones: they may refuse, but never panic, never
 //! allocate more than the file justifies and never read outside it.
 //!
-//! What is read, and what must hold, is in `targets.rs`, which `scripts/fuzz.sh` searches by coverage.
-//! This changes the files of `tests/corpus` and of the fixtures in the ways in which files break,
-//! always the same ones for a seed; `YUAN_FUZZ_CASES` and `YUAN_FUZZ_SEED` make it search longer and
-//! elsewhere. What fails is added to the corpus.
+//! What is read, and what must hold, is in `targets.rs`, which `scripts/fuzz.sh` searches by
+//! coverage. This changes the files of `tests/corpus` and of the fixtures in the ways in which
+//! files break, always the same ones for a seed; `YUAN_FUZZ_CASES` and `YUAN_FUZZ_SEED` make it
+//! search longer and elsewhere. What fails is added to the corpus.
 
 use std::{
     fs,

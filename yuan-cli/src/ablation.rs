@@ -4,12 +4,12 @@
 //! Runs that differ only in their prune share all steps before it: they go on from a checkpoint of
 //! the base run.
 
-use std::{fs, path::Path};
+use std::{ffi::OsStr, fs, path::Path};
 
 use anyhow::{Context, bail};
 use burn::tensor::Device;
 use yuan::{
-    model::files::{is_free, write_whole},
+    model::files::write_whole,
     report::History,
     toy,
     train::{
@@ -80,18 +80,22 @@ pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
 fn claim(options: &Options) -> anyhow::Result<RunLock> {
     let (file, shown) = (options.out.join("settings.json"), options.out.display());
     let settings = serde_json::to_string_pretty(options)?;
+    let is_lock = |name: &OsStr| name == RunLock::FILE;
+    let mut found = options.out.read_dir().into_iter().flatten().flatten();
+    let is_taken = found.any(|entry| !is_lock(&entry.file_name()));
+    if is_taken && !file.exists() {
+        bail!("{shown} holds no ablation: name an empty directory with --out");
+    }
+    fs::create_dir_all(&options.out).with_context(|| format!("cannot create {shown}"))?;
+    let lock = RunLock::take(&options.out)?;
     match fs::read_to_string(&file) {
-        Ok(earlier) if earlier == settings => return Ok(RunLock::take(&options.out)?),
+        Ok(earlier) if earlier == settings => {}
         Ok(_) => bail!(
             "{shown} holds an ablation with other settings (settings.json): name another directory \
              with --out"
         ),
-        Err(_) if is_free(&options.out) => {}
-        Err(_) => bail!("{shown} holds no ablation: name an empty directory with --out"),
+        Err(_) => write_whole(&file, settings.as_bytes())?,
     }
-    fs::create_dir_all(&options.out).with_context(|| format!("cannot create {shown}"))?;
-    let lock = RunLock::take(&options.out)?;
-    write_whole(&file, settings.as_bytes())?;
     Ok(lock)
 }
 

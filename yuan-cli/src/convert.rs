@@ -25,7 +25,7 @@ pub struct Options {
     #[command(flatten)]
     weights: WeightOptions,
     /// Write the first checkpoint of a run instead, for `yuan generate` and `yuan pretrain --init`
-    #[arg(long, help_heading = "Output", conflicts_with = "shard_size")]
+    #[arg(long, help_heading = "Output", conflicts_with_all = ["shard_size", "allow_overflow"])]
     run: bool,
 }
 

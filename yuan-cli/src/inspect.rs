@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 use clap::Args;
-use yuan::train::Inventory;
+use yuan::train::{Inventory, Run, problems_of_run};
 
 use crate::console::Console;
 
@@ -23,7 +23,18 @@ pub struct Options {
 }
 
 pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
-    let inventory = Inventory::checked(&options.directory, options.verify)?;
+    let inventory = match Inventory::checked(&options.directory, options.verify) {
+        Ok(inventory) => inventory,
+        Err(error) => {
+            // Of a run, what else is wrong is worth knowing.
+            if options.directory.join(Run::SETTINGS).exists() && !options.json {
+                for problem in problems_of_run(&options.directory, options.verify)? {
+                    console.say(format_args!("  {problem}"))?;
+                }
+            }
+            return Err(error.into());
+        }
+    };
     match options.json {
         true => console.say(serde_json::to_string_pretty(&inventory)?)?,
         false => console.say(&inventory)?,

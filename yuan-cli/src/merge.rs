@@ -109,18 +109,33 @@ impl<'a> Known<'a> {
         Typed { names, config }
     }
 
+    /// The last value of an option behind the command.
+    pub fn value_of(&self, name: &str, behind: &[OsString]) -> Option<OsString> {
+        self.values(behind)
+            .filter(|(option, _)| option == name)
+            .filter_map(|(_, value)| value)
+            .last()
+    }
+
+    /// The options behind the command, each with its value if it takes one.
+    fn values(&self, behind: &[OsString]) -> impl Iterator<Item = (String, Option<OsString>)> {
+        let mut words = behind.iter();
+        std::iter::from_fn(move || {
+            loop {
+                let Some((name, value)) = long_option(words.next()?) else { continue };
+                let Some(option) = self.find(&name) else { continue };
+                let value =
+                    value.or_else(|| takes_value(option).then(|| words.next().cloned()).flatten());
+                return Some((name, value));
+            }
+        })
+    }
+
     /// The options behind the command with their values, without those of this call alone.
     pub fn given(&self, behind: &[OsString]) -> Table {
         let mut table = Table::new();
-        let mut words = behind.iter();
-        while let Some(word) = words.next() {
-            let Some((name, value)) = long_option(word) else { continue };
+        for (name, value) in self.values(behind) {
             let Some(option) = self.find(&name) else { continue };
-            let value = match value {
-                Some(value) => Some(value),
-                None if takes_value(option) => words.next().cloned(),
-                None => None,
-            };
             if OF_THIS_CALL.contains(&name.as_str()) {
                 continue;
             }

@@ -8,7 +8,7 @@ use yuan::{
     prelude::*,
     toy,
     train::{
-        Checkpoint, Claim, Display, ModelDirectory, Watch, check_mesh, check_settings,
+        Checkpoint, Claim, Display, ModelDirectory, Watch, check_mesh, check_rows, check_settings,
         data::{Corpus, Document},
         peak_resident,
     },
@@ -93,7 +93,8 @@ fn reopen(
             run.config().steps
         ));
     }
-    run.reconfigure(config)?;
+    check_rows(&config, mesh).wrong_option()?;
+    run.reconfigure(|config| *config = options.changed(config, given))?;
     let (groups, sharing) = (run.config().laep.groups, mesh.expert());
     if !groups.is_multiple_of(sharing) {
         console.note(format_args!(

@@ -12,14 +12,12 @@ use std::{
 use anyhow::bail;
 use clap::Command;
 use toml::Value;
+use yuan::train::{MetricsFile, Run};
 
 use crate::{merge, merge::Known};
 
 /// Where runs are that nobody named.
 pub const RUNS: &str = "runs";
-/// Files of a run: its settings, and the options it was made with.
-const SETTINGS: &str = "run.json";
-const OPTIONS: &str = "options.toml";
 
 /// What a resumed run may have otherwise than before.
 const MAY_CHANGE: [&str; 8] = [
@@ -52,9 +50,7 @@ pub fn with_options_of_run(program: &Command, arguments: Vec<OsString>) -> anyho
     if known.command() != "pretrain" || !names.contains("resume") {
         return Ok(Given { arguments, names });
     }
-    let named = program.clone().try_get_matches_from(&arguments).ok();
-    let named =
-        named.and_then(|matches| matches.subcommand()?.1.get_one::<PathBuf>("run").cloned());
+    let named = known.value_of("run", &arguments[at + 1..]).map(PathBuf::from);
     let Some(run) = named.clone().or_else(|| latest(Path::new(RUNS))) else {
         // The command itself says what is missing.
         return Ok(Given { arguments, names });
@@ -63,9 +59,9 @@ pub fn with_options_of_run(program: &Command, arguments: Vec<OsString>) -> anyho
         Some(_) => Vec::new(),
         None => vec!["--run".into(), run.clone().into_os_string()],
     };
-    if run.join(SETTINGS).is_file() {
+    if run.join(Run::SETTINGS).is_file() {
         refuse_changes(&known, &run, known.given(&arguments[at + 1..]))?;
-        let file = run.join(OPTIONS);
+        let file = run.join(Run::OPTIONS);
         if file.is_file() {
             options.extend(known.options_of(&names, &file)?);
         }
@@ -76,7 +72,7 @@ pub fn with_options_of_run(program: &Command, arguments: Vec<OsString>) -> anyho
 /// Refuses an option that the run was made with another value of.
 fn refuse_changes(known: &Known, run: &Path, given: toml::Table) -> anyhow::Result<()> {
     let shown = run.display();
-    let file = run.join(OPTIONS);
+    let file = run.join(Run::OPTIONS);
     let own = match file.is_file() {
         true => Some(known.given(&known.options_of(&BTreeSet::new(), &file)?)),
         false => None,
@@ -88,7 +84,8 @@ fn refuse_changes(known: &Known, run: &Path, given: toml::Table) -> anyhow::Resu
         let Some(own) = &own else {
             bail!(
                 "--{name} cannot be given with --resume: the run in {shown} goes on by its own \
-                 settings ({SETTINGS})"
+                 settings ({})",
+                Run::SETTINGS
             );
         };
         let before = own.get(&name).map(text).or_else(|| known.default_of(&name));
@@ -116,16 +113,21 @@ fn text(value: &Value) -> String {
 
 /// Whether two texts are the same or the same number.
 fn is_equal(one: &str, other: &str) -> bool {
-    let number = |text: &str| text.parse::<f64>().ok();
-    one == other || number(one).is_some_and(|one| Some(one) == number(other))
+    let integers = (one.parse::<i128>(), other.parse::<i128>());
+    let numbers = (one.parse::<f64>(), other.parse::<f64>());
+    match (integers, numbers) {
+        ((Ok(one), Ok(other)), _) => one == other,
+        (_, (Ok(one), Ok(other))) => one == other,
+        _ => one == other,
+    }
 }
 
 /// The run that was written into last.
 fn latest(runs: &Path) -> Option<PathBuf> {
     let written = |run: &Path| -> Option<SystemTime> {
         let time = |name| fs::metadata(run.join(name)).and_then(|file| file.modified()).ok();
-        let settings = time(SETTINGS)?;
-        Some(time("metrics.jsonl").map_or(settings, |metrics| metrics.max(settings)))
+        let settings = time(Run::SETTINGS)?;
+        Some(time(MetricsFile::NAME).map_or(settings, |metrics| metrics.max(settings)))
     };
     let found = fs::read_dir(runs).ok()?.flatten().map(|entry| entry.path());
     let found = found.filter_map(|run| Some((written(&run)?, run)));

@@ -26,7 +26,9 @@ impl Signals {
         };
 
         let received = Arc::new(AtomicI32::new(0));
-        let mut signals = iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+        // What is ignored stays so: `nohup` is meant to survive the terminal.
+        let heard = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|&signal| !is_ignored(signal));
+        let mut signals = iterator::Signals::new(heard)?;
         let first = received.clone();
         std::thread::spawn(move || {
             for signal in &mut signals {
@@ -54,6 +56,15 @@ impl Signals {
     pub fn received(&self) -> Option<i32> {
         Some(self.0.load(Ordering::SeqCst)).filter(|&signal| signal != 0)
     }
+}
+
+/// Whether whoever started the process wanted it to ignore a signal, where the system tells.
+#[cfg(unix)]
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }
 
 impl<M> Callback<M> for Signals {

@@ -12,7 +12,7 @@ use yuan::{
         hf::{SaveOptions, Saved, parse_shard_size},
         storage::parse_float_dtype,
     },
-    train::RunLock,
+    train::{Run, RunLock},
 };
 
 use crate::console::Console;
@@ -30,7 +30,7 @@ pub struct WeightOptions {
     /// Replace TO if it exists
     #[arg(long)]
     overwrite: bool,
-    /// Write f16 although values are too large for it and become infinite
+    /// Write f16 or bf16 although values are too large for it and become infinite
     #[arg(long)]
     allow_overflow: bool,
 }
@@ -57,8 +57,12 @@ impl WeightOptions {
         if !is_free(to) && !to.join("config.json").is_file() {
             bail!("{shown} holds no model, and --overwrite replaces only models");
         }
-        let is_run = to.join("run.json").exists();
-        Ok(if is_run { Some(RunLock::take(to)?) } else { None })
+        // It may be a run, one in preparation, or a checkpoint of one.
+        let is_run = |directory: &Path| {
+            [Run::SETTINGS, RunLock::FILE].iter().any(|name| directory.join(name).exists())
+        };
+        let mut runs = [Some(to), to.parent()].into_iter().flatten().filter(|path| is_run(path));
+        runs.next().map(RunLock::take).transpose().map_err(Into::into)
     }
 
     /// The options for the library, with files that go beside the weights.

@@ -1,9 +1,10 @@
-//! Whatever ends a run, and however many are started at once: nothing is lost, nothing is mixed, and
-//! a resumed run has the losses of the uninterrupted one to the last bit. One harness serves all of
-//! it, which is why it is one file.
+//! Whatever ends a run, and however many are started at once: nothing is lost, nothing is mixed,
+//! and a resumed run has the losses of the uninterrupted one to the last bit. One harness serves
+//! all of it, which is why it is one file.
 //!
 //! Moments are drawn from a seed over the whole time of a run, preparation included. Here they are
-//! few; `YUAN_INTERRUPTIONS=25` makes it so many for each scenario and signal (`scripts/endure.sh`).
+//! few; `YUAN_INTERRUPTIONS=25` makes it so many for each scenario and signal
+//! (`scripts/endure.sh`).
 
 #![cfg(unix)]
 
@@ -12,6 +13,7 @@ mod support;
 use std::{
     collections::HashSet,
     env, fs,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -49,6 +51,15 @@ const MESH: Scenario =
 /// Interruptions of a scenario by one signal.
 fn interruptions() -> usize {
     env::var("YUAN_INTERRUPTIONS").ok().and_then(|count| count.parse().ok()).unwrap_or(3)
+}
+
+/// Decides the moments; `YUAN_SEED` gives others.
+fn seed(what: &str) -> u64 {
+    let other: u64 = env::var("YUAN_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
+    println!("YUAN_SEED={other}");
+    let mut hash = DefaultHasher::new();
+    (what, other).hash(&mut hash);
+    hash.finish()
 }
 
 /// Interruptions of one run; then it may end.
@@ -163,7 +174,7 @@ fn interrupt(command: &mut Command, run: &Path, signal: &str, after: Duration) -
 fn endure(scenario: &Scenario, signal: &str) {
     let reference = Reference::new(scenario);
     let (mut left, mut number) = (interruptions(), 0);
-    let mut random = StdRng::seed_from_u64(signal.len() as u64);
+    let mut random = StdRng::seed_from_u64(seed(&format!("{signal} {:?}", scenario.options)));
     while left > 0 {
         number += 1;
         let run = reference.path(&format!("interrupted-{number}"));
@@ -317,7 +328,7 @@ fn a_model_that_is_replaced_is_there_at_any_moment() {
         took = begun.elapsed();
         allowed.insert(weights(&model));
     }
-    let mut random = StdRng::seed_from_u64(7);
+    let mut random = StdRng::seed_from_u64(seed("replaced"));
     for number in 0..4 * interruptions() {
         let mut child = convert(&model, ["f32", "bf16"][number % 2]).spawn().unwrap();
         // Mostly towards the end, where one takes the place of the other.

@@ -170,8 +170,9 @@ impl PrunePlan {
         serde_json::to_string_pretty(self).expect("a plan is plain data")
     }
 
-    /// Checks that the limits are in their ranges, that every expert is kept or pruned exactly once,
-    /// that the groups are the kept experts in equal parts, and that no layer falls below `top_k`.
+    /// Checks that the limits are in their ranges, that every expert is kept or pruned exactly
+    /// once, that the groups are the kept experts in equal parts, and that no layer falls below
+    /// `top_k`.
     ///
     /// # Errors
     ///

@@ -1,9 +1,9 @@
 //! Nothing written is ever half-written: files and directories appear whole or not at all.
 //!
 //! What is not complete has a name of its own, `NAME.PROCESS-COUNT.unfinished`, which no other
-//! process uses, and is renamed when it is. A process that is killed leaves such a file or directory
-//! behind; the next [`write_directory`] of the same name removes it, because the process that made it
-//! holds it locked for as long as it lives.
+//! process uses, and is renamed when it is complete. A process that is killed leaves such a file or
+//! directory behind. The next [`write_directory`] of the same name removes the directories: the
+//! process that makes one holds it locked for as long as it lives.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -77,15 +77,19 @@ pub fn write_directory<E: From<FileError>>(
     } else {
         path.to_path_buf()
     };
+    restore(path);
     remove_leftovers(path);
-    let (unfinished, ()) =
-        make_unfinished(path, |name| fs::create_dir(name)).map_err(FileError::of("write", path))?;
-    // Tells other processes that it is not left over, until this function ends. Where directories
-    // cannot be locked, nobody removes what looks left over either.
-    let lock = File::open(&unfinished);
-    if let Ok(lock) = &lock {
-        drop(lock.try_lock());
-    }
+    // The lock tells other processes that it is not left over, until this function ends. Where
+    // directories cannot be locked, nobody removes what looks left over either.
+    let (unfinished, _lock) = loop {
+        let (unfinished, ()) = make_unfinished(path, |name| fs::create_dir(name))
+            .map_err(FileError::of("write", path))?;
+        let lock = File::open(&unfinished).ok().filter(|file| file.try_lock().is_ok());
+        // Another process may have taken it for left over before it was locked.
+        if unfinished.exists() {
+            break (unfinished, lock);
+        }
+    };
     let write = || -> Result<(), E> {
         fill(&unfinished)?;
         for entry in fs::read_dir(&unfinished).map_err(FileError::of("read", &unfinished))? {
@@ -99,10 +103,13 @@ pub fn write_directory<E: From<FileError>>(
         .inspect_err(|_| drop(fs::remove_dir_all(&unfinished)))
         .map_err(FileError::of("write", path))?;
     sync(parent(path))?;
-    if let Some(old) = old {
-        fs::remove_dir_all(&old).map_err(FileError::of("remove", &old))?;
+    match old.as_deref().map(|old| (old, fs::remove_dir_all(old))) {
+        // Another process may have removed it already.
+        Some((old, Err(error))) if error.kind() != ErrorKind::NotFound => {
+            Err(FileError::of("remove", old)(error).into())
+        }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Makes the directory that is to hold `path`, and those above it, unless they are there.
@@ -122,7 +129,8 @@ pub fn create_parent(path: &Path) -> Result<(), FileError> {
 /// If it cannot be read or written.
 pub fn copy_into(file: &Path, directory: &Path) -> Result<(), FileError> {
     let to = directory.join(file.file_name().unwrap_or_default());
-    fs::copy(file, to).map(drop).map_err(FileError::of("copy", file))
+    fs::copy(file, &to).map_err(FileError::of("copy", file))?;
+    sync(&to)
 }
 
 /// Removes a directory if it is there; renamed first, so that a kill in the middle leaves nothing
@@ -137,7 +145,10 @@ pub fn remove_directory(path: &Path) -> Result<(), FileError> {
         return Ok(());
     }
     let remove = || {
-        let going = move_aside(path)?;
+        if path.is_symlink() {
+            return fs::remove_file(path);
+        }
+        let going = move_aside(path, UNFINISHED)?;
         fs::remove_dir_all(going)
     };
     remove().map_err(FileError::of("remove", path))
@@ -167,16 +178,27 @@ fn refuse_file(path: &Path) -> Result<(), FileError> {
 /// Extension of what is not complete.
 pub const UNFINISHED: &str = "unfinished";
 
+/// Extension of a directory that was complete and made room for another one.
+const REPLACED: &str = "replaced";
+
 /// Makes something new under a name that says what it will be and that nothing else has.
 fn make_unfinished<T>(
     path: &Path,
+    make: impl Fn(&Path) -> io::Result<T>,
+) -> io::Result<(PathBuf, T)> {
+    make_beside(path, UNFINISHED, make)
+}
+
+fn make_beside<T>(
+    path: &Path,
+    extension: &str,
     make: impl Fn(&Path) -> io::Result<T>,
 ) -> io::Result<(PathBuf, T)> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     loop {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let mut name = path.file_name().unwrap_or_default().to_os_string();
-        name.push(format!(".{}-{count}.{UNFINISHED}", process::id()));
+        name.push(format!(".{}-{count}.{extension}", process::id()));
         let name = path.with_file_name(name);
         match make(&name) {
             Ok(made) => return Ok((name, made)),
@@ -187,36 +209,59 @@ fn make_unfinished<T>(
     }
 }
 
-/// Removes the unfinished directories of processes that were killed while they made `path`. It is
-/// not this one's task, so it does not fail.
+/// Puts a directory back that a killed process had moved aside and not yet replaced.
+fn restore(path: &Path) {
+    if !path.exists()
+        && let Some(replaced) = beside(path, REPLACED).pop()
+    {
+        drop(fs::rename(replaced, path));
+    }
+}
+
+/// Removes the directories that killed processes left while they made `path`. It is not this one's
+/// task, so it does not fail.
 fn remove_leftovers(path: &Path) {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    for entry in fs::read_dir(parent(path)).into_iter().flatten().flatten() {
-        if is_unfinished(&entry.file_name().to_string_lossy(), &name) && entry.path().is_dir() {
-            let is_left = File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok());
-            if is_left {
-                drop(fs::remove_dir_all(entry.path()));
-            }
+    let mut left = beside(path, UNFINISHED);
+    if path.exists() {
+        left.extend(beside(path, REPLACED));
+    }
+    for directory in left {
+        if File::open(&directory).is_ok_and(|file| file.try_lock().is_ok()) {
+            drop(fs::remove_dir_all(directory));
         }
     }
 }
 
-/// Whether a file of this name is what [`make_unfinished`] made for the other one.
-fn is_unfinished(found: &str, name: &str) -> bool {
+/// The directories that [`make_beside`] made for this one.
+fn beside(path: &Path, extension: &str) -> Vec<PathBuf> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let entries = fs::read_dir(parent(path)).into_iter().flatten().flatten();
+    let found = entries
+        .filter(|entry| is_made_for(&entry.file_name().to_string_lossy(), &name, extension))
+        .map(|entry| entry.path());
+    found.filter(|path| path.is_dir()).collect()
+}
+
+/// Whether a file of this name was left by a process that was killed while it wrote `name`.
+pub fn is_unfinished(found: &str, name: &str) -> bool {
+    is_made_for(found, name, UNFINISHED)
+}
+
+fn is_made_for(found: &str, name: &str, extension: &str) -> bool {
     let middle = found
         .strip_prefix(name)
         .and_then(|rest| rest.strip_prefix('.'))
-        .and_then(|rest| rest.strip_suffix(UNFINISHED)?.strip_suffix('.'));
+        .and_then(|rest| rest.strip_suffix(extension)?.strip_suffix('.'));
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     middle
         .and_then(|middle| middle.split_once('-'))
         .is_some_and(|(process, count)| is_number(process) && is_number(count))
 }
 
-/// Renames a directory to the name of something unfinished.
-fn move_aside(path: &Path) -> io::Result<PathBuf> {
+/// Renames a directory to a name of its own with this extension.
+fn move_aside(path: &Path, extension: &str) -> io::Result<PathBuf> {
     // An empty directory may be replaced by a rename.
-    let (aside, ()) = make_unfinished(path, |name| fs::create_dir(name))?;
+    let (aside, ()) = make_beside(path, extension, |name| fs::create_dir(name))?;
     fs::rename(path, &aside).inspect_err(|_| drop(fs::remove_dir(&aside)))?;
     Ok(aside)
 }
@@ -230,7 +275,7 @@ fn put_in_place(new: &Path, path: &Path) -> io::Result<Option<PathBuf>> {
     if exchange(new, path) {
         return Ok(Some(new.to_path_buf()));
     }
-    let aside = move_aside(path)?;
+    let aside = move_aside(path, REPLACED)?;
     fs::rename(new, path).inspect_err(|_| drop(fs::rename(&aside, path)))?;
     Ok(Some(aside))
 }
@@ -251,8 +296,11 @@ fn parent(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Makes contents and renames survive a power cut.
+/// Makes contents and renames survive a power cut, where a file that is open for reading can do so.
 fn sync(path: &Path) -> Result<(), FileError> {
+    if !cfg!(unix) {
+        return Ok(());
+    }
     File::open(path).and_then(|file| file.sync_all()).map_err(FileError::of("write", path))
 }
 
@@ -291,10 +339,17 @@ mod tests {
         // Where directories cannot be exchanged.
         let other = temp.path().join("other");
         directory_with(&other, "newer");
-        let aside = move_aside(&path).unwrap();
-        assert!(is_unfinished(&aside.file_name().unwrap().to_string_lossy(), "model"));
-        fs::rename(&other, &path).unwrap();
+        let aside = move_aside(&path, REPLACED).unwrap();
         assert_eq!(fs::read_to_string(aside.join("text")).unwrap(), "new");
+        // Killed here, the old one is put back by the next one that writes.
+        let failed =
+            write_directory(&path, |_| Err(FileError::of("fail", &path)(ErrorKind::Other.into())));
+        assert!(failed.is_err());
+        assert_eq!(fs::read_to_string(path.join("text")).unwrap(), "new");
+        let aside = move_aside(&path, REPLACED).unwrap();
+        fs::rename(&other, &path).unwrap();
+        remove_leftovers(&path);
+        assert!(!aside.exists() && path.exists());
     }
 
     #[test]

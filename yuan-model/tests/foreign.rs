@@ -147,7 +147,7 @@ fn values_that_are_too_large_for_a_type_are_named() {
     let model = checkpoint.load(&Device::flex(), &LoadOptions::default()).unwrap();
     let to = TempDir::new().unwrap();
     let half = SaveOptions { dtype: Some(FloatDType::F16), ..SaveOptions::default() };
-    let expected = "F16 is too narrow for values of `model.norm.weight`: use bf16 or f32";
+    let expected = "F16 is too narrow for values of `model.norm.weight`: use a wider type";
     for error in [
         checkpoint.rewrite(&to.path().join("a"), None, &half).unwrap_err(),
         model.save_hf(&to.path().join("b"), &half).unwrap_err(),

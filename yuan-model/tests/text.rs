@@ -81,8 +81,8 @@ fn text_becomes_tokens_and_comes_back_character_by_character() {
     assert_eq!(tokenizer.decode_after(&character[..1], &character[1..]).unwrap(), "元");
 }
 
-/// Words as sentencepiece has them: every piece starts with a space, and the decoder takes the first
-/// one away.
+/// Words as sentencepiece has them: every piece starts with a space, and the decoder takes the
+/// first one away.
 #[test]
 fn the_space_between_prompt_and_text_is_kept() {
     let directory = TempDir::new().unwrap();

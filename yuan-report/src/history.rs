@@ -142,7 +142,7 @@ impl History {
             Event::HistoryLost { lines, .. } => *lines,
             _ => 0,
         });
-        lost.sum()
+        lost.fold(0, usize::saturating_add)
     }
 
     /// All optimizer steps that were not undone.

@@ -3,12 +3,12 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 use serde::{Deserialize, Serialize};
-use yuan_model::storage::Checksum;
+use yuan_model::{files::write_whole, storage::Checksum};
 
 use crate::TrainError;
 
-/// Size and checksum of every file of a checkpoint, or of those of a run that do not change, in a
-/// file of their own that is written last.
+/// Size and checksum of every file of a checkpoint, or of the tokens of a run, in a file of their
+/// own that is written after them.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Checksums {
     files: BTreeMap<String, Checksum>,
@@ -27,7 +27,7 @@ impl Checksums {
     pub fn save(&self, directory: &Path) -> Result<(), TrainError> {
         let path = directory.join(Self::FILE);
         let text = serde_json::to_string_pretty(self).expect("names and numbers are plain data");
-        fs::write(&path, text).map_err(TrainError::io("write", &path))
+        Ok(write_whole(&path, text.as_bytes())?)
     }
 
     /// Reads the file.

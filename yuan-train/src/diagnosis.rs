@@ -34,8 +34,8 @@ impl fmt::Display for Problem {
 }
 
 /// What is wrong with a run beside the tensors of its latest checkpoint: settings, tokens, history,
-/// checkpoints and what was left unfinished. With `verify`, every file is read and compared with its
-/// checksum.
+/// checkpoints and what was left unfinished. With `verify`, every file is read and compared with
+/// its checksum.
 ///
 /// # Errors
 ///
@@ -90,19 +90,22 @@ fn checkpoints(run_dir: &Path, verify: bool) -> Result<Vec<Problem>, TrainError>
         Ok(_) => checkpoint.verify_sizes(),
         Err(error) => Err(error),
     };
-    let (mut problems, mut good) = (Vec::new(), None);
-    for checkpoint in Checkpoint::list(run_dir)? {
-        let name = checkpoint.path.file_name().unwrap_or_default().to_string_lossy();
-        match check(&checkpoint) {
-            Ok(()) => good = Some(name.into_owned()),
-            Err(error) => {
-                let remedy = match &good {
-                    Some(good) => format!("remove {name} to go on from {good}"),
-                    None => format!("remove {name}"),
-                };
-                problems.push(Problem::new(error.to_string(), remedy));
+    let name = |checkpoint: &Checkpoint| {
+        checkpoint.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    };
+    let checked: Vec<_> =
+        Checkpoint::list(run_dir)?.into_iter().map(|found| (check(&found), found)).collect();
+    let good = checked.iter().rfind(|(checked, _)| checked.is_ok()).map(|(_, good)| good);
+    let mut problems = Vec::new();
+    for (checked, damaged) in &checked {
+        let Err(error) = checked else { continue };
+        let remedy = match good {
+            Some(good) if good.step < damaged.step => {
+                format!("remove {} to go on from {}", name(damaged), name(good))
             }
-        }
+            _ => format!("remove {}", name(damaged)),
+        };
+        problems.push(Problem::new(error.to_string(), remedy));
     }
     Ok(problems)
 }

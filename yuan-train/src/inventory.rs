@@ -87,15 +87,11 @@ impl Inventory {
                 let config = YuanConfig::load(&checkpoint.join("config.json"))?;
                 let file = TensorFile::open_header(&checkpoint.join("model.safetensors"))?;
                 let mut problems = run_problems(&config, &file);
-                let is_run = checkpoint != path;
-                if is_run {
+                if checkpoint != path {
                     problems.extend(problems_of_run(path, verify)?);
-                } else if let Err(error) = if verify {
-                    Checkpoint::find(path)?.map_or(Ok(()), |found| found.verify())
-                } else {
-                    Ok(())
-                } {
-                    problems.push(Problem::new(error.to_string(), REMEDY));
+                } else if verify && let Some(found) = Checkpoint::find(path)? {
+                    let problem = |error: TrainError| Problem::new(error.to_string(), OF_RUN);
+                    problems.extend(found.verify().err().map(problem));
                 }
                 Ok(Self::new("run", &config, std::slice::from_ref(&file), problems, 0))
             }
@@ -160,12 +156,14 @@ fn elements(tensor: &StoredTensor) -> u64 {
 
 /// For tensors that are not as they should be.
 const REMEDY: &str = "copy the file anew from where it came from, or correct config.json";
+/// For those of a run's own checkpoint.
+const OF_RUN: &str = "remove the checkpoint, and the run goes on from the one before";
 
 fn run_problems(config: &YuanConfig, file: &TensorFile) -> Vec<Problem> {
     let sources = config.parameter_sources().into_iter();
     let found =
         file.mismatches(sources.map(|source| (source.path.clone(), source.parameter_shape())));
-    found.into_iter().map(|problem| Problem::new(problem, REMEDY)).collect()
+    found.into_iter().map(|problem| Problem::new(problem, OF_RUN)).collect()
 }
 
 /// A count in the unit that people say: 1.01 T, 40.2 B, 29.9 M.

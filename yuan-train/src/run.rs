@@ -24,7 +24,7 @@ use yuan_model::{
 use crate::{
     Checkpoint, LanguageModel, MetricsFile, Place, SpeedModel, TrainConfig, TrainError, Trainer,
     data::{RowStream, TokenStreams, Tokenizer},
-    model_directory::{CONFIG, MODEL, TOKENIZER},
+    model_directory::{CONFIG, MODEL, OPTIONS, TOKENIZER},
 };
 
 pub(crate) mod check;
@@ -32,7 +32,7 @@ pub(crate) mod claim;
 pub(crate) mod lock;
 pub(crate) mod new;
 
-use check::{check_rows, check_settings};
+use check::{check_rows, check_settings, check_use};
 use claim::Claim;
 use lock::RunLock;
 use new::{NewRun, Start};
@@ -78,11 +78,17 @@ pub struct Run {
     model: YuanConfig,
     /// To train on, and to validate with.
     tokens: [u64; 2],
-    /// From its making on, if this process made it; trainers take it themselves.
+    /// Of a run that this process made or changed; trainers take it themselves.
     lock: Option<RunLock>,
 }
 
 impl Run {
+    /// Name of the file with its settings; a directory with it is a run.
+    pub const SETTINGS: &'static str = CONFIG;
+    /// Name of the file with the options that it was made with, if a program keeps them
+    /// ([`NewRun::with_options_file`]).
+    pub const OPTIONS: &'static str = OPTIONS;
+
     /// Prepares a run in `directory`, which must be empty or not there yet: trains the tokenizer,
     /// tokenizes the documents and writes down what the run is.
     ///
@@ -170,31 +176,35 @@ impl Run {
         let config: TrainConfig = serde_json::from_str(&text)
             .map_err(|error| damaged(format!("not a run's configuration: {error}")))?;
         let model = YuanConfig::load(&directory.join(MODEL))?;
-        check_settings(&config, &model).map_err(|error| damaged(error.to_string()))?;
+        check_use(&config, &model).map_err(|error| damaged(error.to_string()))?;
         let tokens = TokenStreams::sizes(directory)?;
         Ok(Self { directory: directory.to_path_buf(), config, model, tokens, lock: None })
     }
 
     /// Changes settings of a run that is not being trained: the number of steps, how often it is
-    /// validated and kept, and the groups of experts. The learning rate follows the schedule of the
-    /// new number of steps; the metrics tell of the change when the run goes on.
+    /// validated and kept, and the groups of experts with the multiple that they need. The learning
+    /// rate follows the schedule of the new number of steps; the metrics tell of the change when
+    /// the run goes on.
     ///
     /// # Errors
     ///
-    /// [`TrainError::FixedSetting`] names another setting that differs; and if a new value is out of
-    /// range, another process has the run, or the settings cannot be written.
-    pub fn reconfigure(&mut self, config: TrainConfig) -> Result<(), TrainError> {
-        if config == self.config {
-            return Ok(());
-        }
-        if let Some(name) = check::fixed_setting(&self.config, &config) {
-            return Err(TrainError::FixedSetting(name));
-        }
-        check_settings(&config, &self.model)?;
+    /// [`TrainError::FixedSetting`] names another setting that differs; and if a new value is out
+    /// of range, another process has the run, or the settings cannot be read or written.
+    pub fn reconfigure(&mut self, change: impl FnOnce(&mut TrainConfig)) -> Result<(), TrainError> {
         let lock = RunLock::take(&self.directory)?;
-        self.config = config;
+        // Another process may have changed them since.
+        let current = Self::open(&self.directory)?.config;
+        let mut config = current.clone();
+        change(&mut config);
         self.lock = Some(lock);
-        self.write_config()
+        if config != current {
+            if let Some(name) = check::fixed_setting(&current, &config) {
+                return Err(TrainError::FixedSetting(name));
+            }
+            check_settings(&config, &self.model)?;
+        }
+        self.config = config;
+        if self.config == current { Ok(()) } else { self.write_config() }
     }
 
     fn write_config(&self) -> Result<(), TrainError> {
@@ -250,6 +260,8 @@ impl Run {
         place: &M::Place,
         spread: impl FnOnce(YuanModel) -> Result<M, TrainError>,
     ) -> Result<Trainer<M>, TrainError> {
+        // Before anything is read that another process may be about to change.
+        let _lock = RunLock::take(&self.directory)?;
         let config = self.config.clone();
         let eod = self.model.tokens.eod.ok_or_else(|| {
             let path = self.directory.join(MODEL);
@@ -275,19 +287,19 @@ impl Run {
 impl Run {
     /// Adds to the error of a damaged checkpoint which one is whole, and how to go on from it.
     fn with_way_out(&self, error: TrainError, latest: &Checkpoint) -> TrainError {
-        let is_damage = matches!(
-            error,
-            TrainError::Checkpoint { .. } | TrainError::Storage(_) | TrainError::File(_)
-        );
+        // Anything else, such as a device that is missing, is no fault of the checkpoint.
+        if latest.state().is_ok() && latest.verify().is_ok() {
+            return error;
+        }
         let earlier = Checkpoint::list(&self.directory).unwrap_or_default().into_iter();
         let mut earlier = earlier.filter(|other| other.step < latest.step);
         match earlier.rfind(|other| other.state().is_ok() && other.verify().is_ok()) {
-            Some(good) if is_damage => TrainError::LatestDamaged {
+            Some(good) => TrainError::LatestDamaged {
                 cause: Box::new(error),
                 latest: latest.path.clone(),
                 good: good.path,
             },
-            _ => error,
+            None => error,
         }
     }
 }

@@ -74,8 +74,9 @@ pub struct Trainer<M: LanguageModel> {
 
 impl<M: LanguageModel> Trainer<M> {
     /// A run from the start; the trainer writes into `run_dir`, which no other process may use as
-    /// long as the trainer lives. `place` is a device that computes gradients (`device.autodiff()`), or
-    /// a mesh of them, and holds `model`. `streams` are the rows to train on and to validate with.
+    /// long as the trainer lives. `place` is a device that computes gradients
+    /// (`device.autodiff()`), or a mesh of them, and holds `model`. `streams` are the rows to train
+    /// on and to validate with.
     ///
     /// # Errors
     ///

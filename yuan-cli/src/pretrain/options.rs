@@ -21,8 +21,8 @@ use crate::{limits::LimitOptions, numbers::layers, plan::file};
     run keeps its options in options.toml, which --config takes."
 )]
 pub struct Options {
-    /// Text to learn: a file, or a directory of files, each a document in UTF-8 or, as .jsonl, one a
-    /// line ({"text": …}); default: the crates that this program was built from
+    /// Text to learn: a file, or a directory of files, each a document in UTF-8 or, as .jsonl, one
+    /// a line ({"text": …}); default: the crates that this program was built from
     #[arg(long, value_name = "PATH", help_heading = "Data")]
     pub data: Option<PathBuf>,
     /// Tokens of a row

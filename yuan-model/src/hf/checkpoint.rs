@@ -54,9 +54,9 @@ pub enum CheckpointError {
         /// What is wrong.
         reason: String,
     },
-    /// Values became infinite in a narrower type; all tensors with such values are listed.
+    /// Values would become infinite in a narrower type.
     #[error(
-        "{to:?} is too narrow for values of {}: use bf16 or f32",
+        "{to:?} is too narrow for values of {}: use a wider type",
         tensors.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
     )]
     Overflow {
@@ -184,6 +184,11 @@ impl HfCheckpoint {
     /// weights is its embedding.
     pub fn full_name(&self, name: &str) -> String {
         self.names.stored(name)
+    }
+
+    /// Whether the head is read from the embedding.
+    pub(super) fn is_tied(&self) -> bool {
+        self.names.is_tied
     }
 
     /// Where the files of a copy name a tensor, which has a head of its own.

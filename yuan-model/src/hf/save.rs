@@ -178,9 +178,9 @@ impl HfCheckpoint {
     ///
     /// # Errors
     ///
-    /// Experts that cannot be kept so, a directory that exists (unless it may be replaced) or is one
-    /// above this checkpoint's, values that become infinite (unless they may), or a file that cannot be read
-    /// or written; what was there before stays.
+    /// Experts that cannot be kept so, a directory that exists (unless it may be replaced) or is
+    /// one above this checkpoint's, values that become infinite (unless they may), or a file that
+    /// cannot be read or written; what was there before stays.
     pub fn rewrite(
         &self,
         directory: &Path,
@@ -196,7 +196,9 @@ impl HfCheckpoint {
             return Err(CheckpointError::directory(directory, reason));
         }
         let mut config = self.raw_config().clone();
-        set_untied(&mut config);
+        if self.is_tied() {
+            set_untied(&mut config);
+        }
         if let Some(experts) = experts {
             check_experts(self.config(), experts)?;
             set_experts(&mut config, experts);

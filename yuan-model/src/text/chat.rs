@@ -1,8 +1,8 @@
 //! Conversations as one text: Jinja templates as the `transformers` library renders them.
 //!
-//! Templates come with weights from anywhere, so they are untrusted: they are compiled when they are
-//! used, on a thread whose stack suffices for any nesting that so much text can have, and rendered
-//! with limited fuel, which bounds time, memory and output.
+//! Templates come with weights from anywhere, so they are untrusted: they are compiled when they
+//! are used, on a thread whose stack suffices for any nesting that so much text can have, and
+//! rendered with limited fuel, which bounds time, memory and output.
 
 use std::{fmt::Write as _, fs, ops::Range, path::Path, thread};
 
@@ -15,7 +15,6 @@ use crate::files::FileError;
 use generation::Marks;
 
 mod generation;
-#[path = "chat/json.rs"]
 mod to_json;
 
 /// One turn of a conversation.
@@ -84,9 +83,9 @@ impl ChatTemplate {
 
     /// The conversation as text, with the opening of the next answer if `add_generation_prompt`.
     ///
-    /// `messages` are usually [`Message`]s; whatever has the fields that the template looks for will
-    /// do. `variables` are an object with what else it may look for: special tokens by their names
-    /// (`bos_token`, …), `tools`, `documents`.
+    /// `messages` are usually [`Message`]s; whatever has the fields that the template looks for
+    /// will do. `variables` are an object with what else it may look for: special tokens by their
+    /// names (`bos_token`, …), `tools`, `documents`.
     ///
     /// # Errors
     ///

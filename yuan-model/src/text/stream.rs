@@ -23,6 +23,9 @@ pub struct TextStream<'a> {
 /// Tokens of the prompt that decoders look back at, with some to spare.
 const LOOK_BACK: usize = 16;
 
+/// Tokens that a letter may have; what is not complete after so many is none.
+const MOST_PENDING: usize = 16;
+
 /// What a decoder writes in place of a letter that is not complete.
 const INCOMPLETE: char = '\u{fffd}';
 
@@ -41,7 +44,8 @@ impl<'a> TextStream<'a> {
     pub fn step(&mut self, token: u32) -> Result<String, TextError> {
         self.tokens.push(token);
         let text = self.pending()?;
-        if text.is_empty() || text.ends_with(INCOMPLETE) {
+        let is_incomplete = text.is_empty() || text.ends_with(INCOMPLETE);
+        if is_incomplete && self.tokens.len() - self.new < MOST_PENDING {
             return Ok(String::new());
         }
         (self.context, self.new) = (self.new, self.tokens.len());
@@ -65,14 +69,10 @@ impl<'a> TextStream<'a> {
         };
         let before = decode(&self.tokens[self.context..self.new])?;
         let mut all = decode(&self.tokens[self.context..])?;
-        // A prompt may end in the middle of a letter, which the tokens that came complete.
-        let common = before.trim_end_matches(INCOMPLETE);
-        if all.starts_with(&before) {
-            Ok(all.split_off(before.len()))
-        } else if all.starts_with(common) {
-            Ok(all.split_off(common.len()))
-        } else {
-            Ok(String::new())
-        }
+        // Usually all of `before`; a prompt may end in the middle of a letter, which the tokens
+        // that came complete.
+        let same = before.chars().zip(all.chars()).take_while(|(before, all)| before == all);
+        let common = same.map(|(letter, _)| letter.len_utf8()).sum();
+        Ok(all.split_off(common))
     }
 }

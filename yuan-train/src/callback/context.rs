@@ -118,7 +118,7 @@ impl<M> Context<'_, M> {
     }
 
     /// Asks for the run to be interrupted after this step, with a checkpoint to go on from and no
-    /// validation; heard in [`on_step`](crate::Callback::on_step) only.
+    /// validation; heard in `on_step` and `on_step_end`.
     pub fn request_pause(&mut self) {
         self.requests.pause = true;
     }

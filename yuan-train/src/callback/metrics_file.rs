@@ -18,7 +18,7 @@ fn readable(bytes: &[u8], lines: usize) -> (Vec<u8>, usize) {
     for line in bytes.split_inclusive(|&byte| byte == b'\n') {
         let event = serde_json::from_slice::<Event>(line).ok().filter(|_| line.ends_with(b"\n"));
         let stands_for = event.as_ref().map_or(1, lines_of);
-        if counted + stands_for > lines {
+        if stands_for > lines - counted {
             break;
         }
         counted += stands_for;
@@ -43,15 +43,16 @@ fn keep_aside(path: &Path) -> Result<Option<String>, TrainError> {
     if !path.exists() {
         return Ok(None);
     }
-    for number in 1.. {
+    let mut number = 1_u64;
+    loop {
         let name = format!("metrics.damaged-{number}.jsonl");
         let aside = path.with_file_name(&name);
         if !aside.exists() {
             fs::copy(path, &aside).map_err(TrainError::io("write", &aside))?;
             return Ok(Some(name));
         }
+        number += 1;
     }
-    Ok(None)
 }
 
 /// Appends every event to `metrics.jsonl` in the run directory.
@@ -102,7 +103,7 @@ impl<M> Callback<M> for MetricsFile {
         })?;
         line.push('\n');
         file.write_all(line.as_bytes()).map_err(TrainError::io("write", path))?;
-        self.lines += lines_of(event);
+        self.lines = self.lines.saturating_add(lines_of(event));
         Ok(())
     }
 

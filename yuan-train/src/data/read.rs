@@ -3,6 +3,7 @@
 use std::{
     collections::HashSet,
     fmt, fs,
+    io::ErrorKind,
     path::{Path, PathBuf},
 };
 
@@ -16,11 +17,13 @@ use crate::TrainError;
 pub struct Corpus {
     /// Texts, ordered by path.
     pub documents: Vec<Document>,
-    /// Files that are no text, whole or in part.
+    /// Files that are no text.
     pub skipped: Vec<Skipped>,
+    /// Files of which a part is no text.
+    pub read_in_part: Vec<Skipped>,
 }
 
-/// A file that was left out, or a part of it.
+/// A file that was left out, whole or in part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Skipped {
     /// Its path below the directory that was read.
@@ -48,8 +51,8 @@ impl Corpus {
             for file in &found.files {
                 corpus.add_file(below(file, path), file)?;
             }
-            for link in &found.dangling {
-                corpus.skip(below(link, path), "its link leads nowhere");
+            for (file, reason) in &found.unreadable {
+                corpus.skip(below(file, path), reason);
             }
         }
         if corpus.documents.is_empty() {
@@ -62,15 +65,10 @@ impl Corpus {
 
     /// What was left out, in one line; none if nothing was.
     pub fn skipped_summary(&self) -> Option<String> {
-        const NAMED: usize = 5;
-        let first = self.skipped.first()?;
-        let named: Vec<_> = self.skipped.iter().take(NAMED).map(Skipped::to_string).collect();
-        let (count, more) = (self.skipped.len(), self.skipped.len().saturating_sub(NAMED));
-        Some(match (count, more) {
-            (1, _) => format!("skipped {first}"),
-            (_, 0) => format!("skipped {count} files: {}", named.join(", ")),
-            _ => format!("skipped {count} files: {} and {more} more", named.join(", ")),
-        })
+        let whole = listed(&self.skipped).map(|list| format!("skipped {list}"));
+        let parts = listed(&self.read_in_part).map(|list| format!("read in part {list}"));
+        let summary = [whole, parts].into_iter().flatten().collect::<Vec<_>>().join("; ");
+        (!summary.is_empty()).then_some(summary)
     }
 
     fn skip(&mut self, name: String, reason: impl Into<String>) {
@@ -109,9 +107,23 @@ impl Corpus {
             }
         }
         if without > 0 {
-            self.skip(name.to_owned(), format!("{without} lines without a `text`"));
+            let (name, reason) = (name.to_owned(), format!("{without} lines without a `text`"));
+            self.read_in_part.push(Skipped { name, reason });
         }
     }
+}
+
+/// How many files they are, and the first of them; none if there is none.
+fn listed(skipped: &[Skipped]) -> Option<String> {
+    const NAMED: usize = 5;
+    let first = skipped.first()?;
+    let named: Vec<_> = skipped.iter().take(NAMED).map(Skipped::to_string).collect();
+    let (count, more) = (skipped.len(), skipped.len().saturating_sub(NAMED));
+    Some(match (count, more) {
+        (1, _) => first.to_string(),
+        (_, 0) => format!("{count} files: {}", named.join(", ")),
+        _ => format!("{count} files: {} and {more} more", named.join(", ")),
+    })
 }
 
 impl fmt::Display for Skipped {
@@ -140,7 +152,10 @@ fn decode(bytes: Vec<u8>) -> Result<String, &'static str> {
         [0xfe, 0xff, rest @ ..] => utf16(rest, u16::from_be_bytes)?,
         _ => String::from_utf8(bytes).map_err(|_| "neither UTF-8 nor UTF-16")?,
     };
-    let text = text.strip_prefix('\u{feff}').map_or(text.clone(), str::to_owned);
+    let text = match text.strip_prefix('\u{feff}') {
+        Some(text) => text.to_owned(),
+        None => text,
+    };
     match () {
         () if text.contains('\0') => Err("not a text"),
         () if text.trim().is_empty() => Err("empty"),
@@ -160,7 +175,8 @@ fn below(file: &Path, directory: &Path) -> String {
     file.strip_prefix(directory).unwrap_or(file).to_string_lossy().replace('\\', "/")
 }
 
-/// All files below a directory, ordered by path; links are followed.
+/// All files below a directory, ordered by path; links are followed, and a file that has several
+/// names is listed by the first.
 ///
 /// # Errors
 ///
@@ -172,36 +188,49 @@ pub fn files_below(directory: &Path) -> Result<Vec<PathBuf>, TrainError> {
 #[derive(Default)]
 struct Files {
     files: Vec<PathBuf>,
-    /// Links that lead nowhere.
-    dangling: Vec<PathBuf>,
+    /// What cannot be read, and why.
+    unreadable: Vec<(PathBuf, String)>,
 }
 
 impl Files {
     fn below(directory: &Path) -> Result<Self, TrainError> {
         let mut found = Self::default();
         // A link may lead to a directory above it, which would be without end.
-        let mut entered = HashSet::new();
-        let mut left = vec![directory.to_path_buf()];
-        while let Some(directory) = left.pop() {
-            let canonical = directory.canonicalize().map_err(TrainError::io("read", &directory))?;
-            if !entered.insert(canonical) {
-                continue;
-            }
-            for entry in fs::read_dir(&directory).map_err(TrainError::io("read", &directory))? {
-                let path = entry.map_err(TrainError::io("read", &directory))?.path();
-                // Of what a link leads to.
-                match fs::metadata(&path) {
-                    Ok(target) if target.is_dir() => left.push(path),
-                    Ok(target) if target.is_file() => found.files.push(path),
-                    // A socket or the like.
-                    Ok(_) => {}
-                    Err(_) => found.dangling.push(path),
+        let mut seen = HashSet::new();
+        found.enter(directory, &mut seen)?;
+        found.files.sort();
+        Ok(found)
+    }
+
+    /// Everything in a directory, in the order of the names, which is the same everywhere.
+    fn enter(&mut self, directory: &Path, seen: &mut HashSet<PathBuf>) -> Result<(), TrainError> {
+        let read = |error| TrainError::io("read", directory)(error);
+        if !seen.insert(directory.canonicalize().map_err(read)?) {
+            return Ok(());
+        }
+        let mut paths = Vec::new();
+        for entry in fs::read_dir(directory).map_err(read)? {
+            paths.push(entry.map_err(read)?.path());
+        }
+        paths.sort();
+        for path in paths {
+            // Of what a link leads to.
+            match fs::metadata(&path) {
+                Ok(target) if target.is_dir() => self.enter(&path, seen)?,
+                Ok(target) if target.is_file() => {
+                    if seen.insert(path.canonicalize().map_err(TrainError::io("read", &path))?) {
+                        self.files.push(path);
+                    }
                 }
+                // A socket or the like.
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    self.unreadable.push((path, "its link leads nowhere".into()));
+                }
+                Err(error) => self.unreadable.push((path, error.to_string())),
             }
         }
-        found.files.sort();
-        found.dangling.sort();
-        Ok(found)
+        Ok(())
     }
 }
 
@@ -231,8 +260,9 @@ mod tests {
         assert_eq!(corpus.documents[4].text, "naïve");
         assert_eq!(
             corpus.skipped_summary().unwrap(),
-            "skipped 4 files: blank (empty), image (neither UTF-8 nor UTF-16), \
-             latin1.txt (neither UTF-8 nor UTF-16), lines.jsonl (2 lines without a `text`)"
+            "skipped 3 files: blank (empty), image (neither UTF-8 nor UTF-16), \
+             latin1.txt (neither UTF-8 nor UTF-16); \
+             read in part lines.jsonl (2 lines without a `text`)"
         );
         // One file is a corpus, too.
         let one = Corpus::read(&temp.path().join("lines.jsonl")).unwrap();
@@ -253,12 +283,13 @@ mod tests {
         fs::create_dir(&texts).unwrap();
         fs::create_dir(&links).unwrap();
         fs::write(texts.join("a.txt"), "text").unwrap();
+        fs::write(texts.join("c.txt"), "another").unwrap();
         symlink(texts.join("a.txt"), links.join("b.txt")).unwrap();
         symlink(&texts, links.join("texts")).unwrap();
         symlink(&links, links.join("itself")).unwrap();
         symlink("nowhere", links.join("dangling")).unwrap();
         let corpus = Corpus::read(&links).unwrap();
-        assert_eq!(names(&corpus), ["b.txt", "texts/a.txt"]);
+        assert_eq!(names(&corpus), ["b.txt", "texts/c.txt"]);
         let skipped = "skipped dangling (its link leads nowhere)";
         assert_eq!(corpus.skipped_summary().unwrap(), skipped);
     }

@@ -1,17 +1,38 @@
 //! Whether settings, model and devices fit each other: found out before a run, not in the middle of
 //! it.
 
+use serde_json::Value;
 use yuan_laep::PlanError;
 use yuan_model::{DeviceMesh, MeshModel, YuanConfig};
 
 use crate::{TrainConfig, TrainError, Trigger};
 
-/// Checks settings and model together, so that nothing is found out in the middle of the run.
+/// Checks settings and model of a new run together, so that nothing is found out in the middle of
+/// it.
+///
+/// # Errors
+///
+/// Names the setting that is out of range, does not fit the model, or could not have an effect.
+pub fn check_settings(config: &TrainConfig, model: &YuanConfig) -> Result<(), TrainError> {
+    check_use(config, model)?;
+    let laep = &config.laep;
+    if laep.trigger != Trigger::Never && laep.plan.is_none() {
+        let most = model.experts_per_layer.iter().max().copied().unwrap_or(0);
+        if laep.limits.min_experts > most {
+            let expected = format!("must be at most the {most} experts of a layer");
+            let (name, value) = ("min_experts", laep.limits.min_experts as f64);
+            return Err(TrainError::OutOfRange { name, value, expected });
+        }
+    }
+    check_time(config)
+}
+
+/// Checks what a run, however old, cannot be used without.
 ///
 /// # Errors
 ///
 /// Names the setting that is out of range or does not fit the model.
-pub fn check_settings(config: &TrainConfig, model: &YuanConfig) -> Result<(), TrainError> {
+pub(super) fn check_use(config: &TrainConfig, model: &YuanConfig) -> Result<(), TrainError> {
     config.validate()?;
     if config.bias_update_rate.is_some() && !model.router_selection_bias {
         return Err(TrainError::NoSelectionBias);
@@ -21,15 +42,8 @@ pub fn check_settings(config: &TrainConfig, model: &YuanConfig) -> Result<(), Tr
     if let Some(plan) = &laep.plan {
         plan.check_against(experts, top_k)?;
     }
-    let is_planned = laep.trigger != Trigger::Never && laep.plan.is_none();
-    if is_planned {
+    if laep.trigger != Trigger::Never && laep.plan.is_none() {
         laep.limits.check_model(experts, top_k)?;
-        let (least, most) = (laep.limits.min_experts, experts.iter().max().copied().unwrap_or(0));
-        if least > most {
-            let expected = format!("must be at most the {most} experts of a layer");
-            let (name, value) = ("min_experts", least as f64);
-            return Err(TrainError::OutOfRange { name, value, expected });
-        }
     }
     if laep.rearrange_every.is_some() {
         check_groups(experts, laep.groups)?;
@@ -37,7 +51,7 @@ pub fn check_settings(config: &TrainConfig, model: &YuanConfig) -> Result<(), Tr
             check_groups(&plan.experts_per_layer(), laep.groups)?;
         }
     }
-    check_time(config)
+    Ok(())
 }
 
 /// Checks that the experts of every layer can be spread over the groups in equal parts.
@@ -91,7 +105,11 @@ pub fn check_mesh(
 }
 
 /// Checks that every device of a mesh gets a row of each batch.
-pub(super) fn check_rows(config: &TrainConfig, mesh: &DeviceMesh) -> Result<(), TrainError> {
+///
+/// # Errors
+///
+/// If there are more devices than rows.
+pub fn check_rows(config: &TrainConfig, mesh: &DeviceMesh) -> Result<(), TrainError> {
     let (rows, devices) = (config.batch_size, mesh.devices().len());
     match rows < devices {
         true => Err(TrainError::TooFewRows { rows, devices }),
@@ -110,7 +128,16 @@ pub(super) fn fixed_setting(old: &TrainConfig, new: &TrainConfig) -> Option<Stri
         config.laep.limits.multiple_of = 1;
         serde_json::to_value(config).expect("settings are plain data")
     };
-    let (old, new) = (json(old), json(new));
-    let names = old.as_object()?.keys().chain(new.as_object()?.keys());
-    names.into_iter().find(|name| old[name.as_str()] != new[name.as_str()]).cloned()
+    difference(&json(old), &json(new), "")
+}
+
+/// Where two values differ first: `laep.limits.beta`.
+fn difference(old: &Value, new: &Value, path: &str) -> Option<String> {
+    let (Some(olds), Some(news)) = (old.as_object(), new.as_object()) else {
+        return (old != new).then(|| path.trim_start_matches('.').to_owned());
+    };
+    let names = olds.keys().chain(news.keys().filter(|name| !olds.contains_key(*name)));
+    names.into_iter().find_map(|name| {
+        difference(&old[name.as_str()], &new[name.as_str()], &format!("{path}.{name}"))
+    })
 }

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use yuan_model::files::UNFINISHED;
+use yuan_model::files::is_unfinished;
 
 use super::lock::RunLock;
 use crate::{
@@ -49,10 +49,18 @@ impl Claim {
             }
             Err(error) => return Err(TrainError::io("create", directory)(error)),
         };
-        let lock = RunLock::take(directory)?;
-        // Another process may have been faster and done.
-        check_free(directory)?;
+        let lock = RunLock::take(directory).inspect_err(|_| {
+            if made {
+                // Only if it is empty, and nobody else was faster.
+                drop(fs::remove_dir(directory));
+            }
+        })?;
         let claim = Self { directory: directory.into(), lock: Some(lock), made, is_run: false };
+        // Another process may have been faster and done.
+        if let Err(error) = check_free(directory) {
+            claim.done();
+            return Err(error);
+        }
         claim.tidy()?;
         Ok(claim)
     }
@@ -71,7 +79,10 @@ impl Claim {
                 _ => directory.with_file_name(format!("{name}-{number}")),
             };
             match Self::take(&path) {
-                Err(_) if path.symlink_metadata().is_ok() => {}
+                Err(
+                    TrainError::RunExists(_) | TrainError::NotEmpty(_) | TrainError::RunBusy { .. },
+                ) => {}
+                Err(_) if path.symlink_metadata().is_ok() && !path.is_dir() => {}
                 claimed => return claimed,
             }
         }
@@ -148,10 +159,7 @@ fn is_prepared(name: &OsStr) -> bool {
         Checksums::FILE,
     ]);
     let mut names = names.chain(&[RunLock::FILE, FIRST_CHECKPOINT]);
-    names.any(|&known| {
-        let rest = name.strip_prefix(known);
-        rest.is_some_and(|rest| rest.is_empty() || rest.ends_with(UNFINISHED))
-    })
+    names.any(|&known| name == known || is_unfinished(&name, known))
 }
 
 /// Where the weights of another model go.

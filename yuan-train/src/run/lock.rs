@@ -3,20 +3,21 @@
 use std::{
     collections::HashMap,
     fs::{self, File, OpenOptions, TryLockError},
-    io::{ErrorKind, Read, Seek, Write},
+    io::{self, ErrorKind, Read, Seek, Write},
     path::{Path, PathBuf},
     process,
     sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak},
     thread,
+    time::Duration,
 };
 
 use crate::TrainError;
 
 /// The right of this process to write into a run directory, held until the last clone is dropped.
 ///
-/// It is an advisory lock of the system on the file `run.lock`, so it ends with the process, however
-/// the process ends. Within one process the lock is shared. Where a file system has no locks,
-/// nothing keeps another process away.
+/// It is an advisory lock of the system on the file `run.lock`, so it ends with the process,
+/// however the process ends. Within one process the lock is shared. Where a file system has no
+/// locks, nothing keeps another process away.
 #[derive(Debug, Clone)]
 pub struct RunLock(Arc<Held>);
 
@@ -25,7 +26,11 @@ struct Held {
     directory: PathBuf,
     /// The directory without links and the like, by which this process finds the lock again.
     canonical: PathBuf,
+    /// Which directory it is, whatever it is called.
+    identity: Identity,
     file: File,
+    /// Not where the file system has no locks; the file may then be that of another process, too.
+    is_locked: bool,
 }
 
 /// The locks of this process.
@@ -49,32 +54,31 @@ impl RunLock {
         let canonical = directory.canonicalize().map_err(TrainError::io("use", directory))?;
         loop {
             let mut held = held();
-            match held.get(&canonical).map(Weak::upgrade) {
-                Some(Some(lock)) if lock.is_in_place() => return Ok(Self(lock)),
+            let found = held.get(&canonical).map(Weak::upgrade);
+            let taken = match &found {
+                Some(Some(lock)) if lock.is_in_place() => Ok(Some(lock.clone())),
+                // Another thread is about to give it back.
+                Some(None) => Ok(None),
                 // Of a directory that is gone; it is no longer the one of this name.
-                Some(Some(_)) | None => {}
-                Some(None) => {
-                    // Another thread is about to give it back.
-                    drop(held);
-                    thread::yield_now();
-                    continue;
-                }
+                Some(Some(_)) | None => Held::lock(directory, &canonical),
+            };
+            if let Ok(Some(lock)) = &taken {
+                held.insert(canonical.clone(), Arc::downgrade(lock));
             }
-            let Some(file) = lock_file(directory)? else { continue };
-            let directory = directory.to_path_buf();
-            let lock = Arc::new(Held { directory, canonical: canonical.clone(), file });
-            if lock.is_in_place() {
-                held.insert(canonical, Arc::downgrade(&lock));
-                return Ok(Self(lock));
-            }
-            // The process before removed the file between opening and locking it.
+            // In this order: what is dropped may want to give itself back.
             drop(held);
+            drop(found);
+            match taken? {
+                Some(lock) => return Ok(Self(lock)),
+                None => thread::yield_now(),
+            }
         }
     }
 
     /// Whether another process holds the lock of a directory.
     pub fn is_held_elsewhere(directory: &Path) -> bool {
-        let is_held = |file: File| matches!(file.try_lock(), Err(TryLockError::WouldBlock));
+        // Shared, so that those who ask do not meet.
+        let is_held = |file: File| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));
         let canonical = directory.canonicalize().unwrap_or_default();
         let is_own = held().contains_key(&canonical);
         !is_own && File::open(directory.join(Self::FILE)).is_ok_and(is_held)
@@ -86,14 +90,50 @@ impl RunLock {
     ///
     /// [`TrainError::RunGone`] if it was removed, moved or replaced.
     pub fn check(&self) -> Result<(), TrainError> {
-        match self.0.is_in_place() {
-            true => Ok(()),
-            false => Err(TrainError::RunGone(self.0.directory.clone())),
+        let held = &self.0;
+        match identity(&held.directory) {
+            Ok(found) if found == held.identity => Ok(()),
+            // It may come back: a network that is slow is no reason to end a run.
+            Err(error) if error.kind() != ErrorKind::NotFound => Ok(()),
+            _ => Err(TrainError::RunGone(held.directory.clone())),
         }
     }
 }
 
 impl Held {
+    /// Locks a directory; none if the process before removed the file between opening and locking.
+    fn lock(directory: &Path, canonical: &Path) -> Result<Option<Arc<Self>>, TrainError> {
+        let failed = |error| TrainError::io("lock", directory)(error);
+        let identity = identity(directory).map_err(failed)?;
+        let path = directory.join(RunLock::FILE);
+        let mut open = OpenOptions::new();
+        open.read(true).write(true).create(true).truncate(false);
+        let mut file = open.open(&path).map_err(failed)?;
+        let is_locked = match lock_patiently(&file) {
+            Ok(()) => true,
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                drop(file.read_to_string(&mut holder));
+                let holder = if holder.is_empty() { "another process".into() } else { holder };
+                return Err(TrainError::RunBusy { directory: directory.to_path_buf(), holder });
+            }
+            Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => false,
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        };
+        if !is_file_at(&file, &path) {
+            return Ok(None);
+        }
+        let write = |file: &mut File| {
+            file.set_len(0)?;
+            file.rewind()?;
+            file.write_all(this_process().as_bytes())?;
+            file.sync_data()
+        };
+        write(&mut file).map_err(failed)?;
+        let (directory, canonical) = (directory.to_path_buf(), canonical.to_path_buf());
+        Ok(Some(Arc::new(Self { directory, canonical, identity, file, is_locked })))
+    }
+
     /// Whether the locked file is the one that is in the directory.
     fn is_in_place(&self) -> bool {
         is_file_at(&self.file, &self.directory.join(RunLock::FILE))
@@ -101,10 +141,11 @@ impl Held {
 }
 
 impl Drop for Held {
-    /// Removes the file while it is locked, so that nobody mistakes it for that of a killed process.
+    /// Removes the file while it is locked, so that nobody mistakes it for that of a killed
+    /// process.
     fn drop(&mut self) {
         let mut held = held();
-        if self.is_in_place() {
+        if self.is_locked && self.is_in_place() {
             drop(fs::remove_file(self.directory.join(RunLock::FILE)));
         }
         let is_own = |lock: &Weak<Held>| std::ptr::eq(lock.as_ptr(), self);
@@ -114,33 +155,15 @@ impl Drop for Held {
     }
 }
 
-/// The locked file, or none if it was removed meanwhile.
-fn lock_file(directory: &Path) -> Result<Option<File>, TrainError> {
-    let path = directory.join(RunLock::FILE);
-    let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-    let mut file = open.map_err(TrainError::io("lock", directory))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut holder = String::new();
-            drop(file.read_to_string(&mut holder));
-            let holder = if holder.is_empty() { "another process".into() } else { holder };
-            return Err(TrainError::RunBusy { directory: directory.to_path_buf(), holder });
+/// Locks a file that somebody may only be asking about.
+fn lock_patiently(file: &File) -> Result<(), TryLockError> {
+    for _ in 0..10 {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(10)),
+            done => return done,
         }
-        Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {}
-        Err(TryLockError::Error(error)) => return Err(TrainError::io("lock", directory)(error)),
     }
-    if !is_file_at(&file, &path) {
-        return Ok(None);
-    }
-    let write = |file: &mut File| {
-        file.set_len(0)?;
-        file.rewind()?;
-        file.write_all(this_process().as_bytes())?;
-        file.sync_data()
-    };
-    write(&mut file).map_err(TrainError::io("lock", directory))?;
-    Ok(Some(file))
+    file.try_lock()
 }
 
 /// What another process is told of this one.
@@ -152,19 +175,31 @@ fn this_process() -> String {
     }
 }
 
-/// Whether an open file is the one that has this name.
+/// Device and number of a file or directory.
 #[cfg(unix)]
-fn is_file_at(file: &File, path: &Path) -> bool {
+type Identity = (u64, u64);
+
+#[cfg(unix)]
+fn identity_of(metadata: &fs::Metadata) -> Identity {
     use std::os::unix::fs::MetadataExt;
-    let id = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
-    let [open, named] = [file.metadata(), fs::metadata(path)].map(|found| found.ok().map(id));
-    open.is_some() && open == named
+    (metadata.dev(), metadata.ino())
 }
 
-/// Elsewhere a file that is open is not removed.
+/// Elsewhere only whether it is there is known.
 #[cfg(not(unix))]
-fn is_file_at(_: &File, path: &Path) -> bool {
-    path.is_file()
+type Identity = ();
+
+#[cfg(not(unix))]
+fn identity_of(_: &fs::Metadata) -> Identity {}
+
+fn identity(path: &Path) -> io::Result<Identity> {
+    Ok(identity_of(&fs::metadata(path)?))
+}
+
+/// Whether an open file is the one that has this name.
+fn is_file_at(file: &File, path: &Path) -> bool {
+    let open = file.metadata().map(|metadata| identity_of(&metadata));
+    matches!((open, identity(path)), (Ok(open), Ok(named)) if open == named)
 }
 
 #[cfg(test)]

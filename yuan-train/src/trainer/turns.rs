@@ -74,6 +74,10 @@ impl<M: LanguageModel> Trainer<M> {
         if last && requests.cut {
             // The model that is delivered is not the one that was validated.
             let loss = self.validate()?;
+            if !loss.is_finite() {
+                let (step, what) = (self.step, "validation loss after the prune");
+                return Err(TrainError::NotFinite { step, what, value: loss });
+            }
             self.tell(&Event::Validation { step: self.step, loss })?;
         }
         let last = last || requests.pause;
