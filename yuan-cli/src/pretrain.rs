@@ -2,14 +2,15 @@
 
 use std::{collections::BTreeSet, path::Path, time::Duration};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail};
 use yuan::{
     model::{DeviceMesh, REMOTE, ops},
     prelude::*,
+    report::History,
     toy,
     train::{
         Checkpoint, Claim, Display, ModelDirectory, Watch, check_mesh, check_rows, check_settings,
-        data::{Corpus, Document},
+        data::{self, Corpus, Document},
         peak_resident,
     },
 };
@@ -80,12 +81,16 @@ fn reopen(
     let mut run = Run::open(directory)?;
     let config = options.changed(run.config(), given);
     let taken = steps_taken(&run)?;
-    ensure!(
-        config.steps >= taken,
-        "--steps {}: the run in {} has taken {taken} steps already",
-        config.steps,
-        directory.display()
-    );
+    if config.steps != run.config().steps && config.steps <= taken {
+        let steps = config.steps;
+        return Err(anyhow!(
+            "--steps {steps}: the run in {} has taken {taken} steps already",
+            directory.display()
+        ))
+        .wrong_option();
+    }
+    check_rows(&config, mesh).wrong_option()?;
+    run.reconfigure(|config| *config = options.changed(config, given)).wrong_option()?;
     if config.steps != run.config().steps {
         console.note(format_args!(
             "The learning rate goes on along the schedule of {} steps; it was made for {}.",
@@ -93,8 +98,6 @@ fn reopen(
             run.config().steps
         ));
     }
-    check_rows(&config, mesh).wrong_option()?;
-    run.reconfigure(|config| *config = options.changed(config, given))?;
     let (groups, sharing) = (run.config().laep.groups, mesh.expert());
     if !groups.is_multiple_of(sharing) {
         console.note(format_args!(
@@ -119,6 +122,11 @@ fn create(
     };
     model.validate().wrong_option()?;
     let config = options.train_config(&model)?;
+    if init.is_none() && options.vocab < data::SMALLEST_VOCABULARY {
+        let (vocab, smallest) = (options.vocab, data::SMALLEST_VOCABULARY);
+        return Err(anyhow!("a vocabulary of {vocab} is below the {smallest} of bytes and <eod>"))
+            .wrong_option();
+    }
     options.check_plan(&config, &model)?;
     check_settings(&config, &model).wrong_option()?;
     check_mesh(&config, &model, mesh).wrong_option()?;
@@ -210,6 +218,9 @@ fn close(run: &Run, console: &Console) -> anyhow::Result<()> {
             _ if report.history().undone().next().is_some() => "the guard undid the prune",
             Trigger::Never => "LAEP was off",
             Trigger::Steps(_) => "the guard held the prune up until the run ended",
+            Trigger::Stable { .. } if was_stable(report.history()) => {
+                "the loads became stable when the guard had no time left to judge a prune"
+            }
             Trigger::Stable { .. } => "the loads of all layers were never stable",
         };
         console.say(format_args!("Nothing was pruned: {why}."))?;
@@ -221,15 +232,22 @@ fn close(run: &Run, console: &Console) -> anyhow::Result<()> {
     report::say_where(&report, console)
 }
 
+/// Whether all layers were stable at some time.
+fn was_stable(history: &History) -> bool {
+    history.events().iter().any(|event| matches!(event, Event::Phase { stable: true, .. }))
+}
+
 /// Writes the report of a run that a signal ended, and says how to go on.
 fn interrupted(run: &Run, console: &Console, signal: i32) -> anyhow::Result<()> {
-    let report = Report::of(run.directory())?;
-    report.save()?;
+    let report = Report::of(run.directory()).and_then(|report| report.save().map(|()| report));
+    let shown = match report {
+        Ok(report) => format!("The report is {}.", report.page().display()),
+        Err(error) => format!("There is no report: {error}."),
+    };
     console.note(format_args!(
-        "Interrupted after step {} of {}. The report is {}. Go on with:\n  yuan pretrain --resume --run {}",
+        "Interrupted after step {} of {}. {shown} Go on with:\n  yuan pretrain --resume --run {}",
         steps_taken(run)?,
         run.config().steps,
-        report.page().display(),
         quoted(run.directory())
     ));
     Err(Interrupted(signal).into())

@@ -12,7 +12,11 @@ use std::{
 use anyhow::bail;
 use clap::Command;
 use toml::Value;
-use yuan::train::{MetricsFile, Run};
+use yuan::{
+    laep::PerLayer,
+    model::files::is_same,
+    train::{MetricsFile, Run},
+};
 
 use crate::{merge, merge::Known};
 
@@ -90,7 +94,8 @@ fn refuse_changes(known: &Known, run: &Path, given: toml::Table) -> anyhow::Resu
         };
         let before = own.get(&name).map(text).or_else(|| known.default_of(&name));
         let now = text(&value);
-        if before.as_deref().is_some_and(|before| is_equal(before, &now)) {
+        let is_same = before.as_deref().is_some_and(|before| is_equal(before, &now));
+        if is_same || is_in_force(run, &name, &now) {
             continue;
         }
         let rest = "leave the option out, or start another run";
@@ -111,14 +116,28 @@ fn text(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-/// Whether two texts are the same or the same number.
+/// Whether an option without a default says what holds in the run anyway.
+fn is_in_force(run: &Path, name: &str, now: &str) -> bool {
+    let Ok(run) = Run::open(run) else { return false };
+    let limits = &run.config().laep.limits;
+    let is = |limit: &PerLayer| now.parse::<PerLayer>().is_ok_and(|now| now == *limit);
+    match name {
+        "alpha" => is(&limits.alpha),
+        "beta" => is(&limits.beta),
+        "multiple-of" => is_equal(now, &limits.multiple_of.to_string()),
+        "min-experts" => is_equal(now, &limits.min_experts.to_string()),
+        _ => false,
+    }
+}
+
+/// Whether two texts are the same, the same number, or names of the same file.
 fn is_equal(one: &str, other: &str) -> bool {
     let integers = (one.parse::<i128>(), other.parse::<i128>());
     let numbers = (one.parse::<f64>(), other.parse::<f64>());
     match (integers, numbers) {
         ((Ok(one), Ok(other)), _) => one == other,
         (_, (Ok(one), Ok(other))) => one == other,
-        _ => one == other,
+        _ => one == other || is_same(Path::new(one), Path::new(other)),
     }
 }
 

@@ -9,10 +9,10 @@ use clap::Args;
 use yuan::{
     model::{
         files::is_free,
-        hf::{SaveOptions, Saved, parse_shard_size},
+        hf::{SaveOptions, Saved, Shards, parse_shard_size},
         storage::parse_float_dtype,
     },
-    train::{Run, RunLock},
+    train::{Checkpoint, Run, RunLock},
 };
 
 use crate::console::Console;
@@ -54,15 +54,18 @@ impl WeightOptions {
         if source?.starts_with(target?) {
             bail!("{shown} holds {}, which is read: name another directory", from.display());
         }
-        if !is_free(to) && !to.join("config.json").is_file() {
-            bail!("{shown} holds no model, and --overwrite replaces only models");
-        }
         // It may be a run, one in preparation, or a checkpoint of one.
         let is_run = |directory: &Path| {
             [Run::SETTINGS, RunLock::FILE].iter().any(|name| directory.join(name).exists())
         };
-        let mut runs = [Some(to), to.parent()].into_iter().flatten().filter(|path| is_run(path));
-        runs.next().map(RunLock::take).transpose().map_err(Into::into)
+        let above = to.canonicalize()?.parent().map(Path::to_path_buf);
+        let mut runs =
+            [Some(to), above.as_deref()].into_iter().flatten().filter(|path| is_run(path));
+        let lock = runs.next().map(RunLock::take).transpose()?;
+        if !is_free(to) && !holds_only_a_model(to)? {
+            bail!("{shown} is no directory of a model alone, and --overwrite replaces only those");
+        }
+        Ok(lock)
     }
 
     /// The options for the library, with files that go beside the weights.
@@ -82,4 +85,17 @@ impl WeightOptions {
             console.note(format_args!("`{name}` has values that became infinite"));
         }
     }
+}
+
+/// Whether a directory has weights or checkpoints in it, and no directories but those.
+fn holds_only_a_model(directory: &Path) -> anyhow::Result<bool> {
+    let has_weights =
+        Shards::are_in(directory) || matches!(Checkpoint::find(directory), Ok(Some(_)));
+    for entry in directory.read_dir()? {
+        let path = entry?.path();
+        if path.is_dir() && !path.join("state.json").is_file() {
+            return Ok(false);
+        }
+    }
+    Ok(has_weights && directory.join("config.json").is_file())
 }

@@ -285,7 +285,15 @@ fn replacing_a_model_spares_whatever_is_none() {
     let error = fail(&mut convert(run(), &path("file")));
     assert!(error.contains("file is a file: name a directory to write"), "{error}");
     let error = fail(&mut convert(run(), &path("photos")));
-    assert!(error.contains("photos holds no model"), "{error}");
+    assert!(error.contains("photos is no directory of a model alone"), "{error}");
+    // Nor is a project that has a `config.json`, and runs below it.
+    fs::create_dir(path("project")).unwrap();
+    fs::write(path("project").join("config.json"), "{}").unwrap();
+    let error = fail(&mut convert(run(), &path("project")));
+    assert!(error.contains("project is no directory of a model alone"), "{error}");
+    support::copy_directory(run(), &path("project").join("runs").join("first"));
+    fail(&mut convert(run(), &path("project")));
+    assert!(path("project").join("runs").join("first").join("run.json").exists());
     // By another spelling, and from inside of it.
     let spelled = run().join("..").join(run().file_name().unwrap());
     let error = fail(&mut convert(run(), &spelled));

@@ -8,6 +8,9 @@ use yuan_train::{Event, MetricsFile, StepMetrics};
 
 use crate::ReportError;
 
+/// Steps that a picture has room for, and more than any run takes.
+const MOST_STEPS: u64 = 1 << 40;
+
 /// The events of a run, in order.
 #[derive(Debug, Clone, PartialEq)]
 pub struct History {
@@ -91,8 +94,13 @@ impl History {
         let text = fs::read_to_string(&path).map_err(FileError::of("read", &path))?;
         let mut events = Vec::new();
         for (index, line) in text.split_inclusive('\n').enumerate() {
-            match serde_json::from_str(line) {
-                Ok(event) => events.push(event),
+            match serde_json::from_str::<Event>(line) {
+                Ok(event) if event.step() <= MOST_STEPS => events.push(event),
+                Ok(event) => {
+                    let reason = format!("line {}: there is no step {}", index + 1, event.step());
+                    let cause = std::io::Error::other(reason);
+                    return Err(FileError { action: "understand", path, cause }.into());
+                }
                 Err(_) if !line.ends_with('\n') => {}
                 Err(error) => {
                     // The line as JSON is always line 1.

@@ -21,7 +21,7 @@ use burn::tensor::{DType, TensorData};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use yuan_model::{
-    files::{UNFINISHED, remove_directory, write_directory},
+    files::{is_unfinished, remove_directory, write_directory},
     hf::Shards,
     named,
     storage::{
@@ -29,7 +29,10 @@ use yuan_model::{
     },
 };
 
-use crate::{AdamW, AdamWConfig, LanguageModel, TrainError, checksums::Checksums};
+use crate::{
+    AdamW, AdamWConfig, LanguageModel, TrainError, checksums::Checksums, names::CONFIG,
+    run::lock::RunLock,
+};
 
 /// What a checkpoint carries beside tensors.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -82,8 +85,13 @@ impl Checkpoint {
         let mut found = Vec::new();
         for entry in fs::read_dir(run_dir).map_err(TrainError::io("read", run_dir))? {
             let path = entry.map_err(TrainError::io("read", run_dir))?.path();
-            // Other libraries call their checkpoints alike, without this file.
-            if let Some(step) = step_of(&path).filter(|_| path.join(STATE).is_file()) {
+            // Other libraries call their checkpoints alike, without this file and with fewer
+            // digits; one of this library without it is damaged.
+            let is_own = |step: &u64| {
+                let is_named = path.ends_with(format!("{PREFIX}{step:08}")) && path.is_dir();
+                path.join(STATE).is_file() || is_named
+            };
+            if let Some(step) = step_of(&path).filter(is_own) {
                 found.push(Self { path, step });
             }
         }
@@ -108,7 +116,19 @@ impl Checkpoint {
     /// If the directory cannot be read.
     pub fn find(path: &Path) -> Result<Option<Self>, TrainError> {
         if !path.join(STATE).is_file() {
-            return if Shards::are_in(path) { Ok(None) } else { Self::latest(path) };
+            if Shards::are_in(path) {
+                return Ok(None);
+            }
+            let found = Self::latest(path)?;
+            return match found {
+                None if path.join(CONFIG).exists() => {
+                    Err(TrainError::NoCheckpoint(path.to_path_buf()))
+                }
+                None if path.join(RunLock::FILE).exists() => {
+                    Err(TrainError::Unprepared(path.to_path_buf()))
+                }
+                found => Ok(found),
+            };
         }
         let checkpoint = Self { path: path.into(), step: 0 };
         let step = checkpoint.state()?.step;
@@ -208,9 +228,12 @@ impl Checkpoint {
         checkpoints.iter().try_for_each(|old| remove_directory(&old.path))?;
         for entry in fs::read_dir(run_dir).map_err(TrainError::io("read", run_dir))? {
             let path = entry.map_err(TrainError::io("read", run_dir))?.path();
-            let is_checkpoint =
-                path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX));
-            if is_checkpoint && path.extension().is_some_and(|extension| extension == UNFINISHED) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let own = name.split_once('.').map(|(own, _)| own).filter(|own| {
+                let is_checkpoint = step_of(Path::new(own)).is_some() || *own == SNAPSHOT;
+                is_checkpoint && is_unfinished(&name, own)
+            });
+            if own.is_some() && path.is_dir() {
                 fs::remove_dir_all(&path).map_err(TrainError::io("remove", &path))?;
             }
         }
@@ -247,7 +270,9 @@ impl Checkpoint {
         if !has_checksums && self.state()?.layout == 0 {
             return Ok(());
         }
-        match &Checksums::load(&self.path)?.problems(&self.path)[..] {
+        let checksums = Checksums::load(&self.path)?;
+        let missing = checksums.missing(&["config.json", STATE, MODEL, OPTIMIZER]);
+        match &[missing, checksums.problems(&self.path)].concat()[..] {
             [] => Ok(()),
             problems => Err(damaged(&self.path, problems.join("; "))),
         }

@@ -47,6 +47,12 @@ impl Checksums {
         self.files.keys().filter_map(problem).collect()
     }
 
+    /// Says which of these files have no checksum.
+    pub fn missing(&self, names: &[&str]) -> Vec<String> {
+        let missing = names.iter().filter(|name| !self.files.contains_key(**name));
+        missing.map(|name| format!("{name} has no checksum in {}", Self::FILE)).collect()
+    }
+
     /// The same from the sizes of the files alone.
     pub fn problems_of_sizes(&self, directory: &Path) -> Vec<String> {
         let problem = |(name, written): (&String, &Checksum)| {

@@ -64,6 +64,9 @@ pub struct TrainConfig {
     pub bias_update_rate: Option<f64>,
 }
 
+/// Tokens of a micro-batch: devices count them in 32 bits.
+const MOST_TOKENS: usize = i32::MAX as usize;
+
 fn most_skipped() -> u64 {
     5
 }
@@ -134,6 +137,10 @@ impl TrainConfig {
             if value == 0 {
                 return Err(TrainError::Zero { name });
             }
+        }
+        let tokens = self.batch_size.checked_mul(self.seq_len);
+        if tokens.is_none_or(|tokens| tokens > MOST_TOKENS) {
+            return Err(TrainError::TooManyTokens { rows: self.batch_size, row: self.seq_len });
         }
         let optimizer = &self.optimizer;
         let positive = [

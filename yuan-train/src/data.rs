@@ -9,4 +9,6 @@ pub use batches::RowStream;
 pub use documents::{Document, Split, thin_out};
 pub use read::{Corpus, Skipped, files_below, read_document};
 pub use tokenizers::Tokenizer;
-pub use tokens::{END_OF_DOCUMENT, TokenStreams, read_tokenizer, train_tokenizer};
+pub use tokens::{
+    END_OF_DOCUMENT, SMALLEST_VOCABULARY, TokenStreams, read_tokenizer, train_tokenizer,
+};

@@ -1,13 +1,13 @@
 //! What is wrong with a directory, and what to do about it.
 
-use std::{fmt, fs, path::Path};
+use std::{fmt, fs, io::ErrorKind, path::Path};
 
 use serde::Serialize;
 use yuan_model::files::UNFINISHED;
 
 use crate::{
-    Checkpoint, Event, MetricsFile, Run, RunLock, TrainError, data::TokenStreams,
-    model_directory::TOKENIZER,
+    Checkpoint, Event, MetricsFile, Run, RunLock, TrainError, callback::metrics_file::readable,
+    checksums::Checksums, data::TokenStreams, names::TOKENIZER,
 };
 
 /// Something that is wrong, in a sentence, and its remedy in another.
@@ -51,6 +51,11 @@ pub fn problems_of_run(run_dir: &Path, verify: bool) -> Result<Vec<Problem>, Tra
                 problems.push(Problem::new(error.to_string(), remedy));
             }
         }
+        Err(TrainError::NoRun(_)) if run_dir.join(MetricsFile::NAME).exists() => {
+            let what = format!("{} is missing", Run::SETTINGS);
+            let remedy = "bring it back; the checkpoints can start another run (--init)";
+            problems.push(Problem::new(what, remedy));
+        }
         // A checkpoint alone, as `yuan convert --run` writes it.
         Err(TrainError::NoRun(_)) => {}
         Err(TrainError::Unprepared(_)) if is_going_on => {}
@@ -59,7 +64,14 @@ pub fn problems_of_run(run_dir: &Path, verify: bool) -> Result<Vec<Problem>, Tra
             problems.push(Problem::new(error.to_string(), remedy));
         }
     }
+    if run_dir.join(Checksums::FILE).exists() {
+        let found = Checksums::load(run_dir)?.problems_of_sizes(run_dir).into_iter();
+        let remedy = "make the run again from its text; its checkpoints can be used";
+        problems.extend(found.map(|what| Problem::new(what, remedy)));
+    }
+    problems.extend(problems_of_text(run_dir));
     problems.extend(history(run_dir)?);
+    problems.extend(way_back(run_dir, verify)?);
     problems.extend(checkpoints(run_dir, verify)?);
     for entry in fs::read_dir(run_dir).map_err(TrainError::io("read", run_dir))?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -71,12 +83,37 @@ pub fn problems_of_run(run_dir: &Path, verify: bool) -> Result<Vec<Problem>, Tra
     Ok(problems)
 }
 
+/// The state before a prune that a guard watches.
+fn way_back(run_dir: &Path, verify: bool) -> Result<Option<Problem>, TrainError> {
+    let Some(latest) = Checkpoint::latest(run_dir)? else { return Ok(None) };
+    let Ok(state) = latest.state() else { return Ok(None) };
+    let is_watched = state.callbacks.get("prune_experts").is_some_and(|s| !s["watched"].is_null());
+    let snapshot = Checkpoint::snapshot(run_dir);
+    let damage = match Checkpoint::has_snapshot(run_dir) {
+        _ if !is_watched => return Ok(None),
+        false => Some("before-prune, which the guard may go back to, is gone".into()),
+        true if verify => snapshot.verify().err().map(|error| error.to_string()),
+        true => snapshot.verify_sizes().err().map(|error| error.to_string()),
+    };
+    let remedy = "go on from a checkpoint before the prune, if there is one";
+    Ok(damage.map(|what| Problem::new(what, remedy)))
+}
+
 fn history(run_dir: &Path) -> Result<Option<Problem>, TrainError> {
     let path = run_dir.join(MetricsFile::NAME);
-    if !path.exists() {
-        return Ok(None);
+    let state = Checkpoint::latest(run_dir)?.and_then(|latest| latest.state().ok());
+    let expected = state.and_then(|state| state.callbacks.get("metrics_file")?.as_u64());
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(TrainError::io("read", &path)(error)),
+    };
+    let (_, lost) = readable(&bytes, usize::try_from(expected.unwrap_or(0)).unwrap_or(0));
+    if lost > 0 {
+        let what = format!("{lost} lines of {} are lost", MetricsFile::NAME);
+        let remedy = "resuming the run keeps the file aside and goes on with what there is";
+        return Ok(Some(Problem::new(what, remedy)));
     }
-    let bytes = fs::read(&path).map_err(TrainError::io("read", &path))?;
     let lines = bytes.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n"));
     let damaged = lines.filter(|line| serde_json::from_slice::<Event>(line).is_err()).count();
     let what = format!("{} has {damaged} lines that are no events", MetricsFile::NAME);

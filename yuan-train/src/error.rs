@@ -62,6 +62,17 @@ pub enum TrainError {
     /// state.
     #[error("the run has a callback `{0}` already")]
     CallbackTwice(&'static str),
+    /// A micro-batch is larger than any device computes at once.
+    #[error(
+        "{rows} rows of {row} tokens are too many for one micro-batch: take fewer, and more \
+         micro-batches"
+    )]
+    TooManyTokens {
+        /// Rows of a micro-batch.
+        rows: usize,
+        /// Tokens of a row.
+        row: usize,
+    },
     /// A setting was to change that stays as it is for the whole run.
     #[error("{0} cannot change in the middle of a run")]
     FixedSetting(String),
@@ -176,6 +187,16 @@ pub enum TrainError {
     /// A directory that was to be a run is none.
     #[error("{} holds no run to resume", .0.display())]
     NoRun(PathBuf),
+    /// A run has nothing yet that could be loaded.
+    #[error("{} has no checkpoint yet", .0.display())]
+    NoCheckpoint(PathBuf),
+    /// Its metrics tell of checkpoints that are not there.
+    #[error(
+        "the checkpoints of {} are gone: bring them back, or remove its metrics.jsonl to start at \
+         step 0",
+        .0.display()
+    )]
+    CheckpointsGone(PathBuf),
     /// The preparation of a run was interrupted.
     #[error("{} holds a run that was never prepared to the end: start it again", .0.display())]
     Unprepared(PathBuf),

@@ -21,6 +21,7 @@ mod inventory;
 mod language_model;
 mod memory;
 mod model_directory;
+mod names;
 mod optim;
 mod reduce;
 mod run;

@@ -10,7 +10,10 @@ use yuan_model::{
     named,
 };
 
-use crate::{Checkpoint, TrainError};
+use crate::{
+    Checkpoint, TrainError,
+    names::{MODEL, TOKENIZER, TOKENIZER_FILES},
+};
 
 /// A directory with a model, of which only headers have been read.
 #[derive(Debug)]
@@ -25,25 +28,6 @@ pub enum ModelDirectory {
     /// A checkpoint in upstream's layout.
     Hf(Box<HfCheckpoint>),
 }
-
-/// Name of the file with a run's settings.
-pub(crate) const CONFIG: &str = "run.json";
-/// Name of the model's file.
-pub(crate) const MODEL: &str = "config.json";
-/// Name of the tokenizer's file.
-pub(crate) const TOKENIZER: &str = "tokenizer.json";
-/// Name of the file in a run that holds the options it was made with.
-pub(crate) const OPTIONS: &str = "options.toml";
-/// What may be beside the tokenizer.
-pub(crate) const TOKENIZER_FILES: [&str; 7] = [
-    TOKENIZER,
-    "tokenizer_config.json",
-    "generation_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-];
 
 impl ModelDirectory {
     /// Recognises what the directory is.

@@ -22,9 +22,10 @@ use yuan_model::{
 };
 
 use crate::{
-    Checkpoint, LanguageModel, MetricsFile, Place, SpeedModel, TrainConfig, TrainError, Trainer,
+    Checkpoint, Event, LanguageModel, MetricsFile, Place, SpeedModel, TrainConfig, TrainError,
+    Trainer,
     data::{RowStream, TokenStreams, Tokenizer},
-    model_directory::{CONFIG, MODEL, OPTIONS, TOKENIZER},
+    names::{CONFIG, MODEL, OPTIONS, TOKENIZER},
 };
 
 pub(crate) mod check;
@@ -78,6 +79,8 @@ pub struct Run {
     model: YuanConfig,
     /// To train on, and to validate with.
     tokens: [u64; 2],
+    /// Settings that are written when a trainer can go on with them.
+    is_changed: bool,
     /// Of a run that this process made or changed; trainers take it themselves.
     lock: Option<RunLock>,
 }
@@ -150,7 +153,8 @@ impl Run {
             config.laep.speed = Some(SpeedModel::measure(&model, mesh, config.work())?);
         }
         let tokens = [streams.train.len() as u64, streams.validation.len() as u64];
-        let run = Self { directory: directory.to_path_buf(), config, model, tokens, lock: None };
+        let directory = directory.to_path_buf();
+        let run = Self { directory, config, model, tokens, is_changed: false, lock: None };
         // Last, since a directory with this file is a run that can be resumed.
         run.write_config()?;
         Ok(run)
@@ -178,10 +182,11 @@ impl Run {
         let model = YuanConfig::load(&directory.join(MODEL))?;
         check_use(&config, &model).map_err(|error| damaged(error.to_string()))?;
         let tokens = TokenStreams::sizes(directory)?;
-        Ok(Self { directory: directory.to_path_buf(), config, model, tokens, lock: None })
+        let directory = directory.to_path_buf();
+        Ok(Self { directory, config, model, tokens, is_changed: false, lock: None })
     }
 
-    /// Changes settings of a run that is not being trained: the number of steps, how often it is
+    /// Changes settings of a run that is not being trained, from the next trainer on: the number of steps, how often it is
     /// validated and kept, and the groups of experts with the multiple that they need. The learning
     /// rate follows the schedule of the new number of steps; the metrics tell of the change when
     /// the run goes on.
@@ -203,8 +208,9 @@ impl Run {
             }
             check_settings(&config, &self.model)?;
         }
+        self.is_changed = config != current;
         self.config = config;
-        if self.config == current { Ok(()) } else { self.write_config() }
+        Ok(())
     }
 
     fn write_config(&self) -> Result<(), TrainError> {
@@ -262,7 +268,11 @@ impl Run {
     ) -> Result<Trainer<M>, TrainError> {
         // Before anything is read that another process may be about to change.
         let _lock = RunLock::take(&self.directory)?;
-        let config = self.config.clone();
+        let config = match self.is_changed {
+            true => self.config.clone(),
+            // Another process may have changed them since this one opened the run.
+            false => Self::open(&self.directory)?.config,
+        };
         let eod = self.model.tokens.eod.ok_or_else(|| {
             let path = self.directory.join(MODEL);
             TrainError::Damaged { path, reason: "eod_token_id is missing".into() }
@@ -274,13 +284,20 @@ impl Run {
                 Trainer::resume(config, &self.directory, place, &checkpoint, streams)
                     .map_err(|error| self.with_way_out(error, &checkpoint))?
             }
+            None if tells_of_checkpoints(&self.directory) => {
+                return Err(TrainError::CheckpointsGone(self.directory.clone()));
+            }
             None => {
                 let home = &place.devices()[0];
                 let model = spread(fresh_model(&self.model, config.seed, home)?)?;
                 Trainer::new(config, &self.directory, place, model, streams)?
             }
         };
-        trainer.with_callback(MetricsFile::default())
+        let trainer = trainer.with_callback(MetricsFile::default())?;
+        if self.is_changed {
+            self.write_config()?;
+        }
+        Ok(trainer)
     }
 }
 
@@ -302,6 +319,13 @@ impl Run {
             None => error,
         }
     }
+}
+
+/// Whether the metrics of a run say that it had a checkpoint.
+fn tells_of_checkpoints(run_dir: &Path) -> bool {
+    let metrics = fs::read_to_string(run_dir.join(MetricsFile::NAME)).unwrap_or_default();
+    let mut events = metrics.lines().filter_map(|line| serde_json::from_str(line).ok());
+    events.any(|event| matches!(event, Event::Checkpoint { .. }))
 }
 
 /// A model with the weights that a run of this seed starts from, on `device`.

@@ -170,6 +170,7 @@ impl<M: LanguageModel> Trainer<M> {
             ("validate_every", every(config.validate_every)),
             ("checkpoint_every", every(config.checkpoint_every)),
             ("groups", config.laep.groups.to_string()),
+            ("multiple_of", config.laep.limits.multiple_of.to_string()),
             ("devices", self.place.devices().len().to_string()),
         ]
         .map(|(name, value)| (name.to_owned(), value))

@@ -32,7 +32,7 @@ pub struct Options {
     /// Entries of the tokenizer's vocabulary: at least the 256 bytes and the end of a document
     #[arg(long, value_name = "ENTRIES", help_heading = "Data")]
     #[arg(default_value_t = toy::model().vocab_size)]
-    vocab: usize,
+    pub vocab: usize,
 
     /// Start from the weights and the tokenizer of this model: a run, or a directory in Hugging
     /// Face's layout
@@ -270,8 +270,10 @@ impl Options {
         }
         if let Some(groups) = self.limits.groups.filter(|_| given.contains("groups")) {
             let limits = &mut config.laep.limits;
+            // A multiple that was never given follows the groups.
+            let follows = limits.multiple_of == config.laep.groups;
             config.laep.groups = groups;
-            if groups > 0 && !limits.multiple_of.is_multiple_of(groups) {
+            if groups > 0 && (follows || !limits.multiple_of.is_multiple_of(groups)) {
                 limits.multiple_of = groups;
             }
         }

@@ -74,7 +74,12 @@ pub(super) fn render(
     let more = metadata.iter().map(|(key, value)| ((*key).to_owned(), value.clone()));
     let metadata = Metadata::new(Some(format.chain(more).collect()), infos)
         .map_err(|error| error.to_string())?;
-    let mut text = serde_json::to_vec(&metadata).map_err(|error| error.to_string())?;
+    let mut header = serde_json::to_value(&metadata).map_err(|error| error.to_string())?;
+    // The library keeps these in no order, and the same model is to be the same file.
+    if let Some(more) = header["__metadata__"].as_object_mut() {
+        more.sort_keys();
+    }
+    let mut text = serde_json::to_vec(&header).map_err(|error| error.to_string())?;
     text.resize(text.len().next_multiple_of(8), b' ');
     let mut header = (text.len() as u64).to_le_bytes().to_vec();
     header.append(&mut text);

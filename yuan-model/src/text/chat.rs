@@ -4,7 +4,15 @@
 //! are used, on a thread whose stack suffices for any nesting that so much text can have, and
 //! rendered with limited fuel, which bounds time, memory and output.
 
-use std::{fmt::Write as _, fs, ops::Range, path::Path, thread};
+use std::{
+    fmt::Write as _,
+    fs,
+    ops::Range,
+    path::Path,
+    sync::mpsc::{RecvTimeoutError, channel},
+    thread,
+    time::Duration,
+};
 
 use minijinja::{Environment, Error, ErrorKind, context, syntax::SyntaxConfig, value::Serde};
 use serde::{Deserialize, Serialize};
@@ -55,6 +63,8 @@ const MOST_SOURCE: usize = 256 << 10;
 /// Stack for compiling and rendering: nesting takes at least a byte of the template, or some of the
 /// fuel, a level. Only what is used of it becomes memory.
 const STACK: usize = 1 << 30;
+/// What is not charged for as it grows, such as lists of lists, may take so long.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Instructions and pieces of 64 bytes that a template may use, beside those for its input.
 const FUEL: u64 = 500_000;
 
@@ -92,39 +102,15 @@ impl ChatTemplate {
     /// If the template is no Jinja, refuses the messages, has a mistake, or does not end in time.
     pub fn render(
         &self,
-        messages: &[impl Serialize + Sync],
-        variables: &(impl Serialize + Sync),
-        add_generation_prompt: bool,
-    ) -> Result<Rendered, TextError> {
-        let render = || self.render_here(messages, variables, add_generation_prompt);
-        thread::scope(|scope| {
-            let builder = thread::Builder::new().stack_size(STACK);
-            let thread = builder
-                .spawn_scoped(scope, render)
-                .map_err(|error| TextError::Template(format!("cannot start a thread: {error}")))?;
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
-    }
-
-    fn render_here(
-        &self,
         messages: &[impl Serialize],
         variables: &impl Serialize,
         add_generation_prompt: bool,
     ) -> Result<Rendered, TextError> {
-        if self.source.len() > MOST_SOURCE {
-            let reason = format!("it has {} bytes, more than {MOST_SOURCE}", self.source.len());
-            return Err(TextError::Template(reason));
-        }
         let plain = |error: serde_json::Error| TextError::Template(error.to_string());
         let given = [
             serde_json::to_string(messages).map_err(plain)?,
             serde_json::to_string(variables).map_err(plain)?,
         ];
-        let size: usize = given.iter().map(String::len).sum();
-        let marks = Marks::unlike(&[&self.source, &given[0], &given[1]]);
-        let mut environment = environment(FUEL + 4 * size as u64).map_err(failed)?;
-        marks.add_to(&mut environment);
         let context = context! {
             messages => Serde(messages),
             add_generation_prompt => add_generation_prompt,
@@ -133,12 +119,40 @@ impl ChatTemplate {
                 ..context! { tools => (), documents => () }
             }
         };
-        let source = generation::as_call(&self.source);
-        environment.add_template(NAME, &source).map_err(failed)?;
-        let rendered = environment.get_template(NAME).and_then(|template| template.render(context));
-        let (text, assistant) = marks.taken_out(&rendered.map_err(failed)?);
-        Ok(Rendered { text, assistant })
+        let (source, (done, wait)) = (self.source.clone(), channel());
+        // It cannot be ended from outside: one that does not end is left behind.
+        let thread = thread::Builder::new().stack_size(STACK).spawn(move || {
+            drop(done.send(render_here(&source, &given, context)));
+        });
+        thread.map_err(|error| TextError::Template(format!("cannot start a thread: {error}")))?;
+        match wait.recv_timeout(PATIENCE) {
+            Ok(rendered) => rendered,
+            Err(RecvTimeoutError::Timeout) => Err(TextError::Template("it does not end".into())),
+            Err(RecvTimeoutError::Disconnected) => {
+                Err(TextError::Template("it cannot be rendered".into()))
+            }
+        }
     }
+}
+
+fn render_here(
+    source: &str,
+    given: &[String; 2],
+    context: minijinja::Value,
+) -> Result<Rendered, TextError> {
+    if source.len() > MOST_SOURCE {
+        let reason = format!("it has {} bytes, more than {MOST_SOURCE}", source.len());
+        return Err(TextError::Template(reason));
+    }
+    let size: usize = given.iter().map(String::len).sum();
+    let marks = Marks::unlike(&[source, &given[0], &given[1]]);
+    let mut environment = environment(FUEL + 4 * size as u64).map_err(failed)?;
+    marks.add_to(&mut environment);
+    let source = generation::as_call(source);
+    environment.add_template(NAME, &source).map_err(failed)?;
+    let rendered = environment.get_template(NAME).and_then(|template| template.render(context));
+    let (text, assistant) = marks.taken_out(&rendered.map_err(failed)?);
+    Ok(Rendered { text, assistant })
 }
 
 /// What templates find in the `transformers` library.

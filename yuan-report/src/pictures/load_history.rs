@@ -125,23 +125,34 @@ impl Curves {
     fn apply(&mut self, plan: &PrunePlan) {
         for (layer, plan) in plan.layers.iter().enumerate() {
             for &expert in &plan.pruned {
-                self.layers[layer][self.identity[layer][expert]].pruned = true;
+                if let Some(curve) = self.curve(layer, expert) {
+                    curve.pruned = true;
+                }
             }
             self.reorder(layer, &plan.kept);
         }
     }
 
+    /// The curve of the expert that is at a place now. A history with gaps may tell of places that
+    /// nothing is known of.
+    fn curve(&mut self, layer: usize, place: usize) -> Option<&mut Curve> {
+        let expert = *self.identity.get(layer)?.get(place)?;
+        self.layers.get_mut(layer)?.get_mut(expert)
+    }
+
     fn reorder(&mut self, layer: usize, order: &[usize]) {
-        self.identity[layer] = order.iter().map(|&expert| self.identity[layer][expert]).collect();
+        let Some(identity) = self.identity.get_mut(layer) else { return };
+        *identity = order.iter().filter_map(|&place| identity.get(place).copied()).collect();
     }
 
     fn add(&mut self, step: u64, layers: &[LayerLoad]) {
         self.last_step = step as f64;
         for (layer, load) in layers.iter().enumerate() {
-            for (&tokens, &expert) in load.tokens_per_expert().iter().zip(&self.identity[layer]) {
+            for (place, &tokens) in load.tokens_per_expert().iter().enumerate() {
                 // A logarithm knows no zero: a dead expert lies on the axis.
                 let point = (step as f64, (tokens as f64).max(1.0));
-                self.layers[layer][expert].points.push(point);
+                let Some(curve) = self.curve(layer, place) else { continue };
+                curve.points.push(point);
                 self.least = self.least.min(point.1);
                 self.most = self.most.max(point.1);
             }

@@ -163,7 +163,7 @@ impl<M> Callback<M> for Display {
             } => {
                 self.dead.clear();
                 let left = self.steps.saturating_sub(*step);
-                if left * FEW < self.steps {
+                if left.saturating_mul(FEW) < self.steps {
                     self.line(
                         *step,
                         &format!("only {left} steps are left to recover from a prune"),

@@ -13,7 +13,7 @@ use yuan_model::files::{FileError, write_whole};
 use crate::{Callback, Context, Event, TrainError};
 
 /// The first `lines` lines as far as they are events, and how many of them are not.
-fn readable(bytes: &[u8], lines: usize) -> (Vec<u8>, usize) {
+pub(crate) fn readable(bytes: &[u8], lines: usize) -> (Vec<u8>, usize) {
     let (mut kept, mut counted, mut lost) = (Vec::new(), 0, 0);
     for line in bytes.split_inclusive(|&byte| byte == b'\n') {
         let event = serde_json::from_slice::<Event>(line).ok().filter(|_| line.ends_with(b"\n"));

@@ -46,6 +46,9 @@ impl Corpus {
         if path.is_file() {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             corpus.add_file(name, path)?;
+        } else if path.exists() && !path.is_dir() {
+            let reason = format!("{} is neither a file nor a directory", path.display());
+            return Err(TrainError::Corpus(reason));
         } else {
             let found = Files::below(path)?;
             for file in &found.files {
@@ -84,7 +87,7 @@ impl Corpus {
                 return Ok(());
             }
         };
-        if file.extension().is_some_and(|extension| extension == "jsonl") {
+        if file.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("jsonl")) {
             self.add_lines(&name, &text);
         } else {
             self.documents.push(Document { name, text });
@@ -128,7 +131,12 @@ fn listed(skipped: &[Skipped]) -> Option<String> {
 
 impl fmt::Display for Skipped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({})", self.name, self.reason)
+        // A name may hold what a terminal would obey.
+        let name = match self.name.chars().any(char::is_control) {
+            true => self.name.escape_debug().to_string(),
+            false => self.name.clone(),
+        };
+        write!(f, "{name} ({})", self.reason)
     }
 }
 
@@ -222,8 +230,7 @@ impl Files {
                         self.files.push(path);
                     }
                 }
-                // A socket or the like.
-                Ok(_) => {}
+                Ok(_) => self.unreadable.push((path, "neither a file nor a directory".into())),
                 Err(error) if error.kind() == ErrorKind::NotFound => {
                     self.unreadable.push((path, "its link leads nowhere".into()));
                 }

@@ -20,6 +20,9 @@ use yuan_model::{files::write_whole, storage::Checksum};
 /// too few for that.
 const BY_NAME: std::ops::RangeInclusive<f64> = 0.01..=0.25;
 
+/// Entries that a byte-level vocabulary has at least: all bytes and the end of a document.
+pub const SMALLEST_VOCABULARY: usize = 257;
+
 /// Token that ends every document.
 pub const END_OF_DOCUMENT: &str = "<eod>";
 
@@ -44,10 +47,9 @@ pub fn train_tokenizer(
     vocab_size: usize,
     progress: bool,
 ) -> Result<Tokenizer, TrainError> {
-    let smallest = 257;
-    if vocab_size < smallest {
+    if vocab_size < SMALLEST_VOCABULARY {
         return Err(TrainError::Tokenizer(format!(
-            "a vocabulary of {vocab_size} is below the {smallest} of bytes and <eod>"
+            "a vocabulary of {vocab_size} is below the {SMALLEST_VOCABULARY} of bytes and <eod>"
         )));
     }
     let failed = |error: tokenizers::Error| TrainError::Tokenizer(error.to_string());

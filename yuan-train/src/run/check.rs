@@ -70,8 +70,18 @@ pub(crate) fn check_groups(experts_per_layer: &[usize], groups: usize) -> Result
 
 /// Checks that what is to happen after certain steps can happen before the run ends.
 fn check_time(config: &TrainConfig) -> Result<(), TrainError> {
-    let Trigger::Steps(at) = &config.laep.trigger else { return Ok(()) };
-    let (Some(&last), end) = (at.last(), config.steps) else { return Ok(()) };
+    let laep = &config.laep;
+    let last = match &laep.trigger {
+        Trigger::Never => None,
+        Trigger::Steps(at) => at.last().copied(),
+        // The earliest.
+        Trigger::Stable { .. } => laep.window_steps.checked_mul(laep.stability.windows as u64 + 1),
+    };
+    let (Some(last), end) = (last, config.steps) else { return Ok(()) };
+    if laep.guard.is_none() && matches!(laep.trigger, Trigger::Stable { .. }) {
+        // A run that is too short for stable loads prunes nothing, and says so.
+        return Ok(());
+    }
     if last > end {
         return Err(TrainError::PruneAfterEnd { step: last, steps: end });
     }

@@ -14,7 +14,7 @@ use crate::{
     TrainError,
     checksums::Checksums,
     data::TokenStreams,
-    model_directory::{CONFIG, MODEL, OPTIONS, TOKENIZER_FILES},
+    names::{CONFIG, MODEL, OPTIONS, TOKENIZER_FILES},
 };
 
 /// A directory that this process has taken to make a run in; no other process can.

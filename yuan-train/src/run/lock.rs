@@ -106,6 +106,10 @@ impl Held {
         let failed = |error| TrainError::io("lock", directory)(error);
         let identity = identity(directory).map_err(failed)?;
         let path = directory.join(RunLock::FILE);
+        // What it leads to is not to be written over.
+        if path.is_symlink() {
+            return Err(failed(io::Error::other("its run.lock is a link")));
+        }
         let mut open = OpenOptions::new();
         open.read(true).write(true).create(true).truncate(false);
         let mut file = open.open(&path).map_err(failed)?;

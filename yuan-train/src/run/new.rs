@@ -5,7 +5,7 @@ use yuan_model::{DeviceMesh, YuanConfig};
 use crate::{
     ModelDirectory, TrainConfig, TrainError,
     data::{self, Document, Tokenizer},
-    model_directory::{OPTIONS, TOKENIZER},
+    names::{OPTIONS, TOKENIZER},
 };
 
 /// What a new run is made from.

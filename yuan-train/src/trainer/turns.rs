@@ -15,6 +15,11 @@ impl<M: LanguageModel> Trainer<M> {
     ///
     /// The first error of a step, a callback, a validation or a checkpoint ends the run.
     pub fn run(&mut self) -> Result<(), TrainError> {
+        // Whatever cannot be written where nothing is any more says less than that.
+        self.run_on().map_err(|error| self.lock.check().err().unwrap_or(error))
+    }
+
+    fn run_on(&mut self) -> Result<(), TrainError> {
         let mut requests = Requests::default();
         self.call(&mut requests, |callback, context| callback.on_start(context))?;
         if requests.discard_snapshot {
