@@ -2,8 +2,9 @@
 //!
 //! What is not complete has a name of its own, `NAME.PROCESS-COUNT.unfinished`, which no other
 //! process uses, and is renamed when it is complete. A process that is killed leaves such a file or
-//! directory behind. The next [`write_directory`] of the same name removes the directories: the
-//! process that makes one holds it locked for as long as it lives.
+//! directory behind. Others can tell that it is left, because the process that makes one holds it
+//! locked for as long as it lives: the next [`write_directory`] of the same name removes it, and
+//! [`remove_leftovers_in`] whatever was left in a directory.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -45,6 +46,8 @@ pub fn write_whole(path: &Path, contents: &[u8]) -> Result<(), FileError> {
     let open = |name: &Path| OpenOptions::new().write(true).create_new(true).open(name);
     let (unfinished, mut file) =
         make_unfinished(path, open).map_err(FileError::of("write", path))?;
+    // Where files cannot be locked, nobody removes what looks left over either.
+    drop(file.try_lock());
     let mut write = || {
         file.write_all(contents)?;
         file.sync_all()?;
@@ -209,6 +212,22 @@ fn make_beside<T>(
     }
 }
 
+/// Removes the unfinished files and directories that killed processes left in a directory. It is
+/// nobody's task, so it does not fail.
+pub fn remove_leftovers_in(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        // NAME.PROCESS-COUNT.unfinished
+        let made_for = name.rsplit_once('.').and_then(|(rest, _)| rest.rsplit_once('.'));
+        if made_for.is_some_and(|(made_for, _)| is_unfinished(&name, made_for)) {
+            let path = entry.path();
+            if File::open(&path).is_ok_and(|file| file.try_lock().is_ok()) {
+                drop(if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) });
+            }
+        }
+    }
+}
+
 /// Puts a directory back that a killed process had moved aside and not yet replaced.
 fn restore(path: &Path) {
     if !path.exists()
@@ -367,6 +386,24 @@ mod tests {
         other.try_lock().unwrap();
         directory_with(&path, "new");
         remove_directory(&path).unwrap();
+        let mut expected = [&kept[..], &[held]].concat();
+        expected.sort_unstable();
+        assert_eq!(names(temp.path()), expected);
+    }
+
+    #[test]
+    fn what_is_left_in_a_directory_is_found_by_its_name() {
+        let temp = tempfile::tempdir().unwrap();
+        let write = |name: &str| fs::write(temp.path().join(name), "text").unwrap();
+        let kept = ["loads.json", "notes.unfinished", "x.1-.unfinished", "x.a-1.unfinished"];
+        kept.iter().for_each(|name| write(name));
+        write("loads.json.4000000000-16.unfinished");
+        fs::create_dir(temp.path().join("checkpoint-00000003.4000000000-2.unfinished")).unwrap();
+        let held = "plan.json.4000000000-1.unfinished";
+        write(held);
+        let file = File::open(temp.path().join(held)).unwrap();
+        file.try_lock().unwrap();
+        remove_leftovers_in(temp.path());
         let mut expected = [&kept[..], &[held]].concat();
         expected.sort_unstable();
         assert_eq!(names(temp.path()), expected);

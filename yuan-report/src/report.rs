@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use yuan_model::files::write_whole;
+use yuan_model::files::{remove_leftovers_in, write_whole};
 
 use crate::{History, ReportError, html_report, pictures, summary_table};
 
@@ -48,6 +48,7 @@ impl Report {
     ///
     /// If a file cannot be written.
     pub fn save(&self) -> Result<(), ReportError> {
+        remove_leftovers_in(&self.directory);
         for (name, text) in &self.files {
             write_whole(&self.directory.join(name), text.as_bytes())?;
         }

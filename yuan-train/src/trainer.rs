@@ -8,7 +8,7 @@ use std::{
 };
 
 use serde_json::Value;
-use yuan_model::{RefusedCut, Selection};
+use yuan_model::{RefusedCut, Selection, files::remove_leftovers_in};
 
 use crate::{
     AdamW, Callback, Checkpoint, CheckpointState, Event, LanguageModel, LossOptions, Place,
@@ -124,9 +124,11 @@ impl<M: LanguageModel> Trainer<M> {
             return Err(TrainError::Precision(dtype));
         }
         fs::create_dir_all(run_dir).map_err(TrainError::io("create", run_dir))?;
+        let lock = RunLock::take(run_dir)?;
+        remove_leftovers_in(run_dir);
         let mut trainer = Self {
             run_dir: run_dir.to_path_buf(),
-            lock: RunLock::take(run_dir)?,
+            lock,
             place: place.clone(),
             session,
             train,
