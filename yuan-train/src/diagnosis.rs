@@ -6,7 +6,7 @@ use serde::Serialize;
 use yuan_model::files::UNFINISHED;
 
 use crate::{
-    Checkpoint, Event, MetricsFile, Run, RunLock, TrainError, callback::metrics_file::readable,
+    Checkpoint, Event, MetricsFile, Run, RunLock, TrainError, callback::metrics_file::Readable,
     checksums::Checksums, data::TokenStreams, names::TOKENIZER,
 };
 
@@ -108,7 +108,8 @@ fn history(run_dir: &Path) -> Result<Option<Problem>, TrainError> {
         Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
         Err(error) => return Err(TrainError::io("read", &path)(error)),
     };
-    let (_, lost) = readable(&bytes, usize::try_from(expected.unwrap_or(0)).unwrap_or(0));
+    let lines = usize::try_from(expected.unwrap_or(0)).unwrap_or(0);
+    let Readable { lost, .. } = Readable::of(&bytes, lines);
     if lost > 0 {
         let what = format!("{lost} lines of {} are lost", MetricsFile::NAME);
         let remedy = "resuming the run keeps the file aside and goes on with what there is";

@@ -12,22 +12,38 @@ use yuan_model::files::{FileError, write_whole};
 
 use crate::{Callback, Context, Event, TrainError};
 
-/// The first `lines` lines as far as they are events, and how many of them are not.
-pub(crate) fn readable(bytes: &[u8], lines: usize) -> (Vec<u8>, usize) {
-    let (mut kept, mut counted, mut lost) = (Vec::new(), 0, 0);
-    for line in bytes.split_inclusive(|&byte| byte == b'\n') {
-        let event = serde_json::from_slice::<Event>(line).ok().filter(|_| line.ends_with(b"\n"));
-        let stands_for = event.as_ref().map_or(1, lines_of);
-        if stands_for > lines - counted {
-            break;
+/// What a metrics file holds of the lines that a checkpoint counted.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Readable {
+    /// Those that are events.
+    pub kept: Vec<u8>,
+    /// How many are not, or not there.
+    pub lost: usize,
+    /// Only the last one is not there: the process was killed between completing the checkpoint,
+    /// which counts that line, and telling of it.
+    pub is_untold: bool,
+}
+
+impl Readable {
+    /// The first `lines` lines; one that is cut off is as good as none.
+    pub fn of(bytes: &[u8], lines: usize) -> Self {
+        let (mut kept, mut counted, mut damaged) = (Vec::new(), 0, 0);
+        for line in bytes.split_inclusive(|&byte| byte == b'\n') {
+            let event = serde_json::from_slice::<Event>(line).ok();
+            let stands_for = event.as_ref().map_or(1, lines_of);
+            if stands_for > lines - counted || !line.ends_with(b"\n") {
+                break;
+            }
+            counted += stands_for;
+            match event {
+                Some(_) => kept.extend_from_slice(line),
+                None => damaged += 1,
+            }
         }
-        counted += stands_for;
-        match event {
-            Some(_) => kept.extend_from_slice(line),
-            None => lost += 1,
-        }
+        let missing = lines - counted;
+        let is_untold = damaged == 0 && missing == 1;
+        Self { kept, lost: if is_untold { 0 } else { damaged + missing }, is_untold }
     }
-    (kept, lost + lines - counted)
 }
 
 /// Lines that an event counts for: one that tells of lost lines stands in their place.
@@ -36,6 +52,14 @@ fn lines_of(event: &Event) -> usize {
         Event::HistoryLost { lines, .. } => *lines,
         _ => 1,
     }
+}
+
+/// An event as a line of the file.
+fn line_of(event: &Event, path: &Path) -> Result<Vec<u8>, TrainError> {
+    let mut line =
+        serde_json::to_vec(event).map_err(|error| FileError::of("write", path)(error.into()))?;
+    line.push(b'\n');
+    Ok(line)
 }
 
 /// Copies a damaged file to a name beside it, which is returned; none if there is no file.
@@ -76,12 +100,16 @@ impl<M> Callback<M> for MetricsFile {
 
     fn on_start(&mut self, context: &mut Context<'_, M>) -> Result<(), TrainError> {
         let path = context.run_dir().join(Self::NAME);
-        let (kept, lost) = match fs::read(&path) {
-            Ok(bytes) => readable(&bytes, self.lines),
-            Err(error) if error.kind() == ErrorKind::NotFound => (Vec::new(), self.lines),
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
             // What cannot be read is not written over.
             Err(error) => return Err(TrainError::io("read", &path)(error)),
         };
+        let Readable { mut kept, lost, is_untold } = Readable::of(&bytes, self.lines);
+        if is_untold {
+            kept.extend(line_of(&Event::Checkpoint { step: context.step() }, &path)?);
+        }
         if lost > 0 {
             let kept_in = keep_aside(&path)?;
             context.emit(Event::HistoryLost { step: context.step(), lines: lost, kept_in });
@@ -96,13 +124,7 @@ impl<M> Callback<M> for MetricsFile {
 
     fn on_event(&mut self, event: &Event) -> Result<(), TrainError> {
         let Some((path, file)) = &mut self.open else { return Ok(()) };
-        let mut line = serde_json::to_string(event).map_err(|error| FileError {
-            action: "write",
-            path: path.clone(),
-            cause: error.into(),
-        })?;
-        line.push('\n');
-        file.write_all(line.as_bytes()).map_err(TrainError::io("write", path))?;
+        file.write_all(&line_of(event, path)?).map_err(TrainError::io("write", path))?;
         self.lines = self.lines.saturating_add(lines_of(event));
         Ok(())
     }
@@ -137,16 +159,23 @@ mod tests {
 
     #[test]
     fn a_damaged_history_is_read_around_the_damage() {
-        let whole = [line(1), line(2), line(3), line(4)].concat();
-        assert_eq!(readable(whole.as_bytes(), 3), (whole[..3 * line(1).len()].into(), 0));
-        assert_eq!(readable(b"", 3), (Vec::new(), 3));
-        let mut damaged = whole.clone().into_bytes();
+        let readable = |bytes: &[u8], lines| Readable::of(bytes, lines);
+        let found = |kept: &[u8], lost, is_untold| Readable { kept: kept.into(), lost, is_untold };
+        let whole = [line(1), line(2), line(3), line(4)].concat().into_bytes();
+        let three = &whole[..3 * line(1).len()];
+        assert_eq!(readable(&whole, 3), found(three, 0, false));
+        assert_eq!(readable(b"", 3), found(b"", 3, false));
+        // The line of the checkpoint itself, which is not there or cut off.
+        assert_eq!(readable(three, 4), found(three, 0, true));
+        assert_eq!(readable(&whole[..whole.len() - 1], 4), found(three, 0, true));
+        let mut damaged = whole.clone();
         damaged[line(1).len() + 3] = 0xff;
         let kept = [line(1), line(3)].concat().into_bytes();
-        assert_eq!(readable(&damaged, 3), (kept.clone(), 1));
+        assert_eq!(readable(&damaged, 3), found(&kept, 1, false));
         // What is told of the loss stands for the lines that are gone.
         let lost = Event::HistoryLost { step: 3, lines: 1, kept_in: None };
         let told = [kept, serde_json::to_vec(&lost).unwrap(), b"\n".to_vec()].concat();
-        assert_eq!(readable(&[&told[..], line(4).as_bytes()].concat(), 3), (told, 0));
+        let more = [&told[..], line(4).as_bytes()].concat();
+        assert_eq!(readable(&more, 3), found(&told, 0, false));
     }
 }

@@ -159,6 +159,10 @@ fn is_prepared(name: &OsStr) -> bool {
         Checksums::FILE,
     ]);
     let mut names = names.chain(&[RunLock::FILE, FIRST_CHECKPOINT]);
+    // The settings themselves make it a run.
+    if is_unfinished(&name, CONFIG) {
+        return true;
+    }
     names.any(|&known| name == known || is_unfinished(&name, known))
 }
 
@@ -205,7 +209,12 @@ mod tests {
     #[test]
     fn what_a_killed_preparation_left_can_be_taken() {
         let temp = tempfile::tempdir().unwrap();
-        for name in [RunLock::FILE, "train.tokens", "config.json.77-0.unfinished"] {
+        for name in [
+            RunLock::FILE,
+            "train.tokens",
+            "config.json.77-0.unfinished",
+            "run.json.77-9.unfinished",
+        ] {
             fs::write(temp.path().join(name), b"left").unwrap();
         }
         fs::create_dir(temp.path().join("checkpoint-00000000.77-1.unfinished")).unwrap();
