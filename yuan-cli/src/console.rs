@@ -7,6 +7,7 @@ use std::{
     process::ExitCode,
 };
 
+use ::console::Term;
 use anyhow::Context;
 use clap::Args;
 
@@ -34,6 +35,9 @@ impl Options {
     }
 }
 
+/// Columns that such a bar needs.
+const WIDE: u16 = 80;
+
 /// Where a command says what it has to say.
 pub struct Console {
     quiet: bool,
@@ -45,9 +49,11 @@ impl Console {
         self.quiet
     }
 
-    /// Whether a bar that moves would be seen.
+    /// Whether a library's bar that moves, and is as wide as it likes, would be seen well.
     pub fn shows_progress(&self) -> bool {
-        !self.quiet && stderr().is_terminal()
+        let moves = std::env::var_os("TERM").is_none_or(|term| term != "dumb");
+        let is_wide = || Term::stderr().size_checked().is_some_and(|(_, columns)| columns >= WIDE);
+        !self.quiet && stderr().is_terminal() && moves && is_wide()
     }
 
     /// Steps between the lines of a training where there is no terminal.

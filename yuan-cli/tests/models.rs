@@ -304,7 +304,7 @@ fn replacing_a_model_spares_whatever_is_none() {
     let mut left: Vec<_> =
         fs::read_dir(temp.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     left.sort();
-    assert_eq!(left, ["file", "photos"]);
+    assert_eq!(left, ["file", "photos", "project"]);
     assert_eq!(fs::read_to_string(path("file")).unwrap(), "mine");
     assert!(path("photos").join("cat.png").is_file() && run().join("run.json").is_file());
     // A model is replaced.
