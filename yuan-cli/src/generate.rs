@@ -150,7 +150,7 @@ fn stream_one(
         match shown {
             Ok(()) => ControlFlow::Continue(()),
             Err(error) => {
-                failure = Some(error.into());
+                failure = Some(anyhow::Error::new(error).context(NOT_WRITTEN));
                 ControlFlow::Break(())
             }
         }
@@ -158,9 +158,12 @@ fn stream_one(
     if let Some(failure) = failure {
         return Err(failure);
     }
-    writeln!(out, "{prompt}{}", stream.finish()?)?;
+    writeln!(out, "{prompt}{}", stream.finish()?).context(NOT_WRITTEN)?;
     Ok(generated)
 }
+
+/// Where a text could not go.
+const NOT_WRITTEN: &str = "cannot write to standard output";
 
 /// How fast tokens come.
 struct Pace {
