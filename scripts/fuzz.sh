@@ -19,7 +19,7 @@ for target in "${targets[@]}"; do
     kind=${target//_/-}
     mkdir -p "tests/corpus/$kind" "fuzz/corpus/$target"
     echo "== $target"
-    cargo fuzz run "$target" "fuzz/corpus/$target" "tests/corpus/$kind" -- \
-        -max_total_time="$seconds" -rss_limit_mb=2048 -malloc_limit_mb=1024 -timeout=20 -max_len=65536 \
+    cargo fuzz run --dev "$target" "fuzz/corpus/$target" "tests/corpus/$kind" -- \
+        -max_total_time="$seconds" -rss_limit_mb=4096 -malloc_limit_mb=1024 -timeout=20 -max_len=65536 \
         -print_final_stats=1 2>&1 | grep -E '^(==|stat::|SUMMARY|#|artifact|.*panicked)' | tail -12
 done

@@ -144,6 +144,11 @@ impl History {
         self.undone.iter().map(|range| &self.events[range.clone()])
     }
 
+    /// The latest step that anything is told of, at least 1: how far pictures reach.
+    pub(crate) fn last_step(&self) -> f64 {
+        self.events.iter().map(Event::step).max().unwrap_or(1).max(1) as f64
+    }
+
     /// Lines of the metrics file that were lost: what they told is unknown.
     pub fn lost_lines(&self) -> usize {
         let lost = self.events.iter().map(|event| match event {

@@ -19,7 +19,9 @@ pub fn device_load(history: &History) -> Result<Option<String>, ReportError> {
     };
     let worst = curve(|layers| layers.iter().copied().fold(0.0, f64::max));
     let mean = curve(|layers| layers.iter().sum::<f64>() / layers.len() as f64);
-    let Some(&(last, _)) = worst.last() else { return Ok(None) };
+    if worst.is_empty() {
+        return Ok(None);
+    }
     let high = worst.iter().map(|point| point.1).fold(1.1, f64::max) * 1.02;
     let draw = svg("device load over training", (900, 380), |canvas| {
         let mut chart = ChartBuilder::on(canvas)
@@ -30,7 +32,7 @@ pub fn device_load(history: &History) -> Result<Option<String>, ReportError> {
             )
             .x_label_area_size(40)
             .y_label_area_size(50)
-            .build_cartesian_2d(0.0..last.max(1.0), 1.0..high)?;
+            .build_cartesian_2d(0.0..history.last_step(), 1.0..high)?;
         chart
             .configure_mesh()
             .light_line_style(TRANSPARENT)

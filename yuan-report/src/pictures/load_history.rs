@@ -102,7 +102,7 @@ impl Curves {
             identity: experts.iter().map(|&experts| (0..experts).collect()).collect(),
             prunes: prunes.iter().map(|(step, _)| *step as f64).collect(),
             rearrangements: history.rearrangements().map(|step| step as f64).collect(),
-            last_step: 1.0,
+            last_step: history.last_step(),
             least: f64::INFINITY,
             most: 1.0,
         };
@@ -146,7 +146,6 @@ impl Curves {
     }
 
     fn add(&mut self, step: u64, layers: &[LayerLoad]) {
-        self.last_step = step as f64;
         for (layer, load) in layers.iter().enumerate() {
             for (place, &tokens) in load.tokens_per_expert().iter().enumerate() {
                 // A logarithm knows no zero: a dead expert lies on the axis.

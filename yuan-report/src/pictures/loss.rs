@@ -23,7 +23,7 @@ pub fn loss(history: &History) -> Result<String, ReportError> {
         let low = points().map(|point| point.1).fold(f64::INFINITY, f64::min);
         let high = points().map(|point| point.1).fold(f64::NEG_INFINITY, f64::max);
         let (low, high) = if low <= high { (low - 0.1, high + 0.1) } else { (0.0, 1.0) };
-        let last = points().map(|point| point.0).fold(1.0, f64::max);
+        let last = history.last_step();
         let mut chart = ChartBuilder::on(canvas)
             .margin(16)
             .caption("Loss over training", ("sans-serif", 20).into_font().color(&INK))
