@@ -164,7 +164,7 @@ fn rows_and_groups_that_do_not_fit_the_devices_are_shared_as_they_can_be() {
         assert_eq!(said.contains("cannot be shared equally by 3 devices"), is_told, "{said}");
         let (step, loss) = last_validation(&again);
         assert_eq!(step, 24);
-        assert!((loss - expected).abs() < 1e-4, "{devices}: {loss}, {expected}");
+        assert!((loss - expected).abs() < 1e-2, "{devices}: {loss}, {expected}");
     }
 }
 
