@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Tests and runs on a machine with a GPU that has no Rust and no network: build here, carry, run there.
+# Tests and runs on a machine with a GPU that has no Rust and no network: build here, carry the
+# programs, run them there.
 #
 #     scripts/gpu.sh pack [mesh]
 #         builds with the feature `cuda` and packs programs and text into target/gpu: those for one
@@ -9,7 +10,7 @@
 #     scripts/gpu.sh bench CONFIG ARGS…
 #         there: training steps of a configuration, PyTorch's and this library's in turn
 #     scripts/gpu.sh mesh CONFIG
-#         on a machine with several GPUs: the tests of meshes, then steps on meshes of 1, 2, 4, … of them
+#         on a machine with several GPUs: the tests of meshes, then steps on meshes of 1, 2, 4, …
 #     scripts/gpu.sh scale CONFIG
 #         there: steps with other numbers of tokens, experts and layers
 #     scripts/gpu.sh yuan ARGS…
@@ -43,7 +44,8 @@ pack() {
     cargo build --release "${features[@]}" --bin yuan
     cargo test --release "${features[@]}" --no-run --message-format=json $(printf -- '--test %s ' "${tests[@]}") |
         executables | while read -r name file; do cp "$file" "$pack/test-$name"; done
-    cargo bench "${features[@]}" --no-run --message-format=json $(printf -- '--bench %s ' "${benches[@]}") |
+    cargo bench "${features[@]}" --no-run --message-format=json \
+        $(printf -- '--bench %s ' "${benches[@]}") |
         executables | while read -r name file; do cp "$file" "$pack/bench-$name"; done
     for name in "${programs[@]}"; do cp "target/release/$name" "$pack/"; done
     strip "$pack"/*
@@ -152,7 +154,7 @@ scale) scale "$2" ;;
 pack) pack ;;
 test) suite ;;
 bench) bench "${@:2}" ;;
-"") sed -n '2,12p' "$0" >&2 && exit 2 ;;
+"") sed -n '2,13p' "$0" >&2 && exit 2 ;;
 *)
     prepare
     program=$1 && shift

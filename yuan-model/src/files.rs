@@ -220,10 +220,7 @@ pub fn remove_leftovers_in(directory: &Path) {
         // NAME.PROCESS-COUNT.unfinished
         let made_for = name.rsplit_once('.').and_then(|(rest, _)| rest.rsplit_once('.'));
         if made_for.is_some_and(|(made_for, _)| is_unfinished(&name, made_for)) {
-            let path = entry.path();
-            if File::open(&path).is_ok_and(|file| file.try_lock().is_ok()) {
-                drop(if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) });
-            }
+            remove_if_left(&entry.path());
         }
     }
 }
@@ -244,10 +241,13 @@ fn remove_leftovers(path: &Path) {
     if path.exists() {
         left.extend(beside(path, REPLACED));
     }
-    for directory in left {
-        if File::open(&directory).is_ok_and(|file| file.try_lock().is_ok()) {
-            drop(fs::remove_dir_all(directory));
-        }
+    left.iter().for_each(|directory| remove_if_left(directory));
+}
+
+/// Removes a file or directory unless the process that made it still holds it.
+fn remove_if_left(path: &Path) {
+    if File::open(path).is_ok_and(|file| file.try_lock().is_ok()) {
+        drop(if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) });
     }
 }
 

@@ -94,21 +94,18 @@ impl History {
         let text = fs::read_to_string(&path).map_err(FileError::of("read", &path))?;
         let mut events = Vec::new();
         for (index, line) in text.split_inclusive('\n').enumerate() {
-            match serde_json::from_str::<Event>(line) {
-                Ok(event) if event.step() <= MOST_STEPS => events.push(event),
-                Ok(event) => {
-                    let reason = format!("line {}: there is no step {}", index + 1, event.step());
-                    let cause = std::io::Error::other(reason);
-                    return Err(FileError { action: "understand", path, cause }.into());
+            let reason = match serde_json::from_str::<Event>(line) {
+                Ok(event) if event.step() <= MOST_STEPS => {
+                    events.push(event);
+                    continue;
                 }
-                Err(_) if !line.ends_with('\n') => {}
-                Err(error) => {
-                    // The line as JSON is always line 1.
-                    let error = error.to_string().replace(" at line 1 column ", " at column ");
-                    let cause = std::io::Error::other(format!("line {}: {error}", index + 1));
-                    return Err(FileError { action: "understand", path, cause }.into());
-                }
-            }
+                Ok(event) => format!("there is no step {}", event.step()),
+                Err(_) if !line.ends_with('\n') => continue,
+                // The line as JSON is always line 1.
+                Err(error) => error.to_string().replace(" at line 1 column ", " at column "),
+            };
+            let cause = std::io::Error::other(format!("line {}: {reason}", index + 1));
+            return Err(FileError { action: "understand", path, cause }.into());
         }
         Ok(Self::new(events))
     }

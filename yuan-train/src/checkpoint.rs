@@ -21,7 +21,7 @@ use burn::tensor::{DType, TensorData};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use yuan_model::{
-    files::{is_unfinished, remove_directory, write_directory},
+    files::{remove_directory, remove_leftovers_in, write_directory},
     hf::Shards,
     named,
     storage::{
@@ -226,17 +226,7 @@ impl Checkpoint {
         let mut checkpoints = Self::list(run_dir)?;
         checkpoints.truncate(checkpoints.len().saturating_sub(keep));
         checkpoints.iter().try_for_each(|old| remove_directory(&old.path))?;
-        for entry in fs::read_dir(run_dir).map_err(TrainError::io("read", run_dir))? {
-            let path = entry.map_err(TrainError::io("read", run_dir))?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let own = name.split_once('.').map(|(own, _)| own).filter(|own| {
-                let is_checkpoint = step_of(Path::new(own)).is_some() || *own == SNAPSHOT;
-                is_checkpoint && is_unfinished(&name, own)
-            });
-            if own.is_some() && path.is_dir() {
-                fs::remove_dir_all(&path).map_err(TrainError::io("remove", &path))?;
-            }
-        }
+        remove_leftovers_in(run_dir);
         Ok(())
     }
 
@@ -272,10 +262,7 @@ impl Checkpoint {
         }
         let checksums = Checksums::load(&self.path)?;
         let missing = checksums.missing(&["config.json", STATE, MODEL, OPTIMIZER]);
-        match &[missing, checksums.problems(&self.path)].concat()[..] {
-            [] => Ok(()),
-            problems => Err(damaged(&self.path, problems.join("; "))),
-        }
+        self.refuse(&[missing, checksums.problems(&self.path)].concat())
     }
 
     /// Compares the sizes of all files with those that were written, which reads none of them.
@@ -287,7 +274,12 @@ impl Checkpoint {
         if !self.path.join(Checksums::FILE).exists() {
             return self.verify();
         }
-        match &Checksums::load(&self.path)?.problems_of_sizes(&self.path)[..] {
+        self.refuse(&Checksums::load(&self.path)?.problems_of_sizes(&self.path))
+    }
+
+    /// Makes one error of what is wrong, if anything is.
+    fn refuse(&self, problems: &[String]) -> Result<(), TrainError> {
+        match problems {
             [] => Ok(()),
             problems => Err(damaged(&self.path, problems.join("; "))),
         }

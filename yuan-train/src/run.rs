@@ -186,10 +186,10 @@ impl Run {
         Ok(Self { directory, config, model, tokens, is_changed: false, lock: None })
     }
 
-    /// Changes settings of a run that is not being trained, from the next trainer on: the number of steps, how often it is
-    /// validated and kept, and the groups of experts with the multiple that they need. The learning
-    /// rate follows the schedule of the new number of steps; the metrics tell of the change when
-    /// the run goes on.
+    /// Changes settings of a run that is not being trained, from the next trainer on: the number of
+    /// steps, how often it is validated and kept, and the groups of experts with the multiple that
+    /// they need. The learning rate follows the schedule of the new number of steps; the metrics
+    /// tell of the change when the run goes on.
     ///
     /// # Errors
     ///

@@ -66,6 +66,17 @@ macro_rules! pretty_or {
     };
 }
 
+impl Python<'_> {
+    /// What stands before an item of a list or a key of an object.
+    fn begin_item<W: ?Sized + io::Write>(&mut self, to: &mut W, first: bool) -> io::Result<()> {
+        if !first {
+            to.write_all(self.item.as_bytes())?;
+        }
+        // As the first one: the separator is written.
+        pretty_or!(self.begin_array_value(to, true), Ok(()))
+    }
+}
+
 impl Formatter for Python<'_> {
     fn begin_array<W: ?Sized + io::Write>(&mut self, to: &mut W) -> io::Result<()> {
         pretty_or!(self.begin_array(to), to.write_all(b"["))
@@ -80,11 +91,7 @@ impl Formatter for Python<'_> {
         to: &mut W,
         first: bool,
     ) -> io::Result<()> {
-        if !first {
-            to.write_all(self.item.as_bytes())?;
-        }
-        // As the first one: the separator is written.
-        pretty_or!(self.begin_array_value(to, true), Ok(()))
+        self.begin_item(to, first)
     }
 
     fn end_array_value<W: ?Sized + io::Write>(&mut self, to: &mut W) -> io::Result<()> {
@@ -104,10 +111,7 @@ impl Formatter for Python<'_> {
         to: &mut W,
         first: bool,
     ) -> io::Result<()> {
-        if !first {
-            to.write_all(self.item.as_bytes())?;
-        }
-        pretty_or!(self.begin_object_key(to, true), Ok(()))
+        self.begin_item(to, first)
     }
 
     fn begin_object_value<W: ?Sized + io::Write>(&mut self, to: &mut W) -> io::Result<()> {
