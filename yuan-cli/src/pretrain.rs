@@ -46,6 +46,10 @@ pub fn run(options: &Options, console: &Console, given: Given) -> anyhow::Result
         false => create(options, console, &mesh, given.file)?,
     };
     if steps_taken(&run)? >= run.config().steps {
+        if let Some(checkpoint) = Checkpoint::latest(run.directory())? {
+            // Nobody would look at it before it is needed.
+            checkpoint.verify()?;
+        }
         console.note(format_args!(
             "{} is finished: all its {} steps are taken. --steps with a larger number extends it.",
             run.directory().display(),

@@ -15,7 +15,7 @@ use toml::Value;
 use yuan::{
     laep::PerLayer,
     model::files::is_same,
-    train::{MetricsFile, Run},
+    train::{CHANGEABLE_SETTINGS, MetricsFile, Run},
 };
 
 use crate::{merge, merge::Known};
@@ -23,17 +23,17 @@ use crate::{merge, merge::Known};
 /// Where runs are that nobody named.
 pub const RUNS: &str = "runs";
 
-/// What a resumed run may have otherwise than before.
-const MAY_CHANGE: [&str; 8] = [
-    "steps",
-    "validate-every",
-    "checkpoint-every",
-    "device",
-    "data-parallel",
-    "groups",
-    "patience",
-    "portable",
-];
+/// Options that are no setting of the run: where and how it is computed this time.
+const OF_THIS_TIME: [&str; 4] = ["device", "data-parallel", "patience", "portable"];
+
+/// Whether a resumed run may have an option otherwise than before.
+fn may_change(option: &str) -> bool {
+    let is_named = |setting: &str| {
+        let name = setting.rsplit('.').next().unwrap_or(setting);
+        name.replace('_', "-") == option
+    };
+    OF_THIS_TIME.contains(&option) || CHANGEABLE_SETTINGS.into_iter().any(is_named)
+}
 
 /// Arguments, and the names of the options that the user gave.
 pub struct Given {
@@ -82,7 +82,7 @@ fn refuse_changes(known: &Known, run: &Path, given: toml::Table) -> anyhow::Resu
         false => None,
     };
     for (name, value) in given {
-        if MAY_CHANGE.contains(&name.as_str()) {
+        if may_change(&name) {
             continue;
         }
         let Some(own) = &own else {
@@ -124,7 +124,6 @@ fn is_in_force(run: &Path, name: &str, now: &str) -> bool {
     match name {
         "alpha" => is(&limits.alpha),
         "beta" => is(&limits.beta),
-        "multiple-of" => is_equal(now, &limits.multiple_of.to_string()),
         "min-experts" => is_equal(now, &limits.min_experts.to_string()),
         _ => false,
     }

@@ -59,7 +59,7 @@ pub use optim::{AdamW, AdamWConfig, clip_factor, global_norm_squared};
 pub use reduce::{all_reduce, reduce_gradients};
 pub use run::{
     Run,
-    check::{check_mesh, check_rows, check_settings},
+    check::{CHANGEABLE_SETTINGS, check_mesh, check_rows, check_settings},
     claim::Claim,
     fresh_model,
     lock::RunLock,

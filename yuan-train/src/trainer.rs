@@ -15,7 +15,7 @@ use crate::{
     StepMetrics, TrainConfig, TrainError,
     callback::schedule::{CheckpointEvery, ValidateEvery},
     data::RowStream,
-    run::lock::RunLock,
+    run::{check, check::CHANGEABLE_SETTINGS, lock::RunLock},
     session::Session,
 };
 
@@ -163,20 +163,20 @@ impl<M: LanguageModel> Trainer<M> {
         Ok(())
     }
 
-    /// The settings that may change when a run is resumed.
+    /// The settings that may change when a run is resumed, by the last part of their names, and the
+    /// number of devices.
     fn changeable_settings(&self) -> BTreeMap<String, String> {
-        let every = |steps: Option<u64>| steps.map_or("never".into(), |steps| steps.to_string());
-        let config = &self.config;
-        [
-            ("steps", config.steps.to_string()),
-            ("validate_every", every(config.validate_every)),
-            ("checkpoint_every", every(config.checkpoint_every)),
-            ("groups", config.laep.groups.to_string()),
-            ("multiple_of", config.laep.limits.multiple_of.to_string()),
-            ("devices", self.place.devices().len().to_string()),
-        ]
-        .map(|(name, value)| (name.to_owned(), value))
-        .into()
+        let settings = check::to_json(&self.config);
+        let mut values: BTreeMap<String, String> = CHANGEABLE_SETTINGS
+            .iter()
+            .map(|path| {
+                let value = check::value_of(&settings, path);
+                let name = path.rsplit('.').next().unwrap_or(path);
+                (name.to_owned(), value.map_or_else(|| "never".to_owned(), Value::to_string))
+            })
+            .collect();
+        values.insert("devices".into(), self.place.devices().len().to_string());
+        values
     }
 
     fn changes_since(&self, earlier: &BTreeMap<String, String>) -> Vec<Event> {

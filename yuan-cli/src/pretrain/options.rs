@@ -169,7 +169,7 @@ pub struct Options {
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub run: Option<PathBuf>,
     /// Go on with a run from its latest checkpoint, by the options it was made with; only --steps,
-    /// --validate-every, --checkpoint-every, --groups and the devices may be others
+    /// --validate-every, --checkpoint-every, --groups, --multiple-of and the devices may be others
     #[arg(long, help_heading = "Output")]
     pub resume: bool,
     /// Steps between validations; 0: only at the end
@@ -276,6 +276,10 @@ impl Options {
             if groups > 0 && (follows || !limits.multiple_of.is_multiple_of(groups)) {
                 limits.multiple_of = groups;
             }
+        }
+        if let Some(multiple_of) = self.limits.multiple_of.filter(|_| given.contains("multiple-of"))
+        {
+            config.laep.limits.multiple_of = multiple_of;
         }
         config
     }

@@ -127,24 +127,33 @@ pub fn check_rows(config: &TrainConfig, mesh: &DeviceMesh) -> Result<(), TrainEr
     }
 }
 
-/// The first setting, by its name in `run.json`, that differs and may not change in a run.
-pub(super) fn fixed_setting(old: &TrainConfig, new: &TrainConfig) -> Option<String> {
-    let json = |config: &TrainConfig| {
-        let mut config = config.clone();
-        config.steps = 0;
-        config.validate_every = None;
-        config.checkpoint_every = None;
-        config.laep.groups = 1;
-        config.laep.limits.multiple_of = 1;
-        serde_json::to_value(config).expect("settings are plain data")
-    };
-    difference(&json(old), &json(new), "")
+/// Settings, by their names in `run.json`, that a run may go on with otherwise than it began.
+pub const CHANGEABLE_SETTINGS: [&str; 5] =
+    ["steps", "validate_every", "checkpoint_every", "laep.groups", "laep.limits.multiple_of"];
+
+/// The value of a setting, `laep.groups`, if it has one.
+pub(crate) fn value_of<'a>(settings: &'a Value, name: &str) -> Option<&'a Value> {
+    settings.pointer(&format!("/{}", name.replace('.', "/"))).filter(|value| !value.is_null())
 }
 
-/// Where two values differ first: `laep.limits.beta`.
+/// The settings as `run.json` holds them.
+pub(crate) fn to_json(config: &TrainConfig) -> Value {
+    serde_json::to_value(config).expect("settings are plain data")
+}
+
+/// The first setting, by its name in `run.json`, that differs and may not change in a run.
+pub(super) fn fixed_setting(old: &TrainConfig, new: &TrainConfig) -> Option<String> {
+    difference(&to_json(old), &to_json(new), "")
+}
+
+/// Where two values differ first in what may not change: `laep.limits.beta`.
 fn difference(old: &Value, new: &Value, path: &str) -> Option<String> {
+    let path = path.trim_start_matches('.');
+    if CHANGEABLE_SETTINGS.contains(&path) {
+        return None;
+    }
     let (Some(olds), Some(news)) = (old.as_object(), new.as_object()) else {
-        return (old != new).then(|| path.trim_start_matches('.').to_owned());
+        return (old != new).then(|| path.to_owned());
     };
     let names = olds.keys().chain(news.keys().filter(|name| !olds.contains_key(*name)));
     names.into_iter().find_map(|name| {
