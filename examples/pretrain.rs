@@ -21,7 +21,7 @@ use yuan::{
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    // What to learn: documents. Any directory of text will do (`data::Corpus::read`).
+    // What to learn: documents. Any directory of text will do (`RunData::Text`).
     let documents = toy::corpus()?;
     println!("{} documents; training a tokenizer on them", documents.len());
 

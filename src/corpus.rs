@@ -11,10 +11,7 @@ use std::{
 
 use serde::Deserialize;
 
-use yuan_train::{
-    TrainError,
-    data::{Document, files_below, read_document},
-};
+use yuan_data::{DataError, Document, files_below, read_document};
 
 /// Text that one crate may contribute, so that none dominates.
 const BYTES_PER_CRATE: usize = 1 << 16;
@@ -25,7 +22,7 @@ const BYTES_PER_CRATE: usize = 1 << 16;
 /// # Errors
 ///
 /// If Cargo cannot list the crates, or none of them is there.
-pub fn read_crate_sources(manifest: &Path) -> Result<Vec<Document>, TrainError> {
+pub fn read_crate_sources(manifest: &Path) -> Result<Vec<Document>, DataError> {
     let mut documents = Vec::new();
     for (name, root) in platform_independent_crates(&metadata(manifest)?) {
         let mut left = BYTES_PER_CRATE;
@@ -44,7 +41,7 @@ pub fn read_crate_sources(manifest: &Path) -> Result<Vec<Document>, TrainError> 
         }
     }
     if documents.is_empty() {
-        return Err(TrainError::Corpus(
+        return Err(DataError::NoText(
             "cargo knows no registry crates to read; name a directory of text instead".into(),
         ));
     }
@@ -98,9 +95,9 @@ fn reason_in(output: &str) -> &str {
     line.unwrap_or("it gave no reason").trim_start_matches("error: ")
 }
 
-fn metadata(manifest: &Path) -> Result<Metadata, TrainError> {
+fn metadata(manifest: &Path) -> Result<Metadata, DataError> {
     let failed = |reason: String| {
-        TrainError::Corpus(format!(
+        DataError::NoText(format!(
             "cargo cannot list the crates of {}: {}; name a directory of text instead",
             manifest.display(),
             reason_in(&reason)

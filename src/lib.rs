@@ -30,6 +30,8 @@ mod corpus;
 pub mod toy;
 
 pub use burn;
+pub use yuan_data as data;
+pub use yuan_files as files;
 pub use yuan_laep as laep;
 pub use yuan_model as model;
 pub use yuan_model::{NoDevice, device};
@@ -60,6 +62,8 @@ mod pages {
     struct Architecture;
     #[doc = include_str!("../docs/checkpoints.md")]
     struct Checkpoints;
+    #[doc = include_str!("../docs/data.md")]
+    struct Data;
     #[doc = include_str!("../docs/distributed.md")]
     struct Distributed;
     #[doc = include_str!("../docs/laep.md")]

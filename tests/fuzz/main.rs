@@ -221,6 +221,16 @@ fn states_of_checkpoints_are_read_or_refused() {
 }
 
 #[test]
+fn indexes_of_tokens_are_read_or_refused() {
+    fuzz("indexed", "idx", &[], 10_000, targets::indexed);
+}
+
+#[test]
+fn tables_are_read_or_left_out() {
+    fuzz("table", "parquet", &[], 4_000, targets::table);
+}
+
+#[test]
 fn tokenizers_are_read_or_refused() {
     fuzz("tokenizer", "json", &[], 5_000, targets::tokenizer);
 }

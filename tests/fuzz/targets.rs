@@ -4,6 +4,7 @@ use std::{fs, path::Path};
 
 use tempfile::TempDir;
 use yuan::{
+    data::{Place, Sources, TokenFile, TokenType, TokenWriter},
     laep::{
         ExpertLayout, LayerLoad, LayerPlan, LoadFile, LoadStatistics, PruneLimits, PrunePlan,
         WhatIf,
@@ -55,6 +56,20 @@ pub fn seeds(kind: &str) -> Vec<Vec<u8>> {
             "trim_offsets": true, "use_regex": true}, "model": {"type": "BPE",
             "vocab": {"a": 0, "b": 1, "ab": 2, "aba": 3}, "merges": [["a", "b"], ["ab", "a"]]}}"#
             .into(),
+        "indexed" => {
+            let temp = TempDir::new().unwrap();
+            let name = temp.path().join("tokens");
+            let mut writer = TokenWriter::create(&name, TokenType::U16).unwrap();
+            writer.push(&[1, 2, 3]).unwrap();
+            writer.end_document().unwrap();
+            writer.push(&[4]).unwrap();
+            writer.end_sequence().unwrap();
+            writer.push(&[5]).unwrap();
+            writer.end_document().unwrap();
+            writer.finish().unwrap();
+            assert_eq!(fs::read(name.with_extension("bin")).unwrap(), TOKENS);
+            fs::read(name.with_extension("idx")).unwrap()
+        }
         "template" => b"{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}\
             {%- if m.role == 'assistant' %}{% generation %}{{ m.content | trim }}{% endgeneration %}\
             {% else %}<{{ m['role'][0] }}>{{ m.content.split('-') | join('+') | tojson(indent=2) }}\
@@ -94,7 +109,11 @@ fn example_history() -> Vec<u8> {
         Event::Step(metrics(1)),
         Event::Load { step: 1, window_steps: 1, layers: loads, statistics, stability: None },
         Event::Phase { step: 1, stable: true, layers: vec![true, true] },
-        Event::Validation { step: 1, loss: 3.25 },
+        Event::Validation {
+            step: 1,
+            loss: 3.25,
+            sets: [("web".into(), 3.0), ("code".into(), 4.0)].into(),
+        },
         Event::Prune {
             step: 1,
             round: 1,
@@ -248,6 +267,40 @@ pub fn state(input: &[u8], within: Within<'_>) {
         assert_eq!(state.step, 120);
     }
     assert!(checkpoint.verify().is_err() || checkpoint.state().is_ok());
+}
+
+/// An index of tokens: every sequence of what is accepted can be read or is refused.
+pub fn indexed(input: &[u8], within: Within<'_>) {
+    let temp = TempDir::new().unwrap();
+    let name = temp.path().join("tokens");
+    fs::write(name.with_extension("bin"), TOKENS).unwrap();
+    fs::write(name.with_extension("idx"), input).unwrap();
+    let open = || TokenFile::open(&name);
+    let Ok(file) = measured(within, allowance(input.len()), open) else { return };
+    for document in 0..file.num_documents() {
+        let Ok(sequences) = file.document(document) else { continue };
+        for sequence in sequences {
+            let Ok(range) = file.sequence(sequence) else { continue };
+            drop(file.read(range.start, (range.end - range.start) as usize));
+        }
+    }
+    drop(file.read(0, file.num_tokens() as usize));
+}
+
+/// The tokens that such an index is beside.
+const TOKENS: [u8; 10] = [1, 0, 2, 0, 3, 0, 4, 0, 5, 0];
+
+/// A table of texts: its rows are read, or it is left out.
+pub fn table(input: &[u8], within: Within<'_>) {
+    let temp = TempDir::new().unwrap();
+    let path = temp.path().join("table.parquet");
+    fs::write(&path, input).unwrap();
+    let read = || {
+        let sources = Sources::find(std::slice::from_ref(&path), "text").unwrap();
+        sources.read_from(Place::default()).count()
+    };
+    // A page may say that it is large when it is decompressed.
+    measured(within, (512 << 20) + allowance(input.len()), read);
 }
 
 /// `tokenizer.json`: what is accepted tokenizes or refuses, and decodes.

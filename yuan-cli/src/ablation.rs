@@ -9,19 +9,20 @@ use std::{ffi::OsStr, fs, path::Path};
 use anyhow::{Context, bail};
 use burn::tensor::Device;
 use yuan::{
-    model::files::write_whole,
+    data::{Dataset, prepare_documents, thin_out, tokenizer},
+    files::write_whole,
     report::History,
     toy,
     train::{
         Checkpoint, MetricsFile, RunLock, Trainer,
-        data::{self, TokenStreams},
-        fresh_model, row_streams,
+        data::{DataSet, DataSets},
+        fresh_model,
     },
 };
 
 use crate::{
     console::{Console, WrongOption},
-    pretrain::read_text,
+    text::read_text,
 };
 
 mod options;
@@ -37,14 +38,11 @@ pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
     options.model_config(&Variant::base(), options.vocab, 0).validate().wrong_option()?;
     let device = yuan::device(&options.device).wrong_option()?.autodiff();
     let _lock = claim(options)?;
-    let documents = match &options.data {
-        Some(path) => read_text(path, console)?,
-        None => toy::corpus()?,
-    };
-    let documents = data::thin_out(documents, options.megabytes.saturating_mul(1_000_000));
-    let tokenizer = data::train_tokenizer(&documents, options.vocab, false)?;
-    let streams = TokenStreams::new(&documents, &tokenizer)?;
-    let study = Study { options, device, vocab: tokenizer.get_vocab_size(true), streams };
+    let dataset = dataset(options, console)?;
+    let set = DataSet::of_dataset("text".into(), 1.0, DATA.into(), &dataset);
+    let data = DataSets { sets: vec![set] };
+    let (vocab, eod) = (dataset.info().vocab_size, dataset.info().eod);
+    let study = Study { options, device, vocab, eod, data };
 
     let mut outcomes = Vec::new();
     for seed in 0..options.seeds {
@@ -76,6 +74,25 @@ pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
     console.say(format_args!("\n{report}\nEverything is in {}", options.out.display()))
 }
 
+/// Name of the directory with the tokens of all runs.
+const DATA: &str = "data";
+
+/// The tokens of all runs, made now or by an earlier call.
+fn dataset(options: &Options, console: &Console) -> anyhow::Result<Dataset> {
+    let directory = options.out.join(DATA);
+    if Dataset::is_in(&directory) {
+        return Ok(Dataset::open(&directory)?);
+    }
+    let documents = match &options.data {
+        Some(path) => read_text(path, console)?,
+        None => toy::corpus()?,
+    };
+    let documents = thin_out(documents, options.megabytes.saturating_mul(1_000_000));
+    let texts = documents.iter().map(|document| document.text.clone());
+    let tokenizer = tokenizer::train(texts, options.vocab, false)?;
+    Ok(prepare_documents(&directory, documents, &tokenizer, tokenizer::END_OF_DOCUMENT, 0.05)?)
+}
+
 /// Takes the directory for these settings: it is empty, or holds an ablation with the same.
 fn claim(options: &Options) -> anyhow::Result<RunLock> {
     let (file, shown) = (options.out.join("settings.json"), options.out.display());
@@ -104,7 +121,8 @@ struct Study<'a> {
     options: &'a Options,
     device: Device,
     vocab: usize,
-    streams: TokenStreams,
+    eod: u32,
+    data: DataSets,
 }
 
 impl Study<'_> {
@@ -152,11 +170,11 @@ impl Study<'_> {
             }
             _ => None,
         };
-        let streams = row_streams(&self.streams, &config)?;
+        let streams = self.data.streams(&self.options.out, &config, self.eod, self.vocab)?;
         let trainer = match shared {
             Some(shared) => Trainer::resume(config, directory, &self.device, &shared, streams)?,
             None => {
-                let model = self.options.model_config(variant, self.vocab, self.streams.eod);
+                let model = self.options.model_config(variant, self.vocab, self.eod);
                 let model = fresh_model(&model, seed, &self.device)?;
                 Trainer::new(config, directory, &self.device, model, streams)?
             }

@@ -10,17 +10,20 @@ mod ablation;
 mod console;
 mod convert;
 mod efficiency;
+mod finetune;
 mod generate;
 mod inspect;
 mod limits;
 mod merge;
 mod numbers;
 mod plan;
+mod prepare;
 mod pretrain;
 mod prune;
 mod report;
 mod resume;
 mod signals;
+mod text;
 mod weights;
 mod worker;
 
@@ -46,6 +49,10 @@ struct Program {
 enum Command {
     /// Pre-train a model on text; LAEP prunes it when the expert loads are stable
     Pretrain(Box<pretrain::Options>),
+    /// Turn text into tokens, in the layout that Megatron reads
+    Prepare(prepare::Options),
+    /// Tune a model on conversations, of which it learns the answers
+    Finetune(Box<finetune::Options>),
     /// Show what LAEP would prune, from token loads alone
     Plan(plan::Options),
     /// Continue a text, or answer with --chat
@@ -86,6 +93,14 @@ fn main() -> ExitCode {
             };
             pretrain::run(&options, &console, given)
         }
+        Command::Prepare(options) => prepare::run(&options, &console),
+        Command::Finetune(options) => {
+            let given = pretrain::Given {
+                file: merge::as_config_file(&parser, &given.arguments),
+                names: given.names,
+            };
+            finetune::run(*options, &console, given)
+        }
         Command::Plan(options) => plan::run(&options, &console),
         Command::Generate(options) => generate::run(&options, &console),
         Command::Convert(options) => convert::run(&options, &console),
@@ -101,7 +116,12 @@ fn main() -> ExitCode {
 
 /// The program's options; a negative number is a value, not the name of one.
 fn parser() -> clap::Command {
-    Program::command().mut_subcommands(|command| {
+    let program = Program::command().mut_subcommand("finetune", |command| {
+        finetune::OF_FRESH_MODELS.iter().fold(command, |command, name| {
+            command.mut_arg(name, |argument| argument.hide(true).conflicts_with("from"))
+        })
+    });
+    program.mut_subcommands(|command| {
         command.mut_args(|argument| {
             let takes_value = argument.get_action().takes_values();
             if takes_value { argument.allow_negative_numbers(true) } else { argument }

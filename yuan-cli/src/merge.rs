@@ -13,8 +13,10 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use clap::{Arg, Command, error::ErrorKind};
+use clap::{Arg, ArgAction, Command, error::ErrorKind};
 use toml::{Table, Value};
+
+use crate::text::DataArgument;
 
 /// The arguments, with the keys of the file that `--config` names as options behind the command.
 ///
@@ -142,8 +144,18 @@ impl<'a> Known<'a> {
             let value = match value {
                 None => Value::from(true),
                 Some(value) if is_path(option) => shown(absolute(&value).unwrap_or(value.into())),
+                Some(value) if is_data(option) => {
+                    shown(DataArgument::absolute(&value.to_string_lossy()))
+                }
                 Some(value) => shown(value),
             };
+            if is_repeated(option) {
+                let list = table.entry(name).or_insert_with(|| Value::Array(Vec::new()));
+                if let Some(values) = list.as_array_mut() {
+                    values.push(value);
+                }
+                continue;
+            }
             // Of a list that was given in parts, all parts count; of anything else, the last.
             let parts = match (table.get(&name).and_then(Value::as_str), value.as_str()) {
                 (Some(before), Some(more)) if is_list(option) => format!("{before},{more}").into(),
@@ -186,9 +198,9 @@ impl<'a> Known<'a> {
                 bail!("{shown}: `{key}` is no option of `yuan {}`", self.command());
             };
             ensure!(seen.insert(key.clone()), "{shown}: `{key}` has two values");
-            let word = word(option, &key, value).with_context(|| shown.to_string())?;
+            let words = words_of(option, &key, value).with_context(|| shown.to_string())?;
             if !typed.contains(&key) && !self.conflicts(option, typed) {
-                options.extend(word.map(OsString::from));
+                options.extend(words.into_iter().map(OsString::from));
             }
         }
         self.refuse_values(&options).with_context(|| shown.to_string())?;
@@ -247,6 +259,15 @@ fn is_list(option: &Arg) -> bool {
     option.get_value_delimiter().is_some()
 }
 
+/// Whether an option is given once for each value of a list.
+fn is_repeated(option: &Arg) -> bool {
+    matches!(option.get_action(), ArgAction::Append) && !is_list(option)
+}
+
+fn is_data(option: &Arg) -> bool {
+    option.get_value_parser().type_id() == TypeId::of::<DataArgument>()
+}
+
 fn is_path(option: &Arg) -> bool {
     option.get_value_parser().type_id() == TypeId::of::<PathBuf>()
 }
@@ -266,11 +287,11 @@ fn flatten(table: Table, entries: &mut Vec<(String, Value)>) {
     }
 }
 
-/// An option with its value as a word of the command line; none for a switch that is off.
-fn word(option: &Arg, key: &str, value: Value) -> anyhow::Result<Option<String>> {
+/// An option with its value as words of the command line; none for a switch that is off.
+fn words_of(option: &Arg, key: &str, value: Value) -> anyhow::Result<Vec<String>> {
     let text = match value {
         Value::Boolean(is_on) if !takes_value(option) => {
-            return Ok(is_on.then(|| format!("--{key}")));
+            return Ok(is_on.then(|| format!("--{key}")).into_iter().collect());
         }
         value if !takes_value(option) => bail!("`{key}` is true or false, not {value}"),
         Value::Array(values) => {
@@ -279,11 +300,14 @@ fn word(option: &Arg, key: &str, value: Value) -> anyhow::Result<Option<String>>
             for value in values {
                 texts.push(plain(key, value)?);
             }
+            if is_repeated(option) {
+                return Ok(texts.iter().map(|text| format!("--{key}={text}")).collect());
+            }
             texts.join(",")
         }
         value => plain(key, value)?,
     };
-    Ok(Some(format!("--{key}={text}")))
+    Ok(vec![format!("--{key}={text}")])
 }
 
 fn plain(key: &str, value: Value) -> anyhow::Result<String> {
@@ -297,8 +321,6 @@ fn plain(key: &str, value: Value) -> anyhow::Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::ArgAction;
-
     use super::*;
 
     /// A program with an option of every kind.

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::json;
 use yuan::{
+    files::write_whole,
     laep::{ExpertLayout, LayerPlan, LoadFile, ModelSize, PruneLimits, PrunePlan, WhatIf},
-    model::files::write_whole,
     report::pictures,
     train::{PruneExperts, Run, TrainError},
 };

@@ -4,13 +4,15 @@ use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use anyhow::{Context, anyhow, bail};
 use yuan::{
+    data::tokenizer::SMALLEST_VOCABULARY,
     model::{DeviceMesh, REMOTE, ops},
     prelude::*,
     report::History,
     toy,
     train::{
-        Checkpoint, Claim, Display, ModelDirectory, Watch, check_mesh, check_rows, check_settings,
-        data::{self, Corpus, Document},
+        Checkpoint, Claim, Display, ModelDirectory, RunData, Watch, check_mesh, check_rows,
+        check_settings,
+        data::{ChatFiles, ConversationCounts, DataKind},
         peak_resident,
     },
 };
@@ -20,6 +22,7 @@ use crate::{
     report,
     resume::RUNS,
     signals::Signals,
+    text::{Bar, note_conversations, note_dataset, quoted, run_data},
 };
 
 mod options;
@@ -34,7 +37,35 @@ pub struct Given {
     pub names: BTreeSet<String>,
 }
 
+/// What `yuan finetune` has beside the options of a pre-training.
+pub struct Tuning {
+    pub model: ModelDirectory,
+    pub chat: ChatFiles,
+    /// In place of the model's.
+    pub template: Option<String>,
+    pub isolate: bool,
+}
+
 pub fn run(options: &Options, console: &Console, given: Given) -> anyhow::Result<()> {
+    run_with(options, console, given, None)
+}
+
+/// A run on conversations.
+pub fn run_tuning(
+    options: &Options,
+    console: &Console,
+    given: Given,
+    tuning: Tuning,
+) -> anyhow::Result<()> {
+    run_with(options, console, given, Some(tuning))
+}
+
+fn run_with(
+    options: &Options,
+    console: &Console,
+    given: Given,
+    tuning: Option<Tuning>,
+) -> anyhow::Result<()> {
     ops::set_fast_paths(!options.portable);
     let mut devices = Vec::new();
     for name in &options.device {
@@ -43,7 +74,7 @@ pub fn run(options: &Options, console: &Console, given: Given) -> anyhow::Result
     let mesh = DeviceMesh::new(devices, options.data_parallel).wrong_option()?.autodiff();
     let run = match options.resume {
         true => reopen(options, console, &mesh, &given.names)?,
-        false => create(options, console, &mesh, given.file)?,
+        false => create(options, console, &mesh, given.file, tuning)?,
     };
     if steps_taken(&run)? >= run.config().steps {
         if let Some(checkpoint) = Checkpoint::latest(run.directory())? {
@@ -118,16 +149,19 @@ fn create(
     console: &Console,
     mesh: &DeviceMesh,
     given: String,
+    tuning: Option<Tuning>,
 ) -> anyhow::Result<Run> {
     let init = options.init.as_deref().map(ModelDirectory::open).transpose()?;
-    let model = match &init {
-        Some(init) => init.config().clone(),
-        None => options.model_config(),
+    let model = match (&init, &tuning) {
+        (_, Some(tuning)) => tuning.model.config().clone(),
+        (Some(init), None) => init.config().clone(),
+        (None, None) => options.model_config(),
     };
     model.validate().wrong_option()?;
     let config = options.train_config(&model)?;
-    if init.is_none() && options.vocab < data::SMALLEST_VOCABULARY {
-        let (vocab, smallest) = (options.vocab, data::SMALLEST_VOCABULARY);
+    let is_fresh = init.is_none() && tuning.is_none();
+    if is_fresh && options.vocab < SMALLEST_VOCABULARY {
+        let (vocab, smallest) = (options.vocab, SMALLEST_VOCABULARY);
         return Err(anyhow!("a vocabulary of {vocab} is below the {smallest} of bytes and <eod>"))
             .wrong_option();
     }
@@ -139,37 +173,48 @@ fn create(
         Some(directory) => Claim::take(directory)?,
         None => Claim::first_free(&Path::new(RUNS).join("pretrain"))?,
     };
-    let documents = match &options.data {
-        Some(path) => read_text(path, console)?,
-        None => toy::corpus()?,
-    };
-    let bytes: usize = documents.iter().map(|document| document.text.len()).sum();
-    console.note(format!("{} documents, {:.1} MB of text", documents.len(), bytes as f64 / 1e6));
     let prunes = config.laep.trigger != Trigger::Never;
-    let mut new = match init {
-        Some(init) => NewRun::from_model(config, init, documents),
+    let bar = Bar::new(console, None);
+    let new = match tuning {
+        Some(tuning) => tuning.new_run(config),
         None => {
-            console.note("training the tokenizer");
-            NewRun::new(config, model, documents).with_progress(console.shows_progress())
+            let data = data(options, console)?;
+            if is_fresh && !matches!(data, RunData::Prepared(_)) {
+                console.note("training the tokenizer");
+            }
+            match init {
+                Some(init) => NewRun::from_model(config, init, data),
+                None => NewRun::new(config, model, data),
+            }
         }
     };
+    let mut new = new.with_progress(&bar);
     if prunes {
         // Measuring takes a moment, which only a prediction is worth.
         new = new.with_speed_prediction(mesh.clone());
     }
     let run = Run::create_in(claim, new.with_options_file(given))?;
+    for set in run.data().sets.iter().filter(|set| set.kind == DataKind::Text) {
+        note_dataset(console, &set.open(run.directory())?);
+    }
+    if run.data().sets.iter().any(|set| set.kind == DataKind::Conversations) {
+        note_conversations(console, &ConversationCounts::load(run.directory())?);
+    }
     let [train, validation] = run.tokens();
     console.note(format_args!("{train} tokens to train on, {validation} to validate"));
     Ok(run)
 }
 
-/// Texts of the user, and a word on what is none.
-pub fn read_text(path: &Path, console: &Console) -> Result<Vec<Document>, TrainError> {
-    let corpus = Corpus::read(path)?;
-    if let Some(skipped) = corpus.skipped_summary() {
-        console.note(skipped);
+/// What the run learns.
+fn data(options: &Options, console: &Console) -> anyhow::Result<RunData> {
+    if !options.data.is_empty() {
+        return run_data(&options.data);
     }
-    Ok(corpus.documents)
+    let documents = toy::corpus()?;
+    let bytes: usize = documents.iter().map(|document| document.text.len()).sum();
+    let megabytes = bytes as f64 / 1e6;
+    console.note(format_args!("{} documents, {megabytes:.1} MB of text", documents.len()));
+    Ok(RunData::Documents(documents))
 }
 
 /// Trains to the end or to a signal; devices of other processes are watched, and given up when one
@@ -255,14 +300,4 @@ fn interrupted(run: &Run, console: &Console, signal: i32) -> anyhow::Result<()> 
         quoted(run.directory())
     ));
     Err(Interrupted(signal).into())
-}
-
-/// A path as a word for a shell.
-fn quoted(path: &Path) -> String {
-    let text = path.display().to_string();
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@%".contains(c);
-    match text.chars().all(is_plain) {
-        true => text,
-        false => format!("'{}'", text.replace('\'', r"'\''")),
-    }
 }

@@ -13,8 +13,8 @@ use anyhow::bail;
 use clap::Command;
 use toml::Value;
 use yuan::{
+    files::is_same,
     laep::PerLayer,
-    model::files::is_same,
     train::{CHANGEABLE_SETTINGS, MetricsFile, Run},
 };
 
@@ -30,7 +30,7 @@ const OF_THIS_TIME: [&str; 4] = ["device", "data-parallel", "patience", "portabl
 fn may_change(option: &str) -> bool {
     let is_named = |setting: &str| {
         let name = setting.rsplit('.').next().unwrap_or(setting);
-        name.replace('_', "-") == option
+        name.replace('_', "-") == option || (name, option) == ("batch_size", "batch")
     };
     OF_THIS_TIME.contains(&option) || CHANGEABLE_SETTINGS.into_iter().any(is_named)
 }

@@ -15,8 +15,13 @@ pub struct Signals(Arc<AtomicI32>);
 impl Signals {
     /// From here on the first signal is noted, and the next one ends the process as it would have
     /// without this.
-    #[cfg(unix)]
     pub fn listen() -> std::io::Result<Self> {
+        Self::listen_to("the run ends after this step")
+    }
+
+    /// The same, and the first signal is answered with what happens now.
+    #[cfg(unix)]
+    pub fn listen_to(answer: &'static str) -> std::io::Result<Self> {
         use std::io::Write as _;
 
         use signal_hook::{
@@ -39,7 +44,7 @@ impl Signals {
                 // Nobody may be there to read it.
                 drop(writeln!(
                     std::io::stderr(),
-                    "{name}: the run ends after this step; a second signal ends it at once"
+                    "{name}: {answer}; a second signal ends it at once"
                 ));
             }
         });
@@ -48,7 +53,7 @@ impl Signals {
 
     /// Elsewhere the system ends the process.
     #[cfg(not(unix))]
-    pub fn listen() -> std::io::Result<Self> {
+    pub fn listen_to(_: &'static str) -> std::io::Result<Self> {
         Ok(Self(Arc::new(AtomicI32::new(0))))
     }
 

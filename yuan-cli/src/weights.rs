@@ -7,8 +7,8 @@ use anyhow::bail;
 use burn::tensor::FloatDType;
 use clap::Args;
 use yuan::{
+    files::is_free,
     model::{
-        files::is_free,
         hf::{SaveOptions, Saved, Shards, parse_shard_size},
         storage::parse_float_dtype,
     },

@@ -264,19 +264,17 @@ fn what_only_looks_like_a_checkpoint_is_none() {
 
 #[test]
 fn tokens_that_are_not_those_of_the_run_are_refused() {
-    let train = |run: &Path| run.join("train.tokens");
+    let train = |run: &Path| run.join("data/train.bin");
     type Damage<'a> = (&'a str, &'a dyn Fn(&Path));
     let damages: [Damage<'_>; 3] = [
-        ("train.tokens has ", &|run| {
+        ("train.bin: it has ", &|run| {
             let bytes = fs::read(train(run)).unwrap();
             fs::write(train(run), &bytes[..bytes.len() / 8 * 4]).unwrap();
         }),
-        ("is damaged: its checksum", &|run| flip(&train(run), 0)),
-        ("it holds the token 50256, but the model has only", &|run| {
-            fs::remove_file(run.join("checksums.json")).unwrap();
-            let mut bytes = fs::read(train(run)).unwrap();
-            bytes[40..44].copy_from_slice(&50256_u32.to_le_bytes());
-            fs::write(train(run), bytes).unwrap();
+        ("train.bin: it is damaged: its checksum", &|run| flip(&train(run), 0)),
+        ("it is not the data set `text` that the run was made with", &|run| {
+            let text = fs::read_to_string(run.join("data.json")).unwrap();
+            fs::write(run.join("data.json"), text.replace("\"crc32\": ", "\"crc32\": 1")).unwrap();
         }),
     ];
     for (reason, damage) in damages {
@@ -316,11 +314,13 @@ fn a_preparation_that_failed_or_was_killed_leaves_nothing_in_the_way() {
     fail(&mut tiny_pretrain(&data, &run));
     assert!(run.read_dir().unwrap().next().is_none());
     // What a killed preparation leaves.
-    for name in ["run.lock", "train.tokens", "tokenizer.json.77-3.unfinished"] {
+    fs::create_dir(run.join("data")).unwrap();
+    for name in ["run.lock", "data/train.bin", "tokenizer.json.77-3.unfinished"] {
         fs::write(run.join(name), "left").unwrap();
     }
     let error = fail(&mut resume(&run, ""));
     assert!(error.contains("was never prepared to the end: start it again"), "{error}");
     succeed(tiny_pretrain(&finished().join("data"), &run).args(["--steps", "13"]));
+    assert!(run.join("data/dataset.json").exists());
     assert!(!run.join("tokenizer.json.77-3.unfinished").exists());
 }

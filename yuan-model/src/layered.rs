@@ -5,7 +5,7 @@
 
 use burn::{
     module::Module,
-    tensor::{FloatDType, Int, Tensor, TensorData},
+    tensor::{Bool, Device, FloatDType, Int, Tensor, TensorData},
 };
 
 use crate::{ModelError, moe::BalanceLosses};
@@ -19,6 +19,61 @@ pub struct Batch {
     pub labels: Tensor<2, Int>,
     /// Position of each token in its document, `[batch, seq]`.
     pub position_ids: Tensor<2, Int>,
+    /// Which labels are learnt; none: all of them.
+    pub mask: Option<LossMask>,
+}
+
+/// Which labels of a batch are learnt, and which of its tokens only fill the rows up.
+#[derive(Debug, Clone)]
+pub struct LossMask {
+    /// 1 where the label is learnt and 0 elsewhere, `[batch, seq]`.
+    pub learnt: Tensor<2>,
+    /// True where a token only fills its row up, `[batch, seq]`: it is not counted as a load. None
+    /// if no token does.
+    pub padding: Option<Tensor<2, Bool>>,
+    /// Learnt labels of each row, `[batch]`, on the host: parts of a batch weigh as many as they
+    /// have, without a look at the device.
+    pub learnt_per_row: Vec<u64>,
+}
+
+impl LossMask {
+    /// From what is learnt of each row, and what only fills it up; all rows are equally long.
+    pub fn new(learnt: &[Vec<bool>], padding: &[Vec<bool>], device: &Device) -> Self {
+        let shape = [learnt.len(), learnt.first().map_or(0, Vec::len)];
+        let ones: Vec<f32> = learnt.concat().into_iter().map(|learnt| learnt.into()).collect();
+        let padding = padding.concat();
+        let padding = padding
+            .contains(&true)
+            .then(|| Tensor::from_data(TensorData::new(padding, shape), device));
+        let count = |row: &Vec<bool>| row.iter().filter(|learnt| **learnt).count() as u64;
+        Self {
+            learnt: Tensor::from_data(TensorData::new(ones, shape), device),
+            padding,
+            learnt_per_row: learnt.iter().map(count).collect(),
+        }
+    }
+
+    /// Learnt labels of all rows.
+    pub fn count(&self) -> u64 {
+        self.learnt_per_row.iter().sum()
+    }
+}
+
+impl Batch {
+    /// Rows of which every label is learnt, each tensor `[batch, seq]`.
+    pub fn new(
+        input_ids: Tensor<2, Int>,
+        labels: Tensor<2, Int>,
+        position_ids: Tensor<2, Int>,
+    ) -> Self {
+        Self { input_ids, labels, position_ids, mask: None }
+    }
+
+    /// The same rows, of which only some labels are learnt.
+    #[must_use]
+    pub fn with_mask(self, mask: LossMask) -> Self {
+        Self { mask: Some(mask), ..self }
+    }
 }
 
 /// What one layer returns; `H` is the residual stream: one tensor, or one for every device.
@@ -125,7 +180,7 @@ impl DeviceRows {
 /// Loss of a batch and where its tokens went.
 #[derive(Debug, Clone)]
 pub struct LossOutput {
-    /// Mean next-token cross-entropy over the batch, in nats per token, `[1]`.
+    /// Mean next-token cross-entropy over the learnt labels of the batch, in nats per token, `[1]`.
     pub loss: Tensor<1>,
     /// What is minimised beside it: the weighted balancing losses of all layers, `[1]`, if any is
     /// on.

@@ -30,7 +30,6 @@ mod cache;
 mod config;
 mod device;
 mod error;
-pub mod files;
 mod filter;
 pub mod generate;
 pub mod hf;
@@ -62,7 +61,7 @@ pub use device::{NoDevice, REMOTE, TOKEN, available, device, host_device};
 pub use error::{ConfigError, ModelError};
 pub use filter::{LocalizedFilter, PairConv};
 pub use generate::{GenerateError, GenerationOptions};
-pub use layered::{Batch, DeviceRows, ExpertLoad, Layered, LossOutput};
+pub use layered::{Batch, DeviceRows, ExpertLoad, Layered, LossMask, LossOutput};
 pub use mesh::{
     DeviceMesh, MeshModel, Shard,
     exchange::{Arrived, Exchange},

@@ -234,6 +234,14 @@ impl YuanModel {
         ops::linear_cross_entropy(rows, weight, labels, scale, ROWS_AT_ONCE).reshape([batch, seq])
     }
 
+    /// The same model with attention kept inside the documents of a row
+    /// ([`YuanConfig::isolate_documents`]).
+    #[must_use]
+    pub fn with_isolated_documents(mut self) -> Self {
+        self.config.isolate_documents = true;
+        self
+    }
+
     /// Adds a number to the selection bias of every expert of every layer; without biases, nothing
     /// happens.
     ///
@@ -292,7 +300,8 @@ impl Layered for YuanModel {
         inputs: &Inputs,
         balance: BalanceLosses,
     ) -> Result<LayerOutput<Vec<Tensor<3>>>, ModelError> {
-        let options = MoeOptions { balance, ..MoeOptions::default() };
+        let padding = inputs.batch.mask.as_ref().and_then(|mask| mask.padding.clone());
+        let options = MoeOptions { balance, padding, ..MoeOptions::default() };
         let (rotary, documents) = (&inputs.rotary, inputs.documents.as_ref());
         let output = self.blocks[layer].forward(only(x), rotary, documents, options);
         let LayerOutput { hidden, load, rows_per_device, balance_loss } = output;
@@ -301,7 +310,8 @@ impl Layered for YuanModel {
 
     fn loss_of_hidden(&self, x: Vec<Tensor<3>>, inputs: &Inputs) -> Result<Tensor<1>, ModelError> {
         let hidden = self.final_norm.forward(only(x));
-        Ok(masked_mean(self.token_losses(hidden, inputs.batch.labels.clone()), None))
+        let mask = inputs.batch.mask.as_ref().map(|mask| mask.learnt.clone());
+        Ok(masked_mean(self.token_losses(hidden, inputs.batch.labels.clone()), mask))
     }
 }
 

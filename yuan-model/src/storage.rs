@@ -16,15 +16,12 @@ use burn::tensor::{DType, FloatDType, TensorData};
 pub use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
-use crate::files::FileError;
+use yuan_files::{Checksum, FileError, Summing};
 
-mod checksum;
 mod header;
 mod mapping;
 mod tensor;
 
-pub use checksum::Checksum;
-use checksum::Summing;
 pub use mapping::MappedTensor;
 use mapping::ReadAhead;
 pub use tensor::StoredTensor;

@@ -5,15 +5,20 @@ use std::{collections::BTreeMap, fs, panic::catch_unwind, path::Path};
 
 use serde_json::Value;
 
-use crate::{YuanConfig, files::FileError, storage::refuse_pointer};
+use crate::{YuanConfig, storage::refuse_pointer};
+use yuan_files::FileError;
 
 #[cfg(feature = "chat")]
 mod chat;
+#[cfg(feature = "chat")]
+mod conversation;
 mod file;
 mod stream;
 
 #[cfg(feature = "chat")]
 pub use chat::{ChatTemplate, Message, Rendered};
+#[cfg(feature = "chat")]
+pub use conversation::ConversationTokens;
 pub use file::TextError;
 use file::json;
 pub use stream::TextStream;
@@ -106,6 +111,11 @@ impl Tokenizer {
         self.tokenizer.token_to_id(token)
     }
 
+    /// Text of a token by its id.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.tokenizer.id_to_token(id)
+    }
+
     /// Entries of the vocabulary, added tokens included.
     pub fn vocab_size(&self) -> usize {
         self.tokenizer.get_vocab_size(true)
@@ -136,13 +146,19 @@ impl Tokenizer {
     ///
     /// There is no chat template, it refuses the messages, or the tokenizer fails.
     pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>, TextError> {
-        let absent = || {
-            let reason = "the model has none, so it cannot chat: give it a text to continue";
-            TextError::Template(reason.into())
-        };
-        let template = self.chat_template.as_ref().ok_or_else(absent)?;
+        let template = self.template()?;
         // The template writes the special tokens itself.
         self.encode(&template.render(messages, &self.special_tokens, true)?.text, false)
+    }
+}
+
+#[cfg(feature = "chat")]
+impl Tokenizer {
+    fn template(&self) -> Result<&ChatTemplate, TextError> {
+        self.chat_template.as_ref().ok_or_else(|| {
+            let reason = "the model has none, so it cannot chat: give it a text to continue";
+            TextError::Template(reason.into())
+        })
     }
 }
 

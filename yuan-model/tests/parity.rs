@@ -5,14 +5,15 @@
 
 mod support;
 
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
 use serde_json::Value;
 use support::{
     Fixture, Kind, assemble, assert_gradient, assert_near, devices, fill, gradients, reference,
     reference_model, sources_under, tolerance,
 };
 use yuan_model::{
-    Attention, ForwardOptions, LocalizedFilter, RmsNorm, RouterType, YuanConfig, YuanModel,
+    Attention, BalanceLosses, Batch, ForwardOptions, Layered, LocalizedFilter, LossMask, RmsNorm,
+    RouterType, YuanConfig, YuanModel,
     loss::{masked_mean, token_losses},
     masks::{self, ImageMarkers},
     moe::{MoeLayer, MoeOptions, Router},
@@ -476,6 +477,21 @@ fn check_packed(name: &str, model: &YuanModel, io: &Fixture, device: &Device) {
     let losses = token_losses(output.logits, io.int("packed.labels", device));
     assert_near(&format!("{name} packed token loss"), &losses, io.host("packed.token_loss"), Loss);
     let loss = masked_mean(losses, Some(io.tensor("packed.loss_mask", device)));
+    // The way that training takes, over layers, has the same loss; its gradients are compared.
+    let tensor = |name: &str| io.int(name, device);
+    let learnt: Vec<bool> = mask.iter().map(|&learnt| learnt == 1.0).collect();
+    let no_padding = vec![false; learnt.len()];
+    let batch = Batch::new(
+        tensor("packed.input_ids"),
+        tensor("packed.labels"),
+        tensor("packed.position_ids"),
+    )
+    .with_mask(LossMask::new(&[learnt], &[no_padding], device));
+    let trained =
+        model.loss_by_layers(batch, BalanceLosses::default(), FloatDType::F32).unwrap().loss;
+    let apart = (trained.clone().into_scalar::<f32>() - loss.into_scalar::<f32>()).abs();
+    assert!(apart <= 1e-6, "{name}: the loss of training differs by {apart:e}");
+    let loss = trained;
     let difference = (loss.clone().into_scalar::<f32>() - io.scalar("packed.loss")).abs();
     assert!(
         difference <= tolerance(Loss, device, DType::F32),

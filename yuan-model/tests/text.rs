@@ -179,6 +179,44 @@ fn a_conversation_follows_the_template_wherever_it_is() {
     }
 }
 
+/// With a template that marks the answers and with one that does not.
+#[test]
+fn answers_and_what_ends_them_are_learnt() {
+    let marked = TEMPLATE.replace(
+        "<|Assistant|>{{ message['content'] }}<eod>",
+        "<|Assistant|>{% generation %}{{ message['content'] }}<eod>{% endgeneration %}",
+    );
+    assert_ne!(marked, TEMPLATE);
+    for template in [TEMPLATE, &marked] {
+        let directory = TempDir::new().unwrap();
+        write(directory.path(), "tokenizer.json", &tokenizer_json());
+        fs::write(directory.path().join("chat_template.jinja"), template).unwrap();
+        let config = json!({"bos_token": "<BOS>", "eos_token": "<eod>"});
+        write(directory.path(), "tokenizer_config.json", &config);
+        let tokenizer = Tokenizer::load(directory.path()).unwrap();
+        let turn = |role: &str, text: &str| Message::new(role, text);
+        let messages =
+            [turn("user", "a"), turn("assistant", "b c"), turn("user", "d"), turn("assistant", "")];
+        let conversation = tokenizer.encode_conversation(&messages).unwrap();
+        let (eod, bos, user, assistant) = (256, 257, 258, 259);
+        let expected: Vec<u32> = [bos, user]
+            .into_iter()
+            .chain(ids("a"))
+            .chain([assistant])
+            .chain(ids("b c"))
+            .chain([eod, user])
+            .chain(ids("d"))
+            .chain([assistant, eod])
+            .collect();
+        assert_eq!(conversation.tokens, expected);
+        let learnt: Vec<u32> = (conversation.tokens.iter().zip(&conversation.learnt))
+            .filter(|(_, learnt)| **learnt)
+            .map(|(token, _)| *token)
+            .collect();
+        assert_eq!(learnt, [ids("b c"), vec![eod, eod]].concat());
+    }
+}
+
 #[test]
 fn files_that_are_not_there_or_not_what_they_say_are_named() {
     let directory = TempDir::new().unwrap();

@@ -1,6 +1,6 @@
 //! What can go wrong with a report, each in one sentence.
 
-use yuan_model::files::FileError;
+use yuan_files::FileError;
 
 /// Why a run could not be shown.
 #[derive(Debug, thiserror::Error)]

@@ -2,8 +2,8 @@
 
 use std::{fs, ops::Range, path::Path};
 
+use yuan_files::FileError;
 use yuan_laep::{LayerLoad, LoadStatistics, PrunePlan};
-use yuan_model::files::FileError;
 use yuan_train::{Event, MetricsFile, StepMetrics};
 
 use crate::ReportError;
@@ -166,7 +166,7 @@ impl History {
     /// All validations that were not undone, as step and loss.
     pub fn validations(&self) -> impl Iterator<Item = (u64, f64)> {
         self.lasting().filter_map(|(_, event)| match event {
-            Event::Validation { step, loss } => Some((*step, *loss)),
+            Event::Validation { step, loss, .. } => Some((*step, *loss)),
             _ => None,
         })
     }
@@ -241,7 +241,7 @@ impl Stage {
         self.step = event.step();
         match event {
             Event::Step(metrics) => speeds.push(metrics.tokens as f64 / metrics.seconds),
-            Event::Validation { step, loss } => {
+            Event::Validation { step, loss, .. } => {
                 (self.validation, self.lines.validation) = (Some((*step, *loss)), Some(line));
             }
             Event::Load { layers, .. } => {

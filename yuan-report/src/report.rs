@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use yuan_model::files::{remove_leftovers_in, write_whole};
+use yuan_files::{remove_leftovers_in, write_whole};
 
 use crate::{History, ReportError, html_report, pictures, summary_table};
 

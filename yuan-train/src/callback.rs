@@ -123,4 +123,13 @@ pub trait Callback<M> {
     fn roll_back(&mut self, state: Option<Value>) -> Result<(), TrainError> {
         state.map_or(Ok(()), |state| self.restore(state))
     }
+    /// The run is back at the snapshot, and every callback has its state.
+    ///
+    /// # Errors
+    ///
+    /// Ends the run.
+    fn on_rolled_back(&mut self, context: &mut Context<'_, M>) -> Result<(), TrainError> {
+        let _ = context;
+        Ok(())
+    }
 }

@@ -20,13 +20,11 @@ use std::{
 use burn::tensor::{DType, TensorData};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use yuan_files::{Checksum, remove_directory, remove_leftovers_in, write_directory};
 use yuan_model::{
-    files::{remove_directory, remove_leftovers_in, write_directory},
     hf::Shards,
     named,
-    storage::{
-        Checksum, Dtype, OutgoingTensor, TensorBytes, TensorFile, stored_dtype, write_tensors,
-    },
+    storage::{Dtype, OutgoingTensor, TensorBytes, TensorFile, stored_dtype, write_tensors},
 };
 
 use crate::{

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 use serde::{Deserialize, Serialize};
-use yuan_model::{files::write_whole, storage::Checksum};
+use yuan_files::{Checksum, write_whole};
 
 use crate::TrainError;
 

@@ -6,6 +6,11 @@ use yuan_model::{BalanceLosses, Precision};
 use crate::{AdamWConfig, LaepConfig, StepWork, TrainError, Trigger};
 
 pub(crate) mod laep;
+pub(crate) mod learns;
+pub(crate) mod schedule;
+
+use learns::Learns;
+use schedule::Schedule;
 
 /// Settings of a pre-training run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -24,6 +29,12 @@ pub struct TrainConfig {
     pub min_learning_rate: f64,
     /// Steps of linear warm-up from zero.
     pub warmup_steps: u64,
+    /// How the learning rate goes on after the warm-up.
+    #[serde(default)]
+    pub schedule: Schedule,
+    /// Which parameters learn.
+    #[serde(default)]
+    pub learns: Learns,
     /// Settings of the optimizer.
     #[serde(flatten)]
     pub optimizer: AdamWConfig,
@@ -81,6 +92,8 @@ impl Default for TrainConfig {
             learning_rate: 1e-3,
             min_learning_rate: 1e-4,
             warmup_steps: 20,
+            schedule: Schedule::Cosine,
+            learns: Learns::All,
             optimizer: AdamWConfig::default(),
             clip_norm: 1.0,
             seed: 0,
@@ -104,17 +117,20 @@ impl TrainConfig {
         self.batch_size * self.seq_len * self.accumulation
     }
 
-    /// Learning rate of a step, counted from 0: linear warm-up, then half a cosine.
+    /// Learning rate of a step, counted from 0: linear warm-up, then what the
+    /// [schedule](Self::schedule) says.
     ///
     /// It is a function of the step alone, so a resumed run needs no scheduler state.
     pub fn learning_rate_at(&self, step: u64) -> f64 {
         if step < self.warmup_steps {
             return self.learning_rate * (step + 1) as f64 / self.warmup_steps as f64;
         }
-        let rest = (self.steps.saturating_sub(self.warmup_steps)).max(1) as f64;
-        let progress = ((step - self.warmup_steps) as f64 / rest).min(1.0);
-        let cosine = 0.5 * (1.0 + (std::f64::consts::PI * progress).cos());
-        self.min_learning_rate + (self.learning_rate - self.min_learning_rate) * cosine
+        let (peak, lowest) = (self.learning_rate, self.min_learning_rate);
+        let height = self.schedule.height(step, self.warmup_steps, self.steps);
+        match height {
+            1.0 => peak,
+            height => lowest + (peak - lowest) * height,
+        }
     }
 
     /// Checks the settings.
@@ -157,6 +173,7 @@ impl TrainConfig {
         let (lowest, peak) = (self.min_learning_rate, self.learning_rate);
         let expected = format!("must be between 0 and learning_rate = {peak}");
         require((0.0..=peak).contains(&lowest), "min_learning_rate", lowest, expected)?;
+        self.schedule.validate(self.warmup_steps, self.steps)?;
         let coefficients = [
             ("weight_decay", optimizer.weight_decay),
             ("the auxiliary loss's coefficient", self.balance.auxiliary),

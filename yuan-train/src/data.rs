@@ -1,14 +1,19 @@
-//! Text to batches: documents → tokenizer → one stream of tokens per split → shuffled rows.
+//! Rows of tokens to batches: where the data of a run comes from and in which order.
+//!
+//! Text to tokens, and tokens to rows, is [`yuan_data`]'s; here are the rows of conversations
+//! ([`Conversations`]), batches with their masks, and what a run remembers of its data
+//! ([`DataSets`]).
 
 mod batches;
-mod documents;
-mod read;
-mod tokens;
+#[cfg(feature = "chat")]
+mod conversations;
+mod packed;
+mod rows;
+mod sets;
 
-pub use batches::RowStream;
-pub use documents::{Document, Split, thin_out};
-pub use read::{Corpus, Skipped, files_below, read_document};
-pub use tokenizers::Tokenizer;
-pub use tokens::{
-    END_OF_DOCUMENT, SMALLEST_VOCABULARY, TokenStreams, read_tokenizer, train_tokenizer,
-};
+pub use batches::{RowStream, batch_of};
+#[cfg(feature = "chat")]
+pub use conversations::{ChatFiles, ConversationCounts, Conversations};
+pub use packed::PackedRows;
+pub use rows::{MemoryRows, Row, RowSource, TokenRows};
+pub use sets::{DataKind, DataSet, DataSets, Streams, WeightedPath};

@@ -3,11 +3,11 @@
 use std::{fmt, fs, io::ErrorKind, path::Path};
 
 use serde::Serialize;
-use yuan_model::files::UNFINISHED;
+use yuan_files::{Checksum, FileError, UNFINISHED};
 
 use crate::{
     Checkpoint, Event, MetricsFile, Run, RunLock, TrainError, callback::metrics_file::Readable,
-    checksums::Checksums, data::TokenStreams, names::TOKENIZER,
+    data::DataKind, names::TOKENIZER,
 };
 
 /// Something that is wrong, in a sentence, and its remedy in another.
@@ -45,11 +45,7 @@ pub fn problems_of_run(run_dir: &Path, verify: bool) -> Result<Vec<Problem>, Tra
     let is_going_on = RunLock::is_held_elsewhere(run_dir);
     match Run::open(run_dir) {
         Ok(run) => {
-            let (eod, vocab_size) = (run.model().tokens.eod.unwrap_or(0), run.model().vocab_size);
-            if verify && let Err(error) = TokenStreams::load(run_dir, eod, vocab_size) {
-                let remedy = "make the run again from its text; its checkpoints can be used";
-                problems.push(Problem::new(error.to_string(), remedy));
-            }
+            problems.extend(problems_of_data(run_dir, &run, verify));
         }
         Err(TrainError::NoRun(_)) if run_dir.join(MetricsFile::NAME).exists() => {
             let what = format!("{} is missing", Run::SETTINGS);
@@ -64,11 +60,6 @@ pub fn problems_of_run(run_dir: &Path, verify: bool) -> Result<Vec<Problem>, Tra
             problems.push(Problem::new(error.to_string(), remedy));
         }
     }
-    if run_dir.join(Checksums::FILE).exists() {
-        let found = Checksums::load(run_dir)?.problems_of_sizes(run_dir).into_iter();
-        let remedy = "make the run again from its text; its checkpoints can be used";
-        problems.extend(found.map(|what| Problem::new(what, remedy)));
-    }
     problems.extend(problems_of_text(run_dir));
     problems.extend(history(run_dir)?);
     problems.extend(way_back(run_dir, verify)?);
@@ -81,6 +72,43 @@ pub fn problems_of_run(run_dir: &Path, verify: bool) -> Result<Vec<Problem>, Tra
         }
     }
     Ok(problems)
+}
+
+/// What is wrong with the tokens that a run learns; with `verify`, all of them are read.
+fn problems_of_data(run_dir: &Path, run: &Run, verify: bool) -> Vec<Problem> {
+    let remedy = "prepare the data again from its text; the run's checkpoints can be used";
+    let mut problems = Vec::new();
+    let sets = run.data().sets.iter();
+    for set in sets.clone().filter(|set| set.kind == DataKind::Text) {
+        match set.open(run_dir) {
+            Ok(dataset) if verify => {
+                let found = dataset.problems(u64::MAX).into_iter();
+                problems.extend(found.map(|(path, reason)| {
+                    Problem::new(format!("{}: {reason}", path.display()), remedy)
+                }));
+            }
+            Ok(_) => {}
+            Err(error) => problems.push(Problem::new(error.to_string(), remedy)),
+        }
+    }
+    for set in sets.filter(|set| set.kind == DataKind::Conversations) {
+        let path = set.directory(run_dir).join("train.bin");
+        let found = match verify {
+            true => Checksum::of_file(&path).map(|found| found == set.checksum),
+            false => fs::metadata(&path)
+                .map(|found| found.len() == set.checksum.bytes)
+                .map_err(FileError::of("read", &path)),
+        };
+        match found {
+            Ok(true) => {}
+            Ok(false) => {
+                let what = format!("{} is not what was written", path.display());
+                problems.push(Problem::new(what, remedy));
+            }
+            Err(error) => problems.push(Problem::new(error.to_string(), remedy)),
+        }
+    }
+    problems
 }
 
 /// The state before a prune that a guard watches.

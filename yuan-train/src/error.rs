@@ -6,10 +6,10 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::FloatDType;
+use yuan_data::DataError;
+use yuan_files::FileError;
 use yuan_laep::PlanError;
-use yuan_model::{
-    ConfigError, ModelError, files::FileError, hf::CheckpointError, storage::StorageError,
-};
+use yuan_model::{ConfigError, ModelError, hf::CheckpointError, storage::StorageError};
 
 /// Why a run could not start, go on or be resumed.
 #[derive(Debug, thiserror::Error)]
@@ -137,12 +137,16 @@ pub enum TrainError {
         /// What is wrong with it.
         reason: String,
     },
-    /// There is no text, or too little of it, to train on.
-    #[error("{0}")]
-    Corpus(String),
-    /// The tokenizer could not be trained, read or applied.
-    #[error("tokenizer: {0}")]
-    Tokenizer(String),
+    /// The data cannot be read, or there is too little of it.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The run was made by a version that kept its tokens otherwise.
+    #[error(
+        "the run in {} was made by an earlier version, whose order of rows this one does not know: \
+         its checkpoints can start another run (--init)",
+        .0.display()
+    )]
+    EarlierRun(PathBuf),
     /// A checkpoint is incomplete, damaged or of another model.
     #[error("checkpoint {}: {reason}", path.display())]
     Checkpoint {

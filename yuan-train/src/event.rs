@@ -1,5 +1,7 @@
 //! What happens in a run: one [`Event`] a line of its metrics file.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use yuan_laep::{LayerLoad, LayerStability, LayerSummary, LoadStatistics, PrunePlan};
@@ -65,8 +67,11 @@ pub enum Event {
     Validation {
         /// Steps completed.
         step: u64,
-        /// Mean validation loss, in nats per token.
+        /// Mean validation loss, in nats per token; of several data sets, by their shares.
         loss: f64,
+        /// That of every data set, if there are several.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        sets: BTreeMap<String, f64>,
     },
     /// A window of expert loads is complete.
     Load {

@@ -6,18 +6,20 @@
 //! came from above: a third more arithmetic. Burn's own checkpointing replays single operations and
 //! keeps all products, so it would save little here.
 
+use std::collections::HashSet;
+
 use burn::{
-    module::Module,
+    module::{Module, ModuleVisitor, Param, ParamId},
     optim::{GradientsAccumulator, GradientsParams},
     tensor::{Device, FloatDType, Gradients, Tensor},
 };
 use yuan_model::{
     BalanceLosses, Batch, Layered, LossOutput, ModelError, Precision,
     layered::{LayerOutput, through_layers},
-    ops,
+    named, ops,
 };
 
-use crate::TrainError;
+use crate::{Learns, TrainError};
 
 /// How a loss is computed.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -46,6 +48,35 @@ pub(crate) fn of_loss<M: Module>(
     };
     let gradients = GradientsParams::from_grads(objective.mul_scalar(share).backward(), model);
     (LossOutput { loss, balance_loss, ..output }, gradients)
+}
+
+/// The gradients of the parameters that learn; the others' are dropped.
+pub(crate) fn of_learning<M: Module>(
+    model: &M,
+    gradients: GradientsParams,
+    learns: Learns,
+) -> GradientsParams {
+    if learns == Learns::All {
+        return gradients;
+    }
+    let names = named::parameter_names(model).into_iter();
+    let others = names.filter(|name| !learns.includes(&name.path)).map(|name| name.id).collect();
+    let mut drop = DropGradients { gradients, others };
+    model.visit(&mut drop);
+    drop.gradients
+}
+
+struct DropGradients {
+    gradients: GradientsParams,
+    others: HashSet<ParamId>,
+}
+
+impl ModuleVisitor for DropGradients {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if self.others.contains(&param.id) {
+            self.gradients.remove::<D>(param.id);
+        }
+    }
 }
 
 /// Loss of a batch and the gradients of `share` times its objective, by layer if that is asked for.

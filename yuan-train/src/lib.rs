@@ -45,7 +45,9 @@ pub use callback::{
 pub use checkpoint::{Checkpoint, CheckpointState};
 pub use config::{
     TrainConfig,
-    laep::{Guard, LaepConfig, Trigger},
+    laep::{Guard, LaepConfig, Recovery, Trigger},
+    learns::Learns,
+    schedule::Schedule,
 };
 pub use diagnosis::{Problem, problems_of_run};
 pub use error::TrainError;
@@ -63,8 +65,7 @@ pub use run::{
     claim::Claim,
     fresh_model,
     lock::RunLock,
-    new::NewRun,
-    row_streams,
+    new::{NewRun, RunData},
 };
 pub use speed::{SpeedModel, StepWork, measure_device, measure_link, model_shape};
 pub use trainer::{NotFinite, StepOutcome, Trainer};

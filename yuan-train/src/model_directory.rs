@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, FloatDType};
+use yuan_files::{copy_into, create_parent, write_directory};
 use yuan_model::{
     YuanConfig, YuanModel,
-    files::{copy_into, create_parent, write_directory},
     hf::{self, CheckpointError, HfCheckpoint, LoadOptions},
     named,
 };

@@ -5,7 +5,8 @@
 //! - `run.json`, the [`TrainConfig`]; it is written last, so a directory with it can be resumed,
 //! - `config.json`, the model at the start of the run,
 //! - `tokenizer.json` and `tokenizer_config.json`, and what else another model has beside them,
-//! - `train.tokens` and `validation.tokens`,
+//! - `data.json`, the [`DataSets`]: where its tokens are and in which shares they are mixed; those
+//!   of text that was read for this run alone are in `data`,
 //! - `run.lock` while a process writes into it ([`RunLock`]).
 
 use std::{
@@ -15,17 +16,14 @@ use std::{
 };
 
 use burn::tensor::{Device, FloatDType};
-use yuan_model::{
-    DeviceMesh, MeshModel, YuanConfig, YuanModel,
-    files::{copy_into, write_whole},
-    named,
-};
+use yuan_files::{copy_into, write_whole};
+use yuan_model::{DeviceMesh, MeshModel, YuanConfig, YuanModel, named};
 
 use crate::{
     Checkpoint, Event, LanguageModel, MetricsFile, Place, SpeedModel, TrainConfig, TrainError,
     Trainer,
-    data::{RowStream, TokenStreams, Tokenizer},
-    names::{CONFIG, MODEL, OPTIONS, TOKENIZER},
+    data::DataSets,
+    names::{CONFIG, MODEL, OPTIONS},
 };
 
 pub(crate) mod check;
@@ -36,24 +34,24 @@ pub(crate) mod new;
 use check::{check_rows, check_settings, check_use};
 use claim::Claim;
 use lock::RunLock;
-use new::{NewRun, Start};
+use new::{NewRun, PreparedData, Start};
 
 /// For the libraries that read a tokenizer by these files.
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
-const TOKENIZER_CONFIG_JSON: &str =
-    "{\n  \"tokenizer_class\": \"PreTrainedTokenizerFast\",\n  \"eos_token\": \"<eod>\"\n}\n";
 
 /// A run on disk, ready to be trained or gone on with.
 ///
 /// ```
 /// use burn::tensor::Device;
 /// use yuan_model::YuanConfig;
-/// use yuan_train::{LaepConfig, NewRun, Run, TrainConfig, Trigger, data::Document};
+/// use yuan_data::Document;
+/// use yuan_train::{LaepConfig, NewRun, Run, TrainConfig, Trigger};
 ///
-/// // Documents are usually read from files: `data::Corpus::read`.
+/// // Documents are usually read from files: `RunData::Text`, or prepared before:
+/// // `RunData::Prepared`.
 /// let text = "the router sends every token to the experts that it scores highest. ".repeat(20);
 /// let document = |i| Document { name: format!("{i}.txt"), text: text.clone() };
-/// let documents = (0..60).map(document).collect();
+/// let documents: Vec<Document> = (0..60).map(document).collect();
 ///
 /// let config = TrainConfig {
 ///     steps: 2,
@@ -77,8 +75,7 @@ pub struct Run {
     directory: PathBuf,
     config: TrainConfig,
     model: YuanConfig,
-    /// To train on, and to validate with.
-    tokens: [u64; 2],
+    data: DataSets,
     /// Settings that are written when a trainer can go on with them.
     is_changed: bool,
     /// Of a run that this process made or changed; trainers take it themselves.
@@ -99,7 +96,7 @@ impl Run {
     ///
     /// If the directory is taken, a setting does not fit the model, there is too little text, or a
     /// file cannot be written; nothing of the run is then left.
-    pub fn create(directory: &Path, new: NewRun) -> Result<Self, TrainError> {
+    pub fn create(directory: &Path, new: NewRun<'_>) -> Result<Self, TrainError> {
         Self::create_in(Claim::take(directory)?, new)
     }
 
@@ -109,52 +106,52 @@ impl Run {
     /// # Errors
     ///
     /// As [`create`](Self::create).
-    pub fn create_in(claim: Claim, new: NewRun) -> Result<Self, TrainError> {
+    pub fn create_in(claim: Claim, new: NewRun<'_>) -> Result<Self, TrainError> {
         check_settings(&new.config, new.model())?;
-        let tokenizer = new.tokenizer()?;
-        let streams = TokenStreams::new(&new.documents, &tokenizer)?;
-        // Too little text, and a tokenizer of another model, are found out before anything is
-        // written.
-        row_streams(&streams, &new.config)?;
-        let model = new.model_with(&tokenizer, streams.eod)?;
-        let run = Self::write(claim.directory(), new, model, &tokenizer, &streams)?;
+        let run = Self::write(claim.directory(), new)?;
         Ok(Self { lock: claim.done(), ..run })
     }
 
-    fn write(
-        directory: &Path,
-        new: NewRun,
-        model: YuanConfig,
-        tokenizer: &Tokenizer,
-        streams: &TokenStreams,
-    ) -> Result<Self, TrainError> {
-        streams.save(directory)?;
+    fn write(directory: &Path, mut new: NewRun<'_>) -> Result<Self, TrainError> {
+        if let Start::From(from) = &new.start {
+            // The chat template and the tokens that end an answer stay the model's.
+            from.tokenizer_files().iter().try_for_each(|file| copy_into(file, directory))?;
+        }
+        for (name, text) in &new.files {
+            write_whole(&directory.join(name), text.as_bytes())?;
+        }
+        let PreparedData { sets: data, tokenizer, tokenizer_file, eod } = new.prepare(directory)?;
+        let model = new.model_with(&tokenizer, eod)?;
+        // Too little text is found out before a model is written.
+        data.streams(directory, &new.config, eod, model.vocab_size)?;
+        data.save(directory)?;
         match &new.start {
             Start::Fresh(_) => {
-                let text = tokenizer.to_string(true);
-                let text = text.map_err(|error| TrainError::Tokenizer(error.to_string()))?;
-                write_whole(&directory.join(TOKENIZER), text.as_bytes())?;
-                write_whole(&directory.join(TOKENIZER_CONFIG), TOKENIZER_CONFIG_JSON.as_bytes())?;
+                copy_into(&tokenizer_file, directory)?;
+                let config = serde_json::json!({
+                    "tokenizer_class": "PreTrainedTokenizerFast",
+                    "eos_token": tokenizer.id_to_token(eod),
+                });
+                let config = serde_json::to_string_pretty(&config).expect("texts are plain data");
+                write_whole(&directory.join(TOKENIZER_CONFIG), config.as_bytes())?;
             }
             Start::From(from) => {
-                // The chat template and the tokens that end an answer stay the model's.
-                from.tokenizer_files().iter().try_for_each(|file| copy_into(file, directory))?;
                 // Its weights are the run's first checkpoint.
                 let weights = from.load(&yuan_model::host_device(), Some(FloatDType::F32))?;
+                let weights = match new.isolate_documents {
+                    true => weights.with_isolated_documents(),
+                    false => weights,
+                };
                 Checkpoint::save_initial(directory, &weights)?;
             }
         }
         write_whole(&directory.join(MODEL), model.to_json().as_bytes())?;
-        for (name, text) in &new.files {
-            write_whole(&directory.join(name), text.as_bytes())?;
-        }
         let mut config = new.config;
         if let Some(mesh) = &new.speed_on {
             config.laep.speed = Some(SpeedModel::measure(&model, mesh, config.work())?);
         }
-        let tokens = [streams.train.len() as u64, streams.validation.len() as u64];
         let directory = directory.to_path_buf();
-        let run = Self { directory, config, model, tokens, is_changed: false, lock: None };
+        let run = Self { directory, config, model, data, is_changed: false, lock: None };
         // Last, since a directory with this file is a run that can be resumed.
         run.write_config()?;
         Ok(run)
@@ -181,9 +178,12 @@ impl Run {
             .map_err(|error| damaged(format!("not a run's configuration: {error}")))?;
         let model = YuanConfig::load(&directory.join(MODEL))?;
         check_use(&config, &model).map_err(|error| damaged(error.to_string()))?;
-        let tokens = TokenStreams::sizes(directory)?;
+        if directory.join("train.tokens").is_file() && !directory.join(DataSets::FILE).is_file() {
+            return Err(TrainError::EarlierRun(directory.to_path_buf()));
+        }
+        let data = DataSets::load(directory)?;
         let directory = directory.to_path_buf();
-        Ok(Self { directory, config, model, tokens, is_changed: false, lock: None })
+        Ok(Self { directory, config, model, data, is_changed: false, lock: None })
     }
 
     /// Changes settings of a run that is not being trained, from the next trainer on: the number of
@@ -235,7 +235,12 @@ impl Run {
 
     /// Tokens to train on, and to validate with.
     pub fn tokens(&self) -> [u64; 2] {
-        self.tokens
+        self.data.tokens()
+    }
+
+    /// The data sets that it learns.
+    pub fn data(&self) -> &DataSets {
+        &self.data
     }
 
     /// A trainer on one device that computes gradients (`device.autodiff()`): at the latest
@@ -277,8 +282,7 @@ impl Run {
             let path = self.directory.join(MODEL);
             TrainError::Damaged { path, reason: "eod_token_id is missing".into() }
         })?;
-        let tokens = TokenStreams::load(&self.directory, eod, self.model.vocab_size)?;
-        let streams = row_streams(&tokens, &config)?;
+        let streams = self.data.streams(&self.directory, &config, eod, self.model.vocab_size)?;
         let trainer = match Checkpoint::latest(&self.directory)? {
             Some(checkpoint) => {
                 Trainer::resume(config, &self.directory, place, &checkpoint, streams)
@@ -341,28 +345,4 @@ pub fn fresh_model(
     // The seed of the first step (`trainer::step`); another one changes the weights of every run.
     device.seed(seed.wrapping_add(1));
     Ok(named::initialized(YuanModel::new(config, device)?))
-}
-
-/// The rows of both splits, in the order that the seed decides.
-///
-/// # Errors
-///
-/// If there are too few tokens for a row.
-pub fn row_streams(
-    streams: &TokenStreams,
-    config: &TrainConfig,
-) -> Result<[RowStream; 2], TrainError> {
-    let rows = |tokens: &[u32], seed, what: &str| {
-        RowStream::new(tokens.to_vec(), streams.eod, config.seq_len, seed)
-            .map_err(|error| TrainError::Corpus(format!("{what}: {error}")))
-    };
-    Ok([
-        rows(&streams.train, Some(config.seed), "too little text to train on")?,
-        rows(
-            &streams.validation,
-            None,
-            "too little text to validate on: about a twentieth of the text is kept for it, so bring \
-             more",
-        )?,
-    ])
 }

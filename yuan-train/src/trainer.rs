@@ -8,13 +8,14 @@ use std::{
 };
 
 use serde_json::Value;
-use yuan_model::{RefusedCut, Selection, files::remove_leftovers_in};
+use yuan_files::remove_leftovers_in;
+use yuan_model::{RefusedCut, Selection};
 
 use crate::{
-    AdamW, Callback, Checkpoint, CheckpointState, Event, LanguageModel, LossOptions, Place,
+    AdamW, Callback, Checkpoint, CheckpointState, Event, LanguageModel, Learns, LossOptions, Place,
     StepMetrics, TrainConfig, TrainError,
     callback::schedule::{CheckpointEvery, ValidateEvery},
-    data::RowStream,
+    data::{Row, RowStream, Streams, batch_of},
     run::{check, check::CHANGEABLE_SETTINGS, lock::RunLock},
     session::Session,
 };
@@ -60,7 +61,10 @@ pub struct Trainer<M: LanguageModel> {
     place: M::Place,
     session: Session<M>,
     train: RowStream,
-    validation: RowStream,
+    /// Sets that are measured on, by name, with their shares.
+    validation: Vec<(String, f64, RowStream)>,
+    /// What learns in the next step.
+    learns: Learns,
     callbacks: Vec<Box<dyn Callback<M>>>,
     /// States of callbacks that a checkpoint held, until the callbacks are there to take them.
     saved_states: BTreeMap<String, Value>,
@@ -86,12 +90,12 @@ impl<M: LanguageModel> Trainer<M> {
         run_dir: &Path,
         place: &M::Place,
         model: M,
-        streams: [RowStream; 2],
+        streams: impl Into<Streams>,
     ) -> Result<Self, TrainError> {
         config.validate()?;
         let optimizer = AdamW::new(&config.optimizer);
         let session = Session::new(model, optimizer);
-        Self::open(config, run_dir, place, session, streams, CheckpointState::default())
+        Self::open(config, run_dir, place, session, streams.into(), CheckpointState::default())
     }
 
     /// A run that goes on from a checkpoint: model, optimizer, data position and callbacks.
@@ -104,11 +108,12 @@ impl<M: LanguageModel> Trainer<M> {
         run_dir: &Path,
         place: &M::Place,
         checkpoint: &Checkpoint,
-        streams: [RowStream; 2],
+        streams: impl Into<Streams>,
     ) -> Result<Self, TrainError> {
         config.validate()?;
         let (model, optimizer, state) = checkpoint.load::<M>(&config.optimizer, place)?;
-        Self::open(config, run_dir, place, Session::new(model, optimizer), streams, state)
+        let session = Session::new(model, optimizer);
+        Self::open(config, run_dir, place, session, streams.into(), state)
     }
 
     fn open(
@@ -116,7 +121,7 @@ impl<M: LanguageModel> Trainer<M> {
         run_dir: &Path,
         place: &M::Place,
         session: Session<M>,
-        [train, validation]: [RowStream; 2],
+        Streams { train, validation }: Streams,
         state: CheckpointState,
     ) -> Result<Self, TrainError> {
         let dtype = config.precision.dtype();
@@ -138,6 +143,7 @@ impl<M: LanguageModel> Trainer<M> {
             changes: Vec::new(),
             step: 0,
             skipped_in_a_row: 0,
+            learns: config.learns,
             config,
         };
         let earlier = state.settings.clone();
@@ -265,29 +271,57 @@ impl<M: LanguageModel> Trainer<M> {
     pub fn train_step(&mut self) -> Result<StepOutcome, TrainError> {
         let started = Instant::now();
         let (devices, config) = (self.place.devices(), &self.config);
-        let taken = step::take(&mut self.session, &devices, &mut self.train, config, self.step)?;
+        let position = step::Position { step: self.step, learns: self.learns };
+        let taken = step::take(&mut self.session, &devices, &mut self.train, config, position)?;
         let StepOutcome::Taken(metrics) = taken else { return Ok(taken) };
         self.step = metrics.step;
         let seconds = started.elapsed().as_secs_f64();
         Ok(StepOutcome::Taken(StepMetrics { seconds, ..metrics }))
     }
 
-    /// Mean loss over the same rows of the validation stream every time, in nats per token.
+    /// Mean loss over the same rows of the validation sets every time, in nats per learnt token;
+    /// of several sets, the mean by their shares.
     ///
     /// # Errors
     ///
-    /// If the device fails.
+    /// If the device fails, or a file is damaged.
     pub fn validate(&mut self) -> Result<f64, TrainError> {
+        Ok(self.validate_sets()?.loss)
+    }
+
+    /// The same, with the loss of every set if there are several.
+    fn validate_sets(&mut self) -> Result<Validated, TrainError> {
         let model = self.session.model().valid();
         let device = self.place.devices()[0].clone().inner();
-        self.validation.seek(0);
         let options = LossOptions { precision: self.config.precision, ..LossOptions::default() };
-        let mut sum = 0.0;
-        for _ in 0..self.config.validation_batches {
-            let batch = self.validation.next_batch(self.config.batch_size, &device);
-            let loss = model.loss(batch, options)?.loss.try_into_data();
-            sum += step::float(Some(loss.map_err(|error| TrainError::Device(error.to_string()))?));
+        let (mut total, mut shares, mut sets) = (0.0, 0.0, BTreeMap::new());
+        for (name, share, stream) in &mut self.validation {
+            stream.seek(0);
+            // A batch counts by its learnt labels.
+            let (mut sum, mut labels) = (0.0, 0);
+            for _ in 0..self.config.validation_batches {
+                let rows = stream.next_rows(self.config.batch_size)?;
+                let learnt: u64 = rows.iter().map(Row::learnt_labels).sum();
+                let loss = model.loss(batch_of(&rows, &device), options)?.loss.try_into_data();
+                let loss = loss.map_err(|error| TrainError::Device(error.to_string()))?;
+                sum += step::float(Some(loss)) * learnt as f64;
+                labels += learnt;
+            }
+            let loss = sum / labels.max(1) as f64;
+            total += *share * loss;
+            shares += *share;
+            sets.insert(name.clone(), loss);
         }
-        Ok(sum / self.config.validation_batches as f64)
+        if sets.len() < 2 {
+            sets.clear();
+        }
+        Ok(Validated { loss: total / shares, sets })
     }
+}
+
+/// What a validation found.
+struct Validated {
+    loss: f64,
+    /// By name, of several sets.
+    sets: BTreeMap<String, f64>,
 }

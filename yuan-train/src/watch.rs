@@ -145,7 +145,7 @@ mod tests {
         let watch = Watch { servers: Vec::new(), patience: PATIENT };
         assert_eq!(watch.supervise(|_| Ok::<_, TrainError>(7)).unwrap(), 7);
         let error = watch
-            .supervise::<(), TrainError>(|_| Err(TrainError::Corpus("no".into())))
+            .supervise::<(), TrainError>(|_| Err(TrainError::Device("no".into())))
             .unwrap_err();
         assert_eq!(error.to_string(), "no");
         assert_eq!(lost(watch.supervise::<(), TrainError>(|_| panic!("device 3"))), "device 3");

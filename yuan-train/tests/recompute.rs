@@ -26,7 +26,7 @@ fn batch(device: &Device) -> Batch {
         |shift: i64| tensor((0..36).map(|i| (i * i + 3 * i + shift) % VOCAB as i64).collect());
     // A document ends in the middle of each row.
     let position_ids = tensor((0..36).map(|i| (i % 12) % 7).collect());
-    Batch { input_ids: tokens(0), labels: tokens(1), position_ids }
+    Batch::new(tokens(0), tokens(1), position_ids)
 }
 
 /// Gradients of all parameters, in order.

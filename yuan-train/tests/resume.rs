@@ -196,7 +196,7 @@ fn a_prune_that_hurts_is_undone_and_the_run_is_as_if_it_had_never_been() {
     let losses = |events: &[Event]| -> Vec<(u64, f64)> {
         let loss = |event: &Event| match event {
             Event::Step(metrics) => Some((metrics.step, metrics.loss)),
-            Event::Validation { step, loss } if *step == STEPS => Some((*step, *loss)),
+            Event::Validation { step, loss, .. } if *step == STEPS => Some((*step, *loss)),
             _ => None,
         };
         events.iter().filter_map(loss).collect()
@@ -633,10 +633,13 @@ fn the_global_norm_is_clipped_not_each_parameter() {
     let device = Device::flex().autodiff();
     let model = named::initialized(YuanModel::new(&YuanConfig::tiny(VOCAB), &device).unwrap());
     let [mut train, _] = streams();
-    let loss =
-        yuan_train::LanguageModel::loss(&model, train.next_batch(2, &device), Default::default())
-            .unwrap()
-            .loss;
+    let loss = yuan_train::LanguageModel::loss(
+        &model,
+        train.next_batch(2, &device).unwrap(),
+        Default::default(),
+    )
+    .unwrap()
+    .loss;
     let grads = burn::optim::GradientsParams::from_grads(loss.backward(), &model);
     let ours = yuan_train::global_norm_squared(&model, &grads, &named::stored_parameters(&model))
         .unwrap()

@@ -3,15 +3,18 @@
 
 use std::{collections::BTreeSet, path::PathBuf};
 
-use clap::Args;
+use clap::{ArgAction, Args};
 use yuan::{
     laep::{PruneLimits, PrunePlan, StabilityTest},
     model::{BalanceLosses, RouterType, YuanConfig},
     toy,
-    train::{Guard, LaepConfig, Precision, TrainConfig, Trigger},
+    train::{Guard, LaepConfig, Learns, Precision, Recovery, Schedule, TrainConfig, Trigger},
 };
 
-use crate::{limits::LimitOptions, numbers::layers, plan::file};
+use crate::{limits::LimitOptions, numbers::layers, plan::file, text::DataArgument};
+
+/// Peak learning rate of instruction tuning, unless another one is given.
+const TUNING_RATE: f64 = 2e-4;
 
 /// Options of `yuan pretrain`.
 #[derive(Args)]
@@ -21,10 +24,11 @@ use crate::{limits::LimitOptions, numbers::layers, plan::file};
     run keeps its options in options.toml, which --config takes."
 )]
 pub struct Options {
-    /// Text to learn: a file, or a directory of files, each a document in UTF-8 or, as .jsonl, one
-    /// a line ({"text": …}); default: the crates that this program was built from
-    #[arg(long, value_name = "PATH", help_heading = "Data")]
-    pub data: Option<PathBuf>,
+    /// Text to learn: a file, a directory of files, or a data set that `yuan prepare` made; several
+    /// of these are mixed by weight with --data NAME=WEIGHT:DIR; default: the crates that this
+    /// program was built from
+    #[arg(long, value_name = "PATH", help_heading = "Data", action = ArgAction::Append)]
+    pub data: Vec<DataArgument>,
     /// Tokens of a row
     #[arg(long, value_name = "TOKENS", help_heading = "Data")]
     #[arg(default_value_t = toy::train_config().seq_len)]
@@ -71,10 +75,23 @@ pub struct Options {
     #[arg(long, value_name = "MICRO_BATCHES", help_heading = "Optimisation")]
     #[arg(default_value_t = toy::train_config().accumulation)]
     accumulation: usize,
-    /// Peak learning rate; it falls to a tenth of it
+    /// Peak learning rate
     #[arg(long, value_name = "RATE", help_heading = "Optimisation")]
     #[arg(default_value_t = toy::train_config().learning_rate)]
     learning_rate: f64,
+    /// How the learning rate goes on after the warm-up: cosine (to a tenth of the peak), constant,
+    /// or wsd (warm-up, stable, decay: at the peak, then to a tenth of it over the last steps, so
+    /// that the run can be extended from a checkpoint before these)
+    #[arg(long, value_parser = ["cosine", "constant", "wsd"], help_heading = "Optimisation")]
+    #[arg(default_value = "cosine")]
+    schedule: String,
+    /// With --schedule wsd: steps of the decay; default: a tenth of the steps
+    #[arg(long, value_name = "STEPS", help_heading = "Optimisation")]
+    decay_steps: Option<u64>,
+    /// What learns: all, routers, experts or attention
+    #[arg(long = "train", value_name = "PARAMETERS", help_heading = "Optimisation")]
+    #[arg(default_value_t = Learns::All)]
+    learns: Learns,
     /// Decides initial weights and the order of the data
     #[arg(long, value_name = "NUMBER", help_heading = "Optimisation")]
     #[arg(default_value_t = toy::train_config().seed)]
@@ -119,6 +136,9 @@ pub struct Options {
     #[arg(long, value_name = "STEPS", default_value_t = 40, requires = "guard")]
     #[arg(help_heading = "LAEP")]
     guard_steps: u64,
+    /// After a prune, train these parameters alone for so many steps, as routers:100
+    #[arg(long, value_name = "PARAMETERS:STEPS", value_parser = recovery, help_heading = "LAEP")]
+    recover: Option<Recovery>,
     /// Steps whose loads are summed into one window
     #[arg(long, value_name = "STEPS", help_heading = "LAEP")]
     #[arg(default_value_t = toy::train_config().laep.window_steps)]
@@ -169,7 +189,7 @@ pub struct Options {
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub run: Option<PathBuf>,
     /// Go on with a run from its latest checkpoint, by the options it was made with; only --steps,
-    /// --validate-every, --checkpoint-every, --groups, --multiple-of and the devices may be others
+    /// --batch, --accumulation, --validate-every, --checkpoint-every, --groups, --multiple-of and the devices may be others
     #[arg(long, help_heading = "Output")]
     pub resume: bool,
     /// Steps between validations; 0: only at the end
@@ -181,6 +201,15 @@ pub struct Options {
 }
 
 impl Options {
+    /// What is not given is as instruction tuning wants it: a lower rate, and no pruning.
+    pub fn be_tuning(&mut self, given: &BTreeSet<String>) {
+        if !given.contains("learning-rate") {
+            self.learning_rate = TUNING_RATE;
+        }
+        let prunes = ["prune-at", "rounds", "plan", "guard", "recover"];
+        self.no_laep |= !prunes.iter().any(|&name| given.contains(name));
+    }
+
     /// Settings of the loop.
     ///
     /// # Errors
@@ -197,6 +226,14 @@ impl Options {
             learning_rate: self.learning_rate,
             min_learning_rate: self.learning_rate / 10.0,
             warmup_steps: (self.steps / 12).min(2000),
+            schedule: match self.schedule.as_str() {
+                "constant" => Schedule::Constant,
+                "wsd" => Schedule::WarmupStableDecay {
+                    decay_steps: self.decay_steps.unwrap_or((self.steps / 10).max(1)),
+                },
+                _ => Schedule::Cosine,
+            },
+            learns: self.learns,
             seed: self.seed,
             validate_every: present(self.validate_every),
             checkpoint_every: present(self.checkpoint_every),
@@ -239,6 +276,7 @@ impl Options {
             plan: self.plan()?,
             speed: None,
             guard: self.guard.map(|margin| Guard { margin, steps: self.guard_steps }),
+            recovery: self.recover,
         })
     }
 
@@ -261,6 +299,12 @@ impl Options {
         let present = |steps: u64| (steps != 0).then_some(steps);
         if given.contains("steps") {
             config.steps = self.steps;
+        }
+        if given.contains("batch") {
+            config.batch_size = self.batch;
+        }
+        if given.contains("accumulation") {
+            config.accumulation = self.accumulation;
         }
         if given.contains("validate-every") {
             config.validate_every = present(self.validate_every);
@@ -322,4 +366,13 @@ impl Options {
             ..toy
         }
     }
+}
+
+/// `routers:100` as what learns after a prune, and for how many steps.
+fn recovery(text: &str) -> Result<Recovery, String> {
+    let (learns, steps) = text
+        .split_once(':')
+        .ok_or("expected what learns and for how many steps, as routers:100")?;
+    let steps = steps.parse().map_err(|_| format!("`{steps}` is no number of steps"))?;
+    Ok(Recovery { learns: learns.parse()?, steps })
 }

@@ -16,12 +16,11 @@ use super::{
     naming::{Names, Naming},
 };
 use crate::{
-    ConfigError, ModelError, YuanConfig, YuanModel,
-    files::FileError,
-    named,
+    ConfigError, ModelError, YuanConfig, YuanModel, named,
     storage::{StorageError, StoredTensor, float_dtype, mismatches, misshapen, refuse_pointer},
     surgery::check_kept,
 };
+use yuan_files::FileError;
 
 /// Why a checkpoint could not be read or written.
 #[derive(Debug, thiserror::Error)]

@@ -19,11 +19,10 @@ use super::{
     shards::{INDEX, SINGLE},
 };
 use crate::{
-    YuanModel,
-    files::{FileError, copy_into, create_parent, write_directory},
-    named,
+    YuanModel, named,
     storage::{Dtype, OutgoingTensor, TensorBytes, float_dtype, stored_dtype, write_tensors},
 };
+use yuan_files::{FileError, copy_into, create_parent, write_directory};
 
 /// How a checkpoint is written.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -9,10 +9,8 @@ use std::{
 use serde_json::Value;
 
 use super::CheckpointError;
-use crate::{
-    files::FileError,
-    storage::{MappedTensor, StoredTensor, TensorFile, refuse_pointer},
-};
+use crate::storage::{MappedTensor, StoredTensor, TensorFile, refuse_pointer};
+use yuan_files::FileError;
 
 /// Weights that fit into one file.
 pub(super) const SINGLE: &str = "model.safetensors";

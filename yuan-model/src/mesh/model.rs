@@ -5,7 +5,7 @@ use std::{collections::HashMap, ops::Range};
 
 use burn::{
     module::Module,
-    tensor::{Device, FloatDType, Int, Tensor},
+    tensor::{Bool, Device, FloatDType, Int, Tensor},
 };
 
 use super::{
@@ -154,6 +154,7 @@ impl MeshModel {
             return Err(ModelError::Mesh(reason));
         }
         let shares = evenly(rows, devices);
+        let of_mask = batch.mask.as_ref().map(|mask| (mask, mask.count().max(1) as f64));
         let with_gradients = batch.input_ids.device().is_autodiff();
         let shard = |(index, device): (usize, &Device)| {
             let device = match (with_gradients, device.is_autodiff()) {
@@ -167,10 +168,22 @@ impl MeshModel {
                 ops::transfer_int(own, &device)
             };
             let position_ids = part(&batch.position_ids);
+            let own = first..first + shares[index];
+            // The loss is the mean over the learnt labels of all devices.
+            let (share, mask) = match of_mask {
+                None => (shares[index] as f64 / rows as f64, None),
+                Some((mask, count)) => {
+                    let learnt: u64 = mask.learnt_per_row[own.clone()].iter().sum();
+                    (learnt as f64 / count, Some(mask.learnt.clone().slice_dim(0, own.clone())))
+                }
+            };
+            let padding = of_mask.and_then(|(mask, _)| mask.padding.clone());
             Shard {
                 input_ids: part(&batch.input_ids),
                 labels: part(&batch.labels),
-                share: shares[index] as f64 / rows as f64,
+                share,
+                mask: mask.map(|mask| ops::transfer(mask, &device)),
+                padding: padding.map(|padding| part(&padding.int()).equal_elem(1)),
                 documents: self
                     .config
                     .isolate_documents
@@ -221,7 +234,7 @@ impl Layered for MeshModel {
         for device in &routed {
             counts.push(device.to.dispatch.rows_per_expert()?);
         }
-        let load = ExpertLoad::Host(sum_over_devices(&counts));
+        let load = ExpertLoad::Host(sum_over_devices(&counted(&routed, &counts, shards)?));
         let devices: Vec<Device> = shards.iter().map(Shard::device).collect();
         let (returned, rows_per_device) = self.visit_experts(layer, rows, counts, &devices);
 
@@ -251,7 +264,8 @@ impl Layered for MeshModel {
         let mut sum: Option<Tensor<1>> = None;
         for ((replica, x), shard) in self.replicas.iter().zip(x).zip(shards) {
             let hidden = replica.final_norm.forward(x);
-            let loss = masked_mean(replica.token_losses(hidden, shard.labels.clone()), None);
+            let losses = replica.token_losses(hidden, shard.labels.clone());
+            let loss = masked_mean(losses, shard.mask.clone());
             let loss = ops::transfer(loss, &home).mul_scalar(shard.share);
             sum = Some(match sum {
                 Some(sum) => sum + loss,
@@ -327,8 +341,12 @@ impl MeshModel {
 pub struct Shard {
     input_ids: Tensor<2, Int>,
     labels: Tensor<2, Int>,
-    /// The part of the batch's tokens that it has.
+    /// The part of the batch's learnt labels that it has.
     share: f64,
+    /// 1 where a label is learnt, if not everywhere, `[batch share, seq]`.
+    mask: Option<Tensor<2>>,
+    /// True where a token only fills a row up, `[batch share, seq]`.
+    padding: Option<Tensor<2, Bool>>,
     rotary: Rotary,
     documents: Option<DocumentMask>,
 }
@@ -349,7 +367,8 @@ fn balance_loss(
     let mut total: Option<Tensor<1>> = None;
     for (device, shard) in routed.iter().zip(shards) {
         let batch = shard.input_ids.dims()[0];
-        let sums = ops::transfer(balance.sums(&device.to.tokens(batch, None))?, &home);
+        let sums =
+            ops::transfer(balance.sums(&device.to.tokens(batch, shard.padding.as_ref()))?, &home);
         total = Some(match total {
             Some(total) => total + sums,
             None => sums,
@@ -357,6 +376,24 @@ fn balance_loss(
     }
     let [_, experts] = routed[0].to.routing.logits.dims();
     Some(balance.of_sums(total?, experts))
+}
+
+/// The counts of every device without the tokens that only fill rows up.
+fn counted(
+    routed: &[RoutedDevice],
+    counts: &[Vec<usize>],
+    shards: &[Shard],
+) -> Result<Vec<Vec<usize>>, ModelError> {
+    let mut own = counts.to_vec();
+    for ((own, device), shard) in own.iter_mut().zip(routed).zip(shards) {
+        if let Some(padding) = shard.padding.clone() {
+            let tokens = padding.dims().iter().product::<usize>();
+            let counted = padding.reshape([tokens]).bool_not();
+            let load = ExpertLoad::Device(device.to.dispatch.tokens_per_expert_where(counted));
+            *own = load.read()?.into_iter().map(|count| count as usize).collect();
+        }
+    }
+    Ok(own)
 }
 
 /// Tokens of every expert, from `counts[device][expert]`.

@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::file::{TextError, json};
-use crate::files::FileError;
 use generation::Marks;
+use yuan_files::FileError;
 
 mod generation;
 mod to_json;
@@ -69,6 +69,19 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const FUEL: u64 = 500_000;
 
 impl ChatTemplate {
+    /// The text of a template for models that come without one: turns as `User: …` and
+    /// `Assistant: …`, one a line, and behind every answer the token that ends a text.
+    pub fn plain(end: &str) -> String {
+        let end = Value::from(end).to_string();
+        Self::PLAIN.replace("eos_token", &end)
+    }
+
+    const PLAIN: &str = "{% for message in messages %}\
+        {% if message.role == 'user' %}User: {{ message.content }}\nAssistant:\
+        {% elif message.role == 'assistant' %}\
+        {% generation %} {{ message.content }}{{ eos_token }}{% endgeneration %}\
+        {% else %}{{ message.content }}\n{% endif %}{% endfor %}";
+
     /// A template from its text, which is looked at when it is rendered.
     pub fn new(source: impl Into<String>) -> Self {
         Self { source: source.into() }

@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::files::FileError;
+use yuan_files::FileError;
 
 /// Why text could not become tokens, or tokens text.
 #[derive(Debug, thiserror::Error)]

@@ -68,7 +68,7 @@ pub fn loss(history: &History) -> Result<String, ReportError> {
 
 fn validations(events: &[Event]) -> Vec<(f64, f64)> {
     let point = |event: &Event| match event {
-        Event::Validation { step, loss } => Some((*step as f64, *loss)),
+        Event::Validation { step, loss, .. } => Some((*step as f64, *loss)),
         _ => None,
     };
     events.iter().filter_map(point).collect()

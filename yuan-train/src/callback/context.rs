@@ -5,7 +5,7 @@ use std::path::Path;
 use burn::module::Module;
 use yuan_model::{RefusedCut, Selection};
 
-use crate::{AdamW, Event, TrainConfig, TrainError, session::Session};
+use crate::{AdamW, Event, Learns, TrainConfig, TrainError, session::Session};
 
 /// What a callback asks of the loop once all callbacks have seen the step.
 #[derive(Debug, Clone, Copy, Default)]
@@ -29,6 +29,7 @@ pub struct Context<'a, M> {
     pub(crate) session: &'a mut Session<M>,
     pub(crate) requests: &'a mut Requests,
     pub(crate) events: &'a mut Vec<Event>,
+    pub(crate) learns: &'a mut Learns,
     pub(crate) has_snapshot: bool,
 }
 
@@ -78,6 +79,12 @@ impl<M> Context<'_, M> {
     /// Replaces the model's values; its parameters must keep their ids and shapes.
     pub fn update(&mut self, update: impl FnOnce(M) -> M) {
         self.session.update(update);
+    }
+
+    /// Chooses what learns from the next step on. A run that is resumed starts with what its settings
+    /// say, so a callback chooses again in [`on_start`](crate::Callback::on_start).
+    pub fn learn(&mut self, learns: Learns) {
+        *self.learns = learns;
     }
 
     /// Asks for the whole state of the run to be kept aside, before [`Callback::on_step_end`]

@@ -125,7 +125,7 @@ impl<M> Callback<M> for Display {
                     bar.finish();
                 }
             }
-            Event::Validation { step, loss } => {
+            Event::Validation { step, loss, .. } => {
                 self.validation = Some(*loss);
                 self.line(*step, &format!("validation loss {loss:.4}"));
             }

@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::Value;
 
-use yuan_model::files::{FileError, write_whole};
+use yuan_files::{FileError, write_whole};
 
 use crate::{Callback, Context, Event, TrainError};
 

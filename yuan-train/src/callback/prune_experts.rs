@@ -3,11 +3,12 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use yuan_files::write_whole;
 use yuan_laep::{
     ExpertLayout, LayerLoad, LayerPlan, LoadFile, LoadStatistics, LoadTracker, LoadWindow,
     ModelSize, PruneLimits, PrunePlan,
 };
-use yuan_model::{PrunableExperts, files::write_whole, named};
+use yuan_model::{PrunableExperts, named};
 
 use crate::{
     Callback, Context, Event, LaepConfig, StepMetrics, TrainConfig, TrainError, Trigger,
@@ -42,6 +43,9 @@ struct State {
     /// Windows since the experts were last spread over the groups.
     #[serde(default)]
     windows_in_place: u64,
+    /// Step up to which only what recovers from a prune learns.
+    #[serde(default)]
+    recovers_until: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -71,6 +75,7 @@ impl PruneExperts {
             watched: None,
             given_up: false,
             windows_in_place: 0,
+            recovers_until: None,
         };
         Ok(Self { config, state, due: false, rearrangement_due: false, validation: None })
     }
@@ -171,6 +176,8 @@ impl PruneExperts {
         self.state.stable = None;
         self.state.rounds += 1;
         self.state.windows_in_place = 0;
+        self.state.recovers_until =
+            self.config.recovery.map(|recovery| step.saturating_add(recovery.steps));
         if let (Some(guard), Some((_, loss))) = (self.config.guard, self.validation) {
             self.state.watched = Some(Watched {
                 until: step.saturating_add(guard.steps),
@@ -219,6 +226,15 @@ impl PruneExperts {
             bytes_moved,
         });
         Ok(())
+    }
+
+    /// What learns in the next step.
+    fn choose_learning<M>(&mut self, context: &mut Context<'_, M>) {
+        let step = context.step();
+        let until = self.state.recovers_until.filter(|&until| step < until);
+        self.state.recovers_until = until;
+        let recovery = self.config.recovery.filter(|_| until.is_some());
+        context.learn(recovery.map_or(context.config().learns, |recovery| recovery.learns));
     }
 
     /// Ends the watch over a prune when the loss came back, and asks to undo it when the time, or
@@ -287,7 +303,9 @@ impl<M: PrunableExperts> Callback<M> for PruneExperts {
         }
         let current = self.state.tracker.current();
         let mut windows = self.state.tracker.completed().iter().chain([current]);
-        if windows.any(|window| !is_of(window, &experts)) {
+        let is_damaged = windows.any(|window| !is_of(window, &experts));
+        drop(windows);
+        if is_damaged {
             let path = context.run_dir().to_path_buf();
             let reason = "the loads in its latest checkpoint are those of other experts";
             return Err(TrainError::Damaged { path, reason: reason.into() });
@@ -302,6 +320,7 @@ impl<M: PrunableExperts> Callback<M> for PruneExperts {
             }
             Some(_) => {}
         }
+        self.choose_learning(context);
         Ok(())
     }
 
@@ -343,10 +362,12 @@ impl<M: PrunableExperts> Callback<M> for PruneExperts {
         self.watch(context);
         let rearrange = std::mem::take(&mut self.rearrangement_due);
         match std::mem::take(&mut self.due) {
-            true => self.prune(context),
-            false if rearrange => self.rearrange(context),
-            false => Ok(()),
+            true => self.prune(context)?,
+            false if rearrange => self.rearrange(context)?,
+            false => {}
         }
+        self.choose_learning(context);
+        Ok(())
     }
 
     fn on_not_finite(&mut self, context: &mut Context<'_, M>) {
@@ -358,7 +379,7 @@ impl<M: PrunableExperts> Callback<M> for PruneExperts {
     }
 
     fn on_event(&mut self, event: &Event) -> Result<(), TrainError> {
-        if let Event::Validation { step, loss } = event {
+        if let Event::Validation { step, loss, .. } = event {
             self.validation = Some((*step, *loss));
         }
         Ok(())
@@ -371,6 +392,11 @@ impl<M: PrunableExperts> Callback<M> for PruneExperts {
     fn restore(&mut self, state: Value) -> Result<(), TrainError> {
         self.state = serde_json::from_value(state)
             .map_err(|error| TrainError::Callback { name: "prune_experts", cause: error.into() })?;
+        Ok(())
+    }
+
+    fn on_rolled_back(&mut self, context: &mut Context<'_, M>) -> Result<(), TrainError> {
+        self.choose_learning(context);
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Deserializer, Serialize};
 use yuan_laep::{LoadTracker, PruneLimits, PrunePlan, StabilityTest};
 
+use super::learns::Learns;
 use crate::{SpeedModel, TrainError};
 
 /// When to prune.
@@ -26,6 +27,16 @@ pub struct Guard {
     /// The loss may exceed that of right before the prune by this share of it.
     pub margin: f64,
     /// Steps after the prune by which it must have come so far.
+    pub steps: u64,
+}
+
+/// What learns right after a prune: the routers alone for some steps are the cheap recovery, since
+/// what is left to learn is mostly where the tokens of the pruned experts go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recovery {
+    /// The parameters that learn meanwhile.
+    pub learns: Learns,
+    /// Steps after each prune.
     pub steps: u64,
 }
 
@@ -68,6 +79,9 @@ pub struct LaepConfig {
     /// What undoes a prune; without it a prune stays.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guard: Option<Guard>,
+    /// What learns right after a prune; without it everything that learns otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<Recovery>,
 }
 
 impl Default for LaepConfig {
@@ -82,6 +96,7 @@ impl Default for LaepConfig {
             plan: None,
             speed: None,
             guard: None,
+            recovery: None,
         }
     }
 }
@@ -114,6 +129,9 @@ impl LaepConfig {
             if self.rounds() > 1 {
                 return Err(TrainError::PlanOnce);
             }
+        }
+        if self.recovery.is_some_and(|recovery| recovery.steps == 0) {
+            return Err(TrainError::Zero { name: "the recovery's steps" });
         }
         let Some(Guard { margin, steps }) = self.guard else { return Ok(()) };
         if !(margin >= 0.0 && margin.is_finite()) {

@@ -1,50 +1,58 @@
-//! Rows of a token stream in a seeded order that can be taken up anywhere.
+//! Rows in their order, made ahead of the step that takes them, and batches of them.
 
-use burn::tensor::{Device, Tensor, TensorData};
-use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
-use yuan_model::masks::document_position_ids;
+use std::{
+    sync::{
+        Arc,
+        mpsc::{Receiver, Sender, channel},
+    },
+    thread,
+};
 
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use yuan_model::LossMask;
+
+use super::{MemoryRows, Row, RowSource};
 use crate::{Batch, TrainError};
 
-/// Cuts a token stream into rows of `seq_len` inputs and labels and hands them out in batches.
+/// Hands out the rows of a source one after the other.
 ///
-/// Every epoch has its own order, which seed and epoch decide. The position is one number, so a
-/// resumed run sees exactly the rows that the interrupted one would have seen.
-#[derive(Debug, Clone)]
+/// The position is one number, so a resumed run sees exactly the rows that the interrupted one
+/// would have seen. While a step computes, a thread makes the rows of the next one.
+#[derive(Debug)]
 pub struct RowStream {
-    tokens: Vec<u32>,
-    eod: u32,
-    seq_len: usize,
-    seed: Option<u64>,
+    source: Arc<dyn RowSource>,
     consumed: u64,
-    epoch: Option<(u64, Vec<u32>)>,
+    ahead: Option<Ahead>,
+}
+
+/// Rows that a thread makes.
+#[derive(Debug)]
+struct Ahead {
+    ask: Sender<(u64, usize)>,
+    made: Receiver<Result<Vec<Row>, TrainError>>,
+    /// What was asked for last: from where, and how many.
+    asked: Option<(u64, usize)>,
 }
 
 impl RowStream {
-    /// Rows in an order that `seed` decides, or in the order of the stream without one.
+    /// The rows of a source, from the first on.
+    pub fn of(source: Arc<dyn RowSource>) -> Self {
+        Self { source, consumed: 0, ahead: None }
+    }
+
+    /// Rows of `seq_len` inputs and labels of tokens in memory, in an order that `seed` decides, or
+    /// in the order of the tokens without one.
     ///
     /// # Errors
     ///
-    /// If the stream is too short for a single row.
+    /// If there are too few tokens for a single row.
     pub fn new(
         tokens: Vec<u32>,
         eod: u32,
         seq_len: usize,
         seed: Option<u64>,
     ) -> Result<Self, TrainError> {
-        let stream = Self { tokens, eod, seq_len, seed, consumed: 0, epoch: None };
-        if stream.num_rows() == 0 {
-            return Err(TrainError::Corpus(format!(
-                "{} tokens are too few for one row of {seq_len}",
-                stream.tokens.len()
-            )));
-        }
-        Ok(stream)
-    }
-
-    /// Rows of one epoch.
-    pub fn num_rows(&self) -> usize {
-        self.tokens.len().saturating_sub(1) / self.seq_len
+        Ok(Self::of(Arc::new(MemoryRows::new(tokens, eod, seq_len, seed)?)))
     }
 
     /// Rows handed out so far, over all epochs.
@@ -57,89 +65,121 @@ impl RowStream {
         self.consumed = consumed;
     }
 
-    /// The next `batch_size` rows; a new epoch begins where one ends.
-    pub fn next_batch(&mut self, batch_size: usize, device: &Device) -> Batch {
-        let mut columns: [Vec<i64>; 3] = Default::default();
-        for _ in 0..batch_size {
-            let start = self.next_row() * self.seq_len;
-            let row = &self.tokens[start..=start + self.seq_len];
-            let inputs = &row[..self.seq_len];
-            columns[0].extend(inputs.iter().map(|&token| i64::from(token)));
-            columns[1].extend(row[1..].iter().map(|&token| i64::from(token)));
-            columns[2].extend(document_position_ids(inputs, self.eod).into_iter().map(i64::from));
-        }
-        let shape = [batch_size, self.seq_len];
-        let [input_ids, labels, position_ids] =
-            columns.map(|column| Tensor::from_data(TensorData::new(column, shape), device));
-        Batch { input_ids, labels, position_ids }
+    /// The next rows; a new epoch begins where one ends.
+    ///
+    /// # Errors
+    ///
+    /// If a file is damaged.
+    pub fn next_rows(&mut self, count: usize) -> Result<Vec<Row>, TrainError> {
+        let place = self.consumed;
+        let was_asked = |ahead: &mut Ahead| {
+            let made = ahead.asked.take().map(|asked| (asked, ahead.made.recv().ok()));
+            made.filter(|(asked, _)| *asked == (place, count)).and_then(|(_, rows)| rows)
+        };
+        let rows = match self.ahead.as_mut().and_then(was_asked) {
+            Some(rows) => rows?,
+            None => rows_of(&*self.source, place, count)?,
+        };
+        self.consumed += count as u64;
+        let ahead = self.ahead.get_or_insert_with(|| Ahead::of(Arc::clone(&self.source)));
+        // Without the thread, rows are made when they are wanted.
+        let next = (self.consumed, count);
+        ahead.asked = ahead.ask.send(next).is_ok().then_some(next);
+        Ok(rows)
     }
 
-    fn next_row(&mut self) -> usize {
-        let rows = self.num_rows() as u64;
-        let (epoch, index) = (self.consumed / rows, (self.consumed % rows) as usize);
-        self.consumed += 1;
-        let Some(seed) = self.seed else { return index };
-        if self.epoch.as_ref().is_none_or(|(current, _)| *current != epoch) {
-            let mut order: Vec<u32> = (0..rows as u32).collect();
-            // Distinct streams for distinct (seed, epoch) pairs; StdRng spreads close seeds apart.
-            order.shuffle(&mut StdRng::seed_from_u64(
-                seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ epoch,
-            ));
-            self.epoch = Some((epoch, order));
-        }
-        self.epoch.as_ref().map_or(index, |(_, order)| order[index] as usize)
+    /// The next rows as a batch on a device.
+    ///
+    /// # Errors
+    ///
+    /// If a file is damaged.
+    pub fn next_batch(&mut self, batch_size: usize, device: &Device) -> Result<Batch, TrainError> {
+        Ok(batch_of(&self.next_rows(batch_size)?, device))
     }
+}
+
+impl Ahead {
+    fn of(source: Arc<dyn RowSource>) -> Self {
+        let (ask, asked) = channel::<(u64, usize)>();
+        let (give, made) = channel();
+        // It ends when the stream is dropped.
+        thread::spawn(move || {
+            while let Ok((place, count)) = asked.recv() {
+                if give.send(rows_of(&*source, place, count)).is_err() {
+                    break;
+                }
+            }
+        });
+        Self { ask, made, asked: None }
+    }
+}
+
+fn rows_of(source: &dyn RowSource, place: u64, count: usize) -> Result<Vec<Row>, TrainError> {
+    (place..place + count as u64).map(|place| source.row(place)).collect()
+}
+
+/// Rows, all of one length, as a batch on a device.
+pub fn batch_of(rows: &[Row], device: &Device) -> Batch {
+    let shape = [rows.len(), rows.first().map_or(0, |row| row.input_ids.len())];
+    let tensor = |column: fn(&Row) -> &Vec<u32>| -> Tensor<2, Int> {
+        let tokens = rows.iter().flat_map(|row| column(row).iter().map(|&token| i64::from(token)));
+        Tensor::from_data(TensorData::new(tokens.collect::<Vec<_>>(), shape), device)
+    };
+    let batch = Batch::new(
+        tensor(|row| &row.input_ids),
+        tensor(|row| &row.labels),
+        tensor(|row| &row.position_ids),
+    );
+    if rows.iter().all(|row| row.learnt.is_none()) {
+        return batch;
+    }
+    let all = |row: &Row| vec![true; row.labels.len()];
+    let learnt: Vec<Vec<bool>> =
+        rows.iter().map(|row| row.learnt.clone().unwrap_or_else(|| all(row))).collect();
+    let fills = |row: &Row| (0..row.labels.len()).map(|at| at >= row.padding_from).collect();
+    let padding: Vec<Vec<bool>> = rows.iter().map(fills).collect();
+    batch.with_mask(LossMask::new(&learnt, &padding, device))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn stream(seed: Option<u64>) -> RowStream {
-        RowStream::new((0..42).collect(), 9, 4, seed).unwrap()
+    fn stream() -> RowStream {
+        RowStream::new((0..42).collect(), 9, 4, Some(3)).unwrap()
     }
 
-    fn first_tokens(stream: &mut RowStream, rows: usize) -> Vec<usize> {
-        (0..rows).map(|_| stream.next_row()).collect()
-    }
-
-    #[test]
-    fn every_epoch_visits_every_row_once_in_another_order() {
-        let mut stream = stream(Some(7));
-        assert_eq!(stream.num_rows(), 10);
-        let epochs = [first_tokens(&mut stream, 10), first_tokens(&mut stream, 10)];
-        assert_ne!(epochs[0], epochs[1]);
-        for mut epoch in epochs {
-            epoch.sort_unstable();
-            assert_eq!(epoch, (0..10).collect::<Vec<_>>());
-        }
+    fn rows(stream: &mut RowStream, counts: &[usize]) -> Vec<Row> {
+        counts.iter().flat_map(|&count| stream.next_rows(count).unwrap()).collect()
     }
 
     #[test]
     fn a_stream_taken_up_later_goes_on_as_the_uninterrupted_one() {
-        let mut whole = stream(Some(3));
-        let rows = first_tokens(&mut whole, 37);
+        let whole = rows(&mut stream(), &[37]);
         for stop in [0, 1, 9, 10, 11, 25] {
-            let mut resumed = stream(Some(3));
+            let mut resumed = stream();
             resumed.seek(stop as u64);
-            assert_eq!(first_tokens(&mut resumed, 37 - stop), rows[stop..]);
+            assert_eq!(rows(&mut resumed, &[37 - stop]), whole[stop..]);
         }
+        // In batches of any size, with a jump back that the thread ahead does not know of.
+        let mut stream = stream();
+        assert_eq!(rows(&mut stream, &[3, 3, 3, 1, 7]), whole[..17]);
+        stream.seek(4);
+        assert_eq!(rows(&mut stream, &[7, 7, 2]), whole[4..20]);
     }
 
     #[test]
-    fn labels_follow_inputs_and_positions_restart_after_a_document() {
-        let batch = stream(None).next_batch(3, &Device::default());
-        let read = |tensor: Tensor<2, burn::tensor::Int>| -> Vec<i64> {
-            tensor.into_data().iter::<i64>().collect()
-        };
-        assert_eq!(read(batch.input_ids), (0..12).collect::<Vec<_>>());
-        assert_eq!(read(batch.labels), (1..13).collect::<Vec<_>>());
-        assert_eq!(read(batch.position_ids), [0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 0, 1]);
-    }
-
-    #[test]
-    fn too_few_tokens_are_refused() {
-        let error = RowStream::new(vec![1, 2, 3], 0, 3, None).unwrap_err();
-        assert_eq!(error.to_string(), "3 tokens are too few for one row of 3");
+    fn a_mask_counts_what_is_learnt_and_what_fills_up() {
+        let mut rows = rows(&mut stream(), &[2]);
+        let batch = batch_of(&rows, &Device::default());
+        assert!(batch.mask.is_none());
+        rows[1].learnt = Some(vec![false, true, true, false]);
+        rows[1].padding_from = 3;
+        let mask = batch_of(&rows, &Device::default()).mask.unwrap();
+        assert_eq!(mask.learnt_per_row, [4, 2]);
+        let learnt: Vec<f32> = mask.learnt.into_data().iter::<f32>().collect();
+        assert_eq!(learnt, [1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0]);
+        let padding: Vec<bool> = mask.padding.unwrap().into_data().iter::<bool>().collect();
+        assert_eq!(padding, [false, false, false, false, false, false, false, true]);
     }
 }

@@ -128,8 +128,15 @@ pub fn check_rows(config: &TrainConfig, mesh: &DeviceMesh) -> Result<(), TrainEr
 }
 
 /// Settings, by their names in `run.json`, that a run may go on with otherwise than it began.
-pub const CHANGEABLE_SETTINGS: [&str; 5] =
-    ["steps", "validate_every", "checkpoint_every", "laep.groups", "laep.limits.multiple_of"];
+pub const CHANGEABLE_SETTINGS: [&str; 7] = [
+    "steps",
+    "batch_size",
+    "accumulation",
+    "validate_every",
+    "checkpoint_every",
+    "laep.groups",
+    "laep.limits.multiple_of",
+];
 
 /// The value of a setting, `laep.groups`, if it has one.
 pub(crate) fn value_of<'a>(settings: &'a Value, name: &str) -> Option<&'a Value> {

@@ -7,13 +7,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use yuan_model::files::is_unfinished;
+use yuan_files::is_unfinished;
 
 use super::lock::RunLock;
 use crate::{
     TrainError,
-    checksums::Checksums,
-    data::TokenStreams,
+    data::DataSets,
     names::{CONFIG, MODEL, OPTIONS, TOKENIZER_FILES},
 };
 
@@ -153,11 +152,8 @@ pub(super) fn check_free(directory: &Path) -> Result<(), TrainError> {
 /// Whether a preparation writes a file of this name, which holds the lock of the directory.
 fn is_prepared(name: &OsStr) -> bool {
     let name = name.to_string_lossy();
-    let names = TOKENIZER_FILES.iter().chain(&TokenStreams::FILES).chain(&[
-        MODEL,
-        OPTIONS,
-        Checksums::FILE,
-    ]);
+    let names =
+        TOKENIZER_FILES.iter().chain(&[MODEL, OPTIONS, DataSets::FILE, DataSets::DIRECTORY]);
     let mut names = names.chain(&[RunLock::FILE, FIRST_CHECKPOINT]);
     // The settings themselves make it a run.
     if is_unfinished(&name, CONFIG) {
@@ -188,7 +184,7 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let run = temp.path().join("run");
         let claim = Claim::take(&run).unwrap();
-        fs::write(run.join("train.tokens"), b"1234").unwrap();
+        fs::write(run.join("data.json"), b"{}").unwrap();
         drop(claim);
         assert!(!run.exists(), "it was not there before");
 
@@ -209,12 +205,9 @@ mod tests {
     #[test]
     fn what_a_killed_preparation_left_can_be_taken() {
         let temp = tempfile::tempdir().unwrap();
-        for name in [
-            RunLock::FILE,
-            "train.tokens",
-            "config.json.77-0.unfinished",
-            "run.json.77-9.unfinished",
-        ] {
+        for name in
+            [RunLock::FILE, "data.json", "config.json.77-0.unfinished", "run.json.77-9.unfinished"]
+        {
             fs::write(temp.path().join(name), b"left").unwrap();
         }
         fs::create_dir(temp.path().join("checkpoint-00000000.77-1.unfinished")).unwrap();

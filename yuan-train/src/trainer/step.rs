@@ -8,8 +8,9 @@ use yuan_laep::LayerLoad;
 use yuan_model::{DeviceRows, ExpertLoad, LossOutput};
 
 use crate::{
-    LanguageModel, LossOptions, StepMetrics, TrainConfig, TrainError,
-    data::RowStream,
+    LanguageModel, Learns, LossOptions, StepMetrics, TrainConfig, TrainError,
+    data::{Row, RowStream, batch_of},
+    gradients,
     optim::{clip_factor, global_norm_squared},
     reduce::reduce_gradients,
     session::Session,
@@ -33,13 +34,24 @@ pub struct NotFinite {
     pub value: f64,
 }
 
-/// Takes the step after `step` completed ones with the next rows of `rows`.
+/// Which step is taken, and what learns in it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Position {
+    /// Completed steps.
+    pub step: u64,
+    pub learns: Learns,
+}
+
+/// Takes the step after some completed ones with the next rows of `rows`.
+///
+/// Its loss is the mean over all learnt labels of the step: a micro-batch weighs as many as it has,
+/// so that it makes no difference how the rows are cut into micro-batches.
 pub(super) fn take<M: LanguageModel>(
     session: &mut Session<M>,
     devices: &[Device],
     rows: &mut RowStream,
     config: &TrainConfig,
-    step: u64,
+    Position { step, learns }: Position,
 ) -> Result<StepOutcome, TrainError> {
     // Dropout draws from the device: a seed per step makes a resumed run draw alike.
     let seed = config.seed.wrapping_add(step + 1);
@@ -47,11 +59,14 @@ pub(super) fn take<M: LanguageModel>(
         device.seed(seed.wrapping_add((index as u64).wrapping_mul(OTHER_DEVICE)));
     }
     let model = session.model();
-    let share = 1.0 / config.accumulation as f64;
+    let rows = rows.next_rows(config.batch_size * config.accumulation)?;
+    let learnt = |rows: &[Row]| rows.iter().map(Row::learnt_labels).sum::<u64>() as f64;
+    let learnt_in_step = learnt(&rows).max(1.0);
     let mut accumulator = GradientsAccumulator::<M>::new();
     let mut sums: Option<StepSums> = None;
-    for micro_batch in 0..config.accumulation {
-        let batch = rows.next_batch(config.batch_size, &devices[0]);
+    for (micro_batch, rows) in rows.chunks(config.batch_size).enumerate() {
+        let share = learnt(rows) / learnt_in_step;
+        let batch = batch_of(rows, &devices[0]);
         let recompute_seed = seed.wrapping_add(micro_batch as u64) ^ RECOMPUTED;
         let options = LossOptions {
             balance: config.balance,
@@ -69,6 +84,7 @@ pub(super) fn take<M: LanguageModel>(
     let sums = sums.expect("`TrainConfig::validate` wants at least one micro-batch");
     let stored = model.stored_parameters();
     let gradients = reduce_gradients(model, accumulator.grads(), &stored);
+    let gradients = gradients::of_learning(model, gradients, learns);
     let norm_squared = global_norm_squared(model, &gradients, &stored);
     let numbers = sums.read(norm_squared)?;
     if let Some(not_finite) = numbers.not_finite() {

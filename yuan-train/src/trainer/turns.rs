@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{NotFinite, StepOutcome, Trainer};
+use super::{NotFinite, StepOutcome, Trainer, Validated};
 use crate::{
     AdamW, Callback, Checkpoint, CheckpointState, Context, Event, LanguageModel, TrainError,
     callback::context::Requests, session::Session,
@@ -56,7 +56,7 @@ impl<M: LanguageModel> Trainer<M> {
         self.call(&mut requests, |callback, context| callback.on_step(context, &metrics))?;
         let is_last = self.step == self.config.steps;
         if requests.validate || requests.stop || is_last {
-            let loss = self.validate()?;
+            let Validated { loss, sets } = self.validate_sets()?;
             if !loss.is_finite() {
                 let (step, what) = (self.step, "validation loss");
                 return match self.go_back()? {
@@ -64,7 +64,7 @@ impl<M: LanguageModel> Trainer<M> {
                     false => Err(TrainError::NotFinite { step, what, value: loss }),
                 };
             }
-            self.tell(&Event::Validation { step: self.step, loss })?;
+            self.tell(&Event::Validation { step: self.step, loss, sets })?;
         }
         if requests.snapshot {
             let (model, optimizer) = (self.session.model(), self.session.optimizer());
@@ -78,12 +78,12 @@ impl<M: LanguageModel> Trainer<M> {
         let last = is_last || requests.stop;
         if last && requests.cut {
             // The model that is delivered is not the one that was validated.
-            let loss = self.validate()?;
+            let Validated { loss, sets } = self.validate_sets()?;
             if !loss.is_finite() {
                 let (step, what) = (self.step, "validation loss after the prune");
                 return Err(TrainError::NotFinite { step, what, value: loss });
             }
-            self.tell(&Event::Validation { step: self.step, loss })?;
+            self.tell(&Event::Validation { step: self.step, loss, sets })?;
         }
         let last = last || requests.pause;
         if requests.checkpoint || last {
@@ -163,9 +163,12 @@ impl<M: LanguageModel> Trainer<M> {
         let left = self.step;
         self.session = Session::new(model, optimizer);
         let mut states = self.take_up(state);
+        self.learns = self.config.learns;
         for callback in &mut self.callbacks {
             callback.roll_back(states.remove(callback.name()))?;
         }
+        let mut requests = Requests::default();
+        self.call(&mut requests, |callback, context| callback.on_rolled_back(context))?;
         self.tell(&Event::RollBack { step: left, to_step: self.step })?;
         self.save_checkpoint()?;
         Checkpoint::remove_after(&self.run_dir, self.step)?;
@@ -189,6 +192,7 @@ impl<M: LanguageModel> Trainer<M> {
                 session: &mut self.session,
                 requests,
                 events: &mut events,
+                learns: &mut self.learns,
                 has_snapshot,
             };
             hook(callback.as_mut(), &mut context)?;

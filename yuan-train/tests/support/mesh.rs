@@ -71,12 +71,15 @@ pub fn train_config() -> TrainConfig {
     }
 }
 
+/// Tokens to train on.
+pub const TOKENS: usize = 2000;
+
 pub fn streams(seq_len: usize) -> [RowStream; 2] {
     let token = |i: u32| (i * i / 3 + i * 5) % VOCAB as u32;
     let rows = |range: std::ops::Range<u32>, seed| {
         RowStream::new(range.map(token).collect(), 0, seq_len, seed).unwrap()
     };
-    [rows(0..2000, Some(3)), rows(2000..2600, None)]
+    [rows(0..TOKENS as u32, Some(3)), rows(2000..2600, None)]
 }
 
 /// The same initial weights wherever they go. They are not drawn by Burn, which has one random
@@ -145,7 +148,7 @@ pub fn story(run_dir: &Path) -> Story {
                 );
                 numbers.extend(metrics.balance_loss.map(|x| (metrics.step, "balance", x)));
             }
-            Event::Validation { step, loss } => numbers.push((*step, "validation", *loss)),
+            Event::Validation { step, loss, .. } => numbers.push((*step, "validation", *loss)),
             Event::Prune { step, experts_after, .. } => loads.push((*step, experts_after.clone())),
             Event::Rearrange { step, groups_after, .. } => {
                 numbers.extend(groups_after.iter().map(|&x| (*step, "groups", x)));
@@ -186,7 +189,7 @@ pub struct Gradients {
 pub fn gradients<M: LanguageModel>(model: &M, home: &Device, options: LossOptions) -> Gradients {
     let [mut rows, _] = streams(16);
     let (output, gradients) =
-        model.loss_and_gradients(rows.next_batch(4, home), options, 1.0).unwrap();
+        model.loss_and_gradients(rows.next_batch(4, home).unwrap(), options, 1.0).unwrap();
     let stored = model.stored_parameters();
     let gradients = reduce_gradients(model, gradients, &stored);
     let rows = output.rows_per_device.iter().map(DeviceRows::rows_per_device);

@@ -14,6 +14,10 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+mod checksum;
+
+pub use checksum::{Checksum, Summing};
+
 /// A file or directory that could not be read or written.
 ///
 /// The sentence holds its cause, which is therefore no `source`: a report of the chain would say it

@@ -9,7 +9,7 @@ use std::{
 use crc32fast::Hasher;
 use serde::{Deserialize, Serialize};
 
-use crate::files::FileError;
+use crate::FileError;
 
 /// Size and CRC-32 of a file, which tell a file that was damaged or exchanged from the one that was
 /// written; they are no protection from somebody who means to deceive.
@@ -50,19 +50,27 @@ impl Checksum {
 }
 
 /// Sums up what is written through it.
-pub(super) struct Summing<W> {
+#[derive(Debug)]
+pub struct Summing<W> {
     to: W,
     hasher: Hasher,
     bytes: u64,
 }
 
 impl<W: Write> Summing<W> {
-    pub(super) fn new(to: W) -> Self {
+    /// Writes on to `to`.
+    pub fn new(to: W) -> Self {
         Self { to, hasher: Hasher::new(), bytes: 0 }
     }
 
-    pub(super) fn checksum(self) -> Checksum {
-        Checksum { bytes: self.bytes, crc32: self.hasher.finalize() }
+    /// The checksum of everything that was written so far.
+    pub fn checksum(self) -> Checksum {
+        self.finish().0
+    }
+
+    /// The same, and what was written to.
+    pub fn finish(self) -> (Checksum, W) {
+        (Checksum { bytes: self.bytes, crc32: self.hasher.finalize() }, self.to)
     }
 }
 

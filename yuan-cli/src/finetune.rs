@@ -1,0 +1,117 @@
+//! `yuan finetune`: instruction tuning on conversations.
+
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use toml::Table;
+use yuan::{
+    data::tokenizer::END_OF_DOCUMENT,
+    model::text::{ChatTemplate, Tokenizer},
+    train::{ModelDirectory, NewRun, data::ChatFiles},
+};
+
+use crate::{
+    console::{Console, WrongOption},
+    pretrain,
+};
+
+/// Options of `yuan finetune`, beside those of `yuan pretrain`.
+#[derive(Args)]
+#[command(
+    after_help = "A line of FILE.jsonl is {\"messages\": [{\"role\": \"user\", \"content\": …}, …]} or \
+    {\"prompt\": …, \"response\": …}; the loss covers what the assistant says and what ends it. \
+    Nothing is pruned unless --prune-at, --rounds, --plan or --guard ask for it. A run that was \
+    interrupted goes on with yuan pretrain --resume --run DIR."
+)]
+pub struct Options {
+    /// Model to tune: a run, or a directory in Hugging Face's layout
+    #[arg(value_name = "FROM")]
+    from: PathBuf,
+    /// Chat template to use in place of the model's: a Jinja file
+    #[arg(long, value_name = "FILE", help_heading = "Data")]
+    template: Option<PathBuf>,
+    /// Share of the conversations that is kept to validate with
+    #[arg(long, value_name = "SHARE", default_value_t = 0.05, help_heading = "Data")]
+    validation: f64,
+    /// Find answers by Yuan's own rule: they begin behind this token and end with the end of the
+    /// document, whatever the template marks
+    #[arg(long, value_name = "TOKEN", help_heading = "Data")]
+    separator: Option<String>,
+    /// Keep attention inside a conversation; others in its row are not seen
+    #[arg(long, help_heading = "Data")]
+    isolate: bool,
+    #[command(flatten)]
+    training: pretrain::Options,
+}
+
+/// Options of `yuan pretrain` that decide what the model is, which it is already.
+pub const OF_FRESH_MODELS: [&str; 8] =
+    ["init", "vocab", "layers", "hidden", "experts", "router", "no_lfa", "resume"];
+
+pub fn run(options: Options, console: &Console, given: pretrain::Given) -> anyhow::Result<()> {
+    let Options { from, template, validation, separator, isolate, mut training } = options;
+    if training.data.is_empty() {
+        return Err(anyhow::anyhow!("name the conversations with --data FILE.jsonl"))
+            .wrong_option();
+    }
+    let files: Vec<PathBuf> = training.data.iter().map(|data| data.path().to_path_buf()).collect();
+    for (file, data) in files.iter().zip(&training.data) {
+        if data.weight() != 1.0 {
+            let file = file.display();
+            return Err(anyhow::anyhow!("{file}: conversations are not mixed by weight"))
+                .wrong_option();
+        }
+        if !file.is_file() {
+            bail!("cannot read {}: it is no file of conversations (.jsonl)", file.display());
+        }
+    }
+    training.be_tuning(&given.names);
+    let model = ModelDirectory::open(&from)?;
+    let template = match template {
+        Some(path) => {
+            let text = fs::read_to_string(&path);
+            Some(text.with_context(|| format!("cannot read {}", path.display()))?)
+        }
+        None => {
+            let tokenizer = Tokenizer::load(&model.tokenizer_directory())?;
+            let is_plain = tokenizer.chat_template().is_none();
+            if is_plain {
+                console.note(
+                    "The model has no chat template: turns are written as User: … and \
+                              Assistant: …, one a line.",
+                );
+            }
+            let eod = model.config().tokens.eod.and_then(|eod| tokenizer.token(eod));
+            let end = eod.unwrap_or_else(|| END_OF_DOCUMENT.to_owned());
+            is_plain.then(|| ChatTemplate::plain(&end))
+        }
+    };
+    let chat = ChatFiles { files, validation, separator };
+    let tuning = pretrain::Tuning { model, chat, template, isolate };
+    let file = options_file(&given.file, &from)?;
+    pretrain::run_tuning(&training, console, pretrain::Given { file, ..given }, tuning)
+}
+
+/// The options as `yuan pretrain` knows them, with which such a run is gone on with.
+fn options_file(given: &str, from: &std::path::Path) -> anyhow::Result<String> {
+    let mut table: Table = given.parse()?;
+    for name in ["template", "validation", "separator", "isolate", "from"] {
+        table.remove(name);
+    }
+    let from = std::path::absolute(from)?;
+    table.insert("init".into(), from.to_string_lossy().into_owned().into());
+    Ok(table.to_string())
+}
+
+impl pretrain::Tuning {
+    /// The run that these make.
+    pub fn new_run<'a>(self, config: yuan::train::TrainConfig) -> NewRun<'a> {
+        let run = NewRun::from_model(config, self.model, self.chat);
+        let run = if self.isolate { run.with_isolated_documents() } else { run };
+        match self.template {
+            Some(template) => run.with_chat_template(template),
+            None => run,
+        }
+    }
+}

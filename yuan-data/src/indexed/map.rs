@@ -1,0 +1,34 @@
+//! The one place where memory is mapped.
+
+use std::{fs::File, path::Path};
+
+use memmap2::{Mmap, MmapOptions};
+
+use crate::DataError;
+
+/// A whole file, of which the system reads what is looked at.
+#[derive(Debug)]
+pub(super) struct MappedFile(Option<Mmap>);
+
+impl MappedFile {
+    pub fn open(path: &Path) -> Result<Self, DataError> {
+        let file = File::open(path).map_err(DataError::io("read", path))?;
+        let length = file.metadata().map_err(DataError::io("read", path))?.len();
+        if length == 0 {
+            return Ok(Self(None)); // nothing cannot be mapped
+        }
+        Ok(Self(Some(map(&file).map_err(DataError::io("read", path))?)))
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        self.0.as_deref().unwrap_or(&[])
+    }
+}
+
+#[expect(unsafe_code, reason = "memory maps have no safe form; see below")]
+fn map(file: &File) -> std::io::Result<Mmap> {
+    // SAFETY: the map is read-only, and of a file that nobody is supposed to change while it is
+    // read: this library gives a token file its name when it is complete and never writes into it
+    // again. A program that truncates it meanwhile ends us with a bus error, as it ends Megatron.
+    unsafe { MmapOptions::new().map(file) }
+}
