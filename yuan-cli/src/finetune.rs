@@ -18,6 +18,7 @@ use crate::{
 
 /// Options of `yuan finetune`, beside those of `yuan pretrain`.
 #[derive(Args)]
+#[group(skip)] // another struct of this name is flattened into it
 #[command(
     after_help = "A line of FILE.jsonl is {\"messages\": [{\"role\": \"user\", \"content\": …}, …]} or \
     {\"prompt\": …, \"response\": …}; the loss covers what the assistant says and what ends it. \

@@ -92,7 +92,7 @@ fn what_may_not_change_is_refused_by_name() {
     let Copy { run, directory: _kept } = unfinished();
     for (option, reason) in [
         ("--learning-rate 1e-4", "--learning-rate 1e-4: the run in "),
-        ("--batch 4", "was made with 2"),
+        ("--seq 64", "was made with 32"),
         ("--no-laep", "--no-laep: the run in "),
         ("--seed 1", "was made with 0"),
         ("--guard 0.1", "was made without"),
@@ -105,7 +105,7 @@ fn what_may_not_change_is_refused_by_name() {
     }
     assert_eq!(Checkpoint::latest(&run).unwrap().unwrap().step, 21, "nothing was trained");
     fs::remove_file(run.join("options.toml")).unwrap();
-    let error = fail(&mut resume(&run, "--batch 2"));
+    let error = fail(&mut resume(&run, "--seq 32"));
     assert!(error.contains("goes on by its own settings"), "{error}");
     succeed(&mut resume(&run, ""));
 }
@@ -274,7 +274,9 @@ fn tokens_that_are_not_those_of_the_run_are_refused() {
         ("train.bin: it is damaged: its checksum", &|run| flip(&train(run), 0)),
         ("it is not the data set `text` that the run was made with", &|run| {
             let text = fs::read_to_string(run.join("data.json")).unwrap();
-            fs::write(run.join("data.json"), text.replace("\"crc32\": ", "\"crc32\": 1")).unwrap();
+            let mut data: serde_json::Value = serde_json::from_str(&text).unwrap();
+            data["sets"][0]["checksum"]["crc32"] = 7.into();
+            fs::write(run.join("data.json"), data.to_string()).unwrap();
         }),
     ];
     for (reason, damage) in damages {

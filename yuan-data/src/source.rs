@@ -148,7 +148,7 @@ impl Sources {
             let paths: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
             return Err(DataError::NoText(match paths.is_empty() {
                 true => "there is no path to read text from".into(),
-                false => format!("{} holds no files", paths.join(", ")),
+                false => format!("{} holds no text: there is no file", paths.join(", ")),
             }));
         }
         Ok(Self { files, unreadable, field: field.to_owned() })

@@ -167,7 +167,7 @@ fn what_cannot_go_on_is_refused_in_a_sentence() {
         prepare(out, options, &NoProgress).unwrap_err().to_string()
     };
     let shown = sources.display();
-    assert_eq!(failed(&options, &out), format!("{shown} holds no files"));
+    assert_eq!(failed(&options, &out), format!("{shown} holds no text: there is no file"));
     assert!(!out.exists());
     write_sources(&sources);
     let stopped = prepare(&out, &options, &Stopping(AtomicU32::new(0), 1));

@@ -147,7 +147,7 @@ mod tests {
         let error = watch
             .supervise::<(), TrainError>(|_| Err(TrainError::Device("no".into())))
             .unwrap_err();
-        assert_eq!(error.to_string(), "no");
+        assert_eq!(error.to_string(), "the device failed: no");
         assert_eq!(lost(watch.supervise::<(), TrainError>(|_| panic!("device 3"))), "device 3");
     }
 
