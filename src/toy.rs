@@ -67,7 +67,7 @@ pub fn conversations(count: usize) -> [Questions; 2] {
         let facts = [0, 1, 2].map(|i| {
             [(name + i * step) % NAMES.len(), (thing + i * (1 + step % 3)) % THINGS.len()]
         });
-        let is_held_out = |fact: &[usize; 2]| (3 * fact[0] + fact[1]) % 8 == 0;
+        let is_held_out = |fact: &[usize; 2]| (3 * fact[0] + fact[1]).is_multiple_of(8);
         let held_out = facts.iter().filter(|fact| is_held_out(fact)).count();
         let asked = facts[draw(3)];
         let told =

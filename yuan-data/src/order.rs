@@ -64,7 +64,7 @@ impl Permutation {
     }
 }
 
-/// The finalizer of SplitMix64: every bit of the input changes half of the output's.
+/// The finalizer of `SplitMix64`: every bit of the input changes half of the output's.
 pub(crate) fn mix(mut value: u64) -> u64 {
     value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

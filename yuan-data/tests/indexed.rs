@@ -81,7 +81,7 @@ fn files_of_megatron_are_read_and_written_byte_for_byte() {
     }
 }
 
-/// Runs where `YUAN_MEGATRON` names a Python with NumPy and megatron-core, as in CI.
+/// Runs where `YUAN_MEGATRON` names a Python with `numpy` and megatron-core, as in CI.
 #[test]
 fn megatron_reads_what_is_written() {
     let Some(python) = std::env::var_os("YUAN_MEGATRON") else {

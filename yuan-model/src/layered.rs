@@ -40,7 +40,7 @@ impl LossMask {
     /// From what is learnt of each row, and what only fills it up; all rows are equally long.
     pub fn new(learnt: &[Vec<bool>], padding: &[Vec<bool>], device: &Device) -> Self {
         let shape = [learnt.len(), learnt.first().map_or(0, Vec::len)];
-        let ones: Vec<f32> = learnt.concat().into_iter().map(|learnt| learnt.into()).collect();
+        let ones: Vec<f32> = learnt.concat().into_iter().map(f32::from).collect();
         let padding = padding.concat();
         let padding = padding
             .contains(&true)

@@ -7,7 +7,7 @@
 //! [`PrunableExperts`] cuts the experts of any model; [`Cache`], [`generate`] and [`text`] make
 //! text; [`hf`] has Hugging Face's names, keys and checkpoints. Beneath them are [`ops`] (the
 //! operations that matter for speed), [`loss`], [`masks`] (packed rows), [`named`] (parameters by
-//! path), [`storage`] and [`files`]; [`device()`] names what it all runs on.
+//! path) and [`storage`]; [`device()`] names what it all runs on.
 //!
 //! ```
 //! use burn::tensor::{Device, Int, Tensor};

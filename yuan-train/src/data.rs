@@ -1,7 +1,7 @@
 //! Rows of tokens to batches: where the data of a run comes from and in which order.
 //!
 //! Text to tokens, and tokens to rows, is [`yuan_data`]'s; here are the rows of conversations
-//! ([`Conversations`]), batches with their masks, and what a run remembers of its data
+//! ([`PackedRows`]), batches with their masks, and what a run remembers of its data
 //! ([`DataSets`]).
 
 mod batches;
@@ -13,7 +13,9 @@ mod sets;
 
 pub use batches::{RowStream, batch_of};
 #[cfg(feature = "chat")]
-pub use conversations::{ChatFiles, ConversationCounts, Conversations};
+pub(crate) use conversations::Conversations;
+#[cfg(feature = "chat")]
+pub use conversations::{ChatFiles, ConversationCounts};
 pub use packed::PackedRows;
 pub use rows::{MemoryRows, Row, RowSource, TokenRows};
 pub use sets::{DataKind, DataSet, DataSets, Streams, WeightedPath};

@@ -32,12 +32,9 @@ impl JsonLines {
     ///
     /// If it cannot be read.
     pub fn open(path: &Path) -> Result<Self, DataError> {
-        let compression = match Kind::of(path) {
-            Ok(Kind::Text(compression) | Kind::Lines(compression)) => compression,
-            _ => {
-                let reason = "conversations are read from JSON lines (.jsonl)";
-                return Err(DataError::damaged(path, reason));
-            }
+        let Ok(Kind::Text(compression) | Kind::Lines(compression)) = Kind::of(path) else {
+            let reason = "conversations are read from JSON lines (.jsonl)";
+            return Err(DataError::damaged(path, reason));
         };
         let reader = reader(path, compression).map_err(DataError::io("read", path))?;
         Ok(Self { path: path.to_path_buf(), reader: BufReader::new(reader), line: 0 })

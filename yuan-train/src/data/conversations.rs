@@ -62,7 +62,7 @@ impl ConversationCounts {
 
 /// Conversations on their way to the files that [`PackedRows`] reads.
 #[derive(Debug)]
-pub struct Conversations<'a> {
+pub(crate) struct Conversations<'a> {
     tokenizer: &'a Tokenizer,
     eod: u32,
     separator: Option<u32>,

@@ -130,7 +130,7 @@ impl DataSets {
     /// # Errors
     ///
     /// If it cannot be written.
-    pub fn save(&self, run_dir: &Path) -> Result<(), TrainError> {
+    pub(crate) fn save(&self, run_dir: &Path) -> Result<(), TrainError> {
         let text = serde_json::to_string_pretty(self).expect("names and numbers are plain data");
         Ok(write_whole(&run_dir.join(Self::FILE), text.as_bytes())?)
     }
