@@ -61,7 +61,7 @@ pub fn conversations(count: usize) -> [Questions; 2] {
         (drawn >> 33) as usize % below
     };
     let mut questions = [Vec::with_capacity(count), Vec::new()];
-    while questions[0].len() < count || questions[1].len() < count / 20 {
+    while questions[0].len() < count || questions[1].len() < HELD_OUT {
         let (name, thing, step) = (draw(NAMES.len()), draw(THINGS.len()), 1 + draw(4));
         // Three persons and three things that differ.
         let facts = [0, 1, 2].map(|i| {
@@ -76,12 +76,15 @@ pub fn conversations(count: usize) -> [Questions; 2] {
         let question = [prompt, format!("{}.", NAMES[asked[0]])];
         match (held_out, is_held_out(&asked)) {
             (0, _) if questions[0].len() < count => questions[0].push(question),
-            (_, true) if questions[1].len() < count / 20 => questions[1].push(question),
+            (_, true) if questions[1].len() < HELD_OUT => questions[1].push(question),
             _ => {}
         }
     }
     questions
 }
+
+/// Questions that are held out.
+const HELD_OUT: usize = 100;
 
 const NAMES: [&str; 12] = [
     "Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Henry", "Iris", "Jonas", "Karin",

@@ -9,6 +9,7 @@
 use std::{
     fs,
     hash::{DefaultHasher, Hash, Hasher},
+    io::Read,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::Mutex,
@@ -40,11 +41,30 @@ fn seeds(kind: &str, fixtures: &[&str]) -> Vec<Vec<u8>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let corpus = fs::read_dir(root.join("tests/corpus").join(kind)).into_iter().flatten();
     let corpus = corpus.map(|entry| entry.unwrap().path());
+    let corpus = corpus.filter(|path| path.file_name().is_some_and(|name| name != FOUND));
     let mut paths: Vec<PathBuf> =
         corpus.chain(fixtures.iter().map(|file| root.join(FIXTURES).join(file))).collect();
     paths.sort();
     paths.iter().map(|path| fs::read(path).unwrap()).collect()
 }
+
+/// What a search by coverage found (`scripts/corpus.py`): tried as it is.
+fn found(kind: &str) -> Vec<Vec<u8>> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus").join(kind).join(FOUND);
+    let Ok(packed) = fs::read(path) else { return Vec::new() };
+    let (mut data, mut found) = (Vec::new(), Vec::new());
+    flate2::read::GzDecoder::new(&packed[..]).read_to_end(&mut data).unwrap();
+    let mut rest = &data[..];
+    while let Some((length, more)) = rest.split_first_chunk() {
+        let (input, more) = more.split_at(u32::from_le_bytes(*length) as usize);
+        found.push(input.to_vec());
+        rest = more;
+    }
+    found
+}
+
+/// Name of the file with them.
+const FOUND: &str = "found.gz";
 
 /// Tries every seed as it is, then `cases` changed ones; what fails is written to the corpus.
 fn fuzz(kind: &str, extension: &str, fixtures: &[&str], cases: u64, target: fn(&[u8], Within<'_>)) {
@@ -66,7 +86,7 @@ fn fuzz(kind: &str, extension: &str, fixtures: &[&str], cases: u64, target: fn(&
             std::panic::resume_unwind(cause);
         }
     };
-    seeds.iter().for_each(|seed| try_one(seed));
+    seeds.iter().chain(&found(kind)).for_each(|seed| try_one(seed));
     for _ in 0..cases {
         let mut input = seeds[rng.random_range(0..seeds.len())].clone();
         for _ in 0..rng.random_range(1..5) {

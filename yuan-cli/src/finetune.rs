@@ -50,6 +50,13 @@ pub struct Options {
 pub const OF_FRESH_MODELS: [&str; 8] =
     ["init", "vocab", "layers", "hidden", "experts", "router", "no_lfa", "resume"];
 
+/// What `--data` is here.
+pub const DATA_HELP: &str =
+    "Conversations: files of JSON lines, which may be compressed (.gz, .zst)";
+
+/// What `--learning-rate` is here.
+pub const RATE_HELP: &str = "Peak learning rate [default: 0.0002]";
+
 pub fn run(options: Options, console: &Console, given: pretrain::Given) -> anyhow::Result<()> {
     let Options { from, template, validation, separator, isolate, mut training } = options;
     if training.data.is_empty() {

@@ -117,6 +117,11 @@ fn main() -> ExitCode {
 /// The program's options; a negative number is a value, not the name of one.
 fn parser() -> clap::Command {
     let program = Program::command().mut_subcommand("finetune", |command| {
+        let command = command
+            .mut_arg("data", |argument| argument.value_name("FILE").help(finetune::DATA_HELP))
+            .mut_arg("learning_rate", |argument| {
+                argument.hide_default_value(true).help(finetune::RATE_HELP)
+            });
         finetune::OF_FRESH_MODELS.iter().fold(command, |command, name| {
             command.mut_arg(name, |argument| argument.hide(true).conflicts_with("from"))
         })

@@ -1,6 +1,6 @@
 //! Tokenizers: a byte-level BPE trained on text, and text to tokens.
 
-use std::path::Path;
+use std::{panic::catch_unwind, path::Path};
 
 use tokenizers::{
     AddedToken, Tokenizer, TokenizerBuilder,
@@ -66,8 +66,13 @@ pub fn train(
 pub fn read(path: &Path) -> Result<Tokenizer, DataError> {
     let path = &if path.is_dir() { path.join("tokenizer.json") } else { path.to_path_buf() };
     let bytes = std::fs::read(path).map_err(DataError::io("read", path))?;
-    let failed = |error| DataError::Tokenizer(format!("cannot use {}: {error}", path.display()));
-    Tokenizer::from_bytes(bytes).map_err(failed)
+    let failed =
+        |error: String| DataError::Tokenizer(format!("cannot use {}: {error}", path.display()));
+    // The library takes much for granted, and panics where it is missing.
+    match catch_unwind(|| Tokenizer::from_bytes(bytes)) {
+        Ok(read) => read.map_err(|error| failed(error.to_string())),
+        Err(_) => Err(failed("it is no tokenizer".into())),
+    }
 }
 
 /// Turns texts into tokens, for one document after another.
@@ -177,6 +182,19 @@ mod tests {
         assert_eq!(lengths, [LONGEST_RUN, LONGEST_RUN, 3]);
         assert_eq!(cut.concat(), run);
         assert_eq!(pieces(&" ".repeat(LONGEST_RUN + 1)).len(), 2);
+    }
+
+    /// Found by `scripts/fuzz.sh`: the library panics on it.
+    #[test]
+    fn a_file_that_is_no_tokenizer_is_refused() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("tokenizer.json");
+        let decoder = r#"{"type": "ByteLevel", "added_prefix": false, "trim_offsets": true}"#;
+        for text in [format!("{{\"decoder\": {decoder}}}"), "{}".into(), "no JSON".into()] {
+            std::fs::write(&path, text).unwrap();
+            let error = read(&path).unwrap_err().to_string();
+            assert!(error.starts_with("tokenizer: cannot use "), "{error}");
+        }
     }
 
     #[test]

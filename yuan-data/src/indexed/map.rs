@@ -20,6 +20,17 @@ impl MappedFile {
         Ok(Self(Some(map(&file).map_err(DataError::io("read", path))?)))
     }
 
+    /// The same for a file of which small pieces are read anywhere: the system need not read far
+    /// around each.
+    pub fn open_for_pieces(path: &Path) -> Result<Self, DataError> {
+        let file = Self::open(path)?;
+        #[cfg(unix)]
+        if let Some(map) = &file.0 {
+            map.advise(memmap2::Advice::Random).map_err(DataError::io("read", path))?;
+        }
+        Ok(file)
+    }
+
     pub fn bytes(&self) -> &[u8] {
         self.0.as_deref().unwrap_or(&[])
     }

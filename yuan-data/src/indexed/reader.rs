@@ -57,7 +57,7 @@ impl TokenFile {
             )));
         }
         let file = Self {
-            tokens: MappedFile::open(&path)?,
+            tokens: MappedFile::open_for_pieces(&path)?,
             path,
             index,
             token_type,
