@@ -50,8 +50,9 @@ pub fn train_config() -> TrainConfig {
 pub type Questions = Vec<[String; 2]>;
 
 /// A small task for instruction tuning: three persons have three things, and one of the things is
-/// asked for. Returns what is learnt and what is held out, where who has what is a pair that no
-/// learnt prompt has.
+/// asked for. Returns what is learnt and what is held out: prompts that are not learnt, of the same
+/// persons and things. (If who has what were held out instead, a model could learn that it is never
+/// true.)
 pub fn conversations(count: usize) -> [Questions; 2] {
     let mut drawn = 0_u64;
     let mut draw = |below: usize| {
@@ -60,24 +61,23 @@ pub fn conversations(count: usize) -> [Questions; 2] {
             drawn.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (drawn >> 33) as usize % below
     };
+    let mut three = |below: usize| loop {
+        let drawn = [draw(below), draw(below), draw(below)];
+        if drawn[0] != drawn[1] && drawn[1] != drawn[2] && drawn[2] != drawn[0] {
+            return drawn;
+        }
+    };
     let mut questions = [Vec::with_capacity(count), Vec::new()];
     while questions[0].len() < count || questions[1].len() < HELD_OUT {
-        let (name, thing, step) = (draw(NAMES.len()), draw(THINGS.len()), 1 + draw(4));
-        // Three persons and three things that differ.
-        let facts = [0, 1, 2].map(|i| {
-            [(name + i * step) % NAMES.len(), (thing + i * (1 + step % 3)) % THINGS.len()]
-        });
-        let is_held_out = |fact: &[usize; 2]| (3 * fact[0] + fact[1]).is_multiple_of(8);
-        let held_out = facts.iter().filter(|fact| is_held_out(fact)).count();
-        let asked = facts[draw(3)];
+        let (names, things) = (three(NAMES.len()), three(THINGS.len()));
+        let asked = three(3)[0];
         let told =
-            facts.map(|[name, thing]| format!("{} has the {}. ", NAMES[name], THINGS[thing]));
-        let prompt = format!("{}Who has the {}?", told.concat(), THINGS[asked[1]]);
-        let question = [prompt, format!("{}.", NAMES[asked[0]])];
-        match (held_out, is_held_out(&asked)) {
-            (0, _) if questions[0].len() < count => questions[0].push(question),
-            (_, true) if questions[1].len() < HELD_OUT => questions[1].push(question),
-            _ => {}
+            [0, 1, 2].map(|i| format!("{} has the {}. ", NAMES[names[i]], THINGS[things[i]]));
+        let prompt = format!("{}Who has the {}?", told.concat(), THINGS[things[asked]]);
+        let is_held_out = yuan_model::fnv1a(&prompt).is_multiple_of(20);
+        let (part, most) = if is_held_out { (1, HELD_OUT) } else { (0, count) };
+        if questions[part].len() < most {
+            questions[part].push([prompt, format!("{}.", NAMES[names[asked]])]);
         }
     }
     questions
@@ -99,15 +99,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_held_out_is_told_in_no_learnt_prompt() {
+    fn what_is_held_out_is_not_learnt_and_can_be_answered() {
         let [learnt, held_out] = conversations(2000);
-        assert_eq!((learnt.len(), held_out.len()), (2000, 100));
-        let told: String = learnt.iter().map(|[prompt, _]| prompt.as_str()).collect();
+        assert_eq!((learnt.len(), held_out.len()), (2000, HELD_OUT));
         for [prompt, answer] in &held_out {
             let thing = prompt.rsplit("has the ").next().unwrap().trim_end_matches('?');
             let fact = format!("{} has the {thing}. ", answer.trim_end_matches('.'));
             assert!(prompt.contains(&fact), "{prompt} {answer}");
-            assert!(!told.contains(&fact), "{fact}");
+            assert!(learnt.iter().all(|[other, _]| other != prompt), "{prompt}");
         }
     }
 }
