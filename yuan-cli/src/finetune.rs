@@ -98,7 +98,7 @@ pub fn run(options: Options, console: &Console, given: pretrain::Given) -> anyho
     let chat = ChatFiles { files, validation, separator };
     let tuning = pretrain::Tuning { model, chat, template, isolate };
     let file = options_file(&given.file, &from)?;
-    pretrain::run_tuning(&training, console, pretrain::Given { file, ..given }, tuning)
+    pretrain::run(&training, console, pretrain::Given { file, ..given }, Some(tuning))
 }
 
 /// The options as `yuan pretrain` knows them, with which such a run is gone on with.

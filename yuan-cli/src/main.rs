@@ -91,7 +91,7 @@ fn main() -> ExitCode {
                 file: merge::as_config_file(&parser, &given.arguments),
                 names: given.names,
             };
-            pretrain::run(&options, &console, given)
+            pretrain::run(&options, &console, given, None)
         }
         Command::Prepare(options) => prepare::run(&options, &console),
         Command::Finetune(options) => {

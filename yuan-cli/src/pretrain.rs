@@ -46,21 +46,8 @@ pub struct Tuning {
     pub isolate: bool,
 }
 
-pub fn run(options: &Options, console: &Console, given: Given) -> anyhow::Result<()> {
-    run_with(options, console, given, None)
-}
-
-/// A run on conversations.
-pub fn run_tuning(
-    options: &Options,
-    console: &Console,
-    given: Given,
-    tuning: Tuning,
-) -> anyhow::Result<()> {
-    run_with(options, console, given, Some(tuning))
-}
-
-fn run_with(
+/// A run on text, or, of `yuan finetune`, on conversations.
+pub fn run(
     options: &Options,
     console: &Console,
     given: Given,

@@ -15,7 +15,6 @@ use yuan_files::write_whole;
 
 use crate::{
     DataError, Dataset, Document, Item, Part, Place, Sources, Split,
-    dataset::digest,
     source::{SkippedFiles, no_text},
     tokenizer::{self, END_OF_DOCUMENT, Encoder},
 };
@@ -219,29 +218,37 @@ fn train_on(
     let share = sample as f64 / total.max(1) as f64;
     let mut stopped = false;
     let mut reading = sources.read_from(Place::default());
-    let (mut seen, mut taken) = (0, 0);
-    let mut any = Vec::new();
+    let mut taken = 0;
+    let (mut any, mut skipped) = (Vec::new(), SkippedFiles::default());
     let texts = std::iter::from_fn(|| {
-        loop {
+        // The rest of the text would only be read.
+        while taken < sample {
             let item = reading.next()?;
             if !progress.goes_on(Stage::Tokenizer, reading.bytes_read(), total) {
                 stopped = true;
                 return None;
             }
-            let Item::Part(Part { name, text, .. }) = item else { continue };
+            let Part { name, text, .. } = match item {
+                Item::Part(part) => part,
+                Item::Skipped { file, records } => {
+                    skipped.add(file, records);
+                    continue;
+                }
+            };
             if Split::of(&name, validation) == Split::Validation {
                 if any.is_empty() {
                     any.push(text);
                 }
                 continue;
             }
-            seen = reading.bytes_read();
+            let seen = reading.bytes_read();
             // As much of the sample as of the text that was read.
-            if taken < sample && (share >= 1.0 || taken as f64 <= share * seen as f64) {
+            if share >= 1.0 || taken as f64 <= share * seen as f64 {
                 taken += text.len() as u64;
                 return Some(text);
             }
         }
+        None
     });
     let texts: Box<dyn Iterator<Item = String> + Send> = Box::new(texts);
     let tokenizer = tokenizer::train(texts, vocab_size, false);
@@ -251,15 +258,7 @@ fn train_on(
     match any.pop() {
         // Of a single document that validates by its name, which is split within.
         Some(text) if taken == 0 => tokenizer::train([text].into_iter(), vocab_size, false),
-        None if taken == 0 => {
-            let mut skipped = SkippedFiles::default();
-            for item in sources.read_from(Place::default()) {
-                if let Item::Skipped { file, records } = item {
-                    skipped.add(file, records);
-                }
-            }
-            Err(no_text("the source", &skipped))
-        }
+        None if taken == 0 => Err(no_text("the source", &skipped)),
         _ => tokenizer,
     }
 }
@@ -269,18 +268,16 @@ pub fn is_unfinished(directory: &Path) -> bool {
     !Dataset::is_in(directory) && Workplace::is_in(directory)
 }
 
-/// Writes a tokenizer, and what libraries that read it look for; its digest.
-fn write_tokenizer(directory: &Path, tokenizer: &Tokenizer) -> Result<String, DataError> {
+/// Writes a tokenizer that was trained here.
+fn write_tokenizer(directory: &Path, tokenizer: &Tokenizer) -> Result<(), DataError> {
     let text = tokenizer.to_string(true);
     let text = text.map_err(|error| DataError::Tokenizer(error.to_string()))?;
-    write_whole(&directory.join(Dataset::TOKENIZER), text.as_bytes())?;
-    Ok(digest(text.as_bytes()))
+    Ok(write_whole(&directory.join(Dataset::TOKENIZER), text.as_bytes())?)
 }
 
-/// Copies a tokenizer as it is; its digest.
-fn copy_tokenizer(directory: &Path, path: &Path) -> Result<String, DataError> {
-    let path = if path.is_dir() { path.join(Dataset::TOKENIZER) } else { path.to_path_buf() };
+/// Copies a tokenizer as it is.
+fn copy_tokenizer(directory: &Path, path: &Path) -> Result<(), DataError> {
+    let path = tokenizer::file(path);
     let bytes = fs::read(&path).map_err(DataError::io("read", &path))?;
-    write_whole(&directory.join(Dataset::TOKENIZER), &bytes)?;
-    Ok(digest(&bytes))
+    Ok(write_whole(&directory.join(Dataset::TOKENIZER), &bytes)?)
 }

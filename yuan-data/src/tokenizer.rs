@@ -1,6 +1,9 @@
 //! Tokenizers: a byte-level BPE trained on text, and text to tokens.
 
-use std::{panic::catch_unwind, path::Path};
+use std::{
+    panic::catch_unwind,
+    path::{Path, PathBuf},
+};
 
 use tokenizers::{
     AddedToken, Tokenizer, TokenizerBuilder,
@@ -58,13 +61,18 @@ pub fn train(
     Ok(tokenizer)
 }
 
+/// A `tokenizer.json`, or the one of a directory.
+pub(crate) fn file(path: &Path) -> PathBuf {
+    if path.is_dir() { path.join("tokenizer.json") } else { path.to_path_buf() }
+}
+
 /// Reads a `tokenizer.json`, or the one of a directory.
 ///
 /// # Errors
 ///
 /// If the file is no tokenizer.
 pub fn read(path: &Path) -> Result<Tokenizer, DataError> {
-    let path = &if path.is_dir() { path.join("tokenizer.json") } else { path.to_path_buf() };
+    let path = &file(path);
     let bytes = std::fs::read(path).map_err(DataError::io("read", path))?;
     let failed =
         |error: String| DataError::Tokenizer(format!("cannot use {}: {error}", path.display()));

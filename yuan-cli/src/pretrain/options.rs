@@ -189,7 +189,8 @@ pub struct Options {
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub run: Option<PathBuf>,
     /// Go on with a run from its latest checkpoint, by the options it was made with; only --steps,
-    /// --batch, --accumulation, --validate-every, --checkpoint-every, --groups, --multiple-of and the devices may be others
+    /// --batch, --accumulation, --validate-every, --checkpoint-every, --groups, --multiple-of and the
+    /// devices may be others
     #[arg(long, help_heading = "Output")]
     pub resume: bool,
     /// Steps between validations; 0: only at the end

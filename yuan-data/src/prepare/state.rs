@@ -42,10 +42,7 @@ impl Given {
                 format!("{vocab_size} entries, trained on {sample} bytes")
             }
             TokenizerFrom::File(path) => {
-                let path = match path.is_dir() {
-                    true => path.join(Dataset::TOKENIZER),
-                    false => path.clone(),
-                };
+                let path = tokenizer::file(path);
                 let bytes = fs::read(&path).map_err(DataError::io("read", &path))?;
                 crate::dataset::digest(&bytes)
             }
@@ -217,7 +214,7 @@ impl Workplace {
         &self,
         tokenizer: &Tokenizer,
         from: &TokenizerFrom,
-    ) -> Result<String, DataError> {
+    ) -> Result<(), DataError> {
         match from {
             TokenizerFrom::File(path) => copy_tokenizer(&self.directory, path),
             TokenizerFrom::Training { .. } => write_tokenizer(&self.directory, tokenizer),

@@ -17,12 +17,50 @@ use crate::DataError;
 /// Longest line; a document that is longer belongs into a file of its own.
 const LONGEST: u64 = 64 << 20;
 
+/// The lines of a file that are not blank.
+struct NonBlank {
+    reader: BufReader<Bytes>,
+    /// Lines that were read, blank ones included.
+    lines: u64,
+    /// Bytes that they took.
+    offset: u64,
+}
+
+impl NonBlank {
+    /// Behind so many lines, which took so many bytes.
+    fn new(mut reader: Bytes, lines: u64, offset: u64) -> Result<Self, String> {
+        skip(&mut reader, offset)?;
+        Ok(Self { reader: BufReader::with_capacity(1 << 18, reader), lines, offset })
+    }
+
+    /// The next line, or none at the end.
+    fn next(&mut self) -> Result<Option<Vec<u8>>, String> {
+        loop {
+            let mut line = Vec::new();
+            let read = self.reader.by_ref().take(LONGEST).read_until(b'\n', &mut line);
+            match read.map_err(|error| error.to_string())? as u64 {
+                0 => return Ok(None),
+                LONGEST if !line.ends_with(b"\n") => {
+                    return Err(format!("a line is longer than {LONGEST} bytes"));
+                }
+                read => self.offset += read,
+            }
+            self.lines += 1;
+            if self.lines == 1 && line.starts_with(b"\xef\xbb\xbf") {
+                line.drain(..3);
+            }
+            if !line.trim_ascii().is_empty() {
+                return Ok(Some(line));
+            }
+        }
+    }
+}
+
 /// The values of a `.jsonl` file, which may be compressed, with the numbers of their lines; blank
 /// lines are left out.
 pub struct JsonLines {
     path: PathBuf,
-    reader: BufReader<Bytes>,
-    line: u64,
+    lines: NonBlank,
 }
 
 impl JsonLines {
@@ -37,7 +75,8 @@ impl JsonLines {
             return Err(DataError::damaged(path, reason));
         };
         let reader = reader(path, compression).map_err(DataError::io("read", path))?;
-        Ok(Self { path: path.to_path_buf(), reader: BufReader::new(reader), line: 0 })
+        let lines = NonBlank::new(reader, 0, 0).map_err(|error| DataError::damaged(path, error))?;
+        Ok(Self { path: path.to_path_buf(), lines })
     }
 }
 
@@ -45,27 +84,14 @@ impl Iterator for JsonLines {
     type Item = Result<(u64, Value), DataError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            let mut line = Vec::new();
-            let read = self.reader.by_ref().take(LONGEST).read_until(b'\n', &mut line);
-            let fails = |reason: String| Some(Err(DataError::damaged(&self.path, reason)));
-            match read {
-                Ok(0) => return None,
-                Ok(read) if read as u64 == LONGEST && !line.ends_with(b"\n") => {
-                    return fails(format!("a line is longer than {LONGEST} bytes"));
-                }
-                Ok(_) => self.line += 1,
-                Err(error) => return fails(error.to_string()),
-            }
-            let line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&line);
-            if line.trim_ascii().is_empty() {
-                continue;
-            }
-            return match serde_json::from_slice(line) {
-                Ok(value) => Some(Ok((self.line, value))),
-                Err(error) => fails(format!("line {} is no JSON: {error}", self.line)),
-            };
-        }
+        let line = self.lines.next().transpose()?;
+        let number = self.lines.lines;
+        let value = line.and_then(|line| {
+            serde_json::from_slice(&line)
+                .map_err(|error| format!("line {number} is no JSON: {error}"))
+        });
+        let damaged = |reason| DataError::damaged(&self.path, reason);
+        Some(value.map(|value| (number, value)).map_err(damaged))
     }
 }
 
@@ -77,61 +103,44 @@ impl std::fmt::Debug for JsonLines {
 
 /// A file of JSON lines, of which the texts are read.
 pub(super) struct Lines {
-    reader: BufReader<Bytes>,
+    lines: NonBlank,
     field: String,
-    lines: u64,
-    offset: u64,
     /// Of a long document: what was not returned yet.
     rest: Option<Rest>,
 }
 
 impl Lines {
     /// Behind so many lines, which took so many bytes.
-    pub fn new(mut reader: Bytes, field: String, lines: u64, offset: u64) -> Result<Self, String> {
-        skip(&mut reader, offset)?;
-        let reader = BufReader::with_capacity(1 << 18, reader);
-        Ok(Self { reader, field, lines, offset, rest: None })
+    pub fn new(reader: Bytes, field: String, lines: u64, offset: u64) -> Result<Self, String> {
+        Ok(Self { lines: NonBlank::new(reader, lines, offset)?, field, rest: None })
     }
 
     pub fn bytes_read(&self) -> u64 {
-        self.reader.get_ref().bytes_read()
+        self.lines.reader.get_ref().bytes_read()
     }
 
     pub fn lines(&self) -> u64 {
-        self.lines
+        self.lines.lines
     }
 
     pub fn offset(&self) -> u64 {
-        self.offset
+        self.lines.offset
     }
 
     pub fn next(&mut self) -> Next {
         if let Some(rest) = self.rest.take() {
             return rest.next(&mut self.rest);
         }
-        loop {
-            let mut line = Vec::new();
-            match self.reader.by_ref().take(LONGEST).read_until(b'\n', &mut line) {
-                Ok(0) => return Next::End,
-                Ok(read) if read as u64 == LONGEST && !line.ends_with(b"\n") => {
-                    return Next::Broken(format!("a line is longer than {LONGEST} bytes"));
-                }
-                Ok(read) => self.offset += read as u64,
-                Err(error) => return Next::Broken(error.to_string()),
-            }
-            self.lines += 1;
-            if self.lines == 1 && line.starts_with(b"\xef\xbb\xbf") {
-                line.drain(..3);
-            }
-            if line.trim_ascii().is_empty() {
-                continue;
-            }
-            let value: Option<Value> = serde_json::from_slice(&line).ok();
-            drop(line);
-            return match value.and_then(|value| self.text_of(value)) {
-                Some(text) => Rest::of(text).next(&mut self.rest),
-                None => Next::None(format!("lines without a `{}`", self.field)),
-            };
+        let line = match self.lines.next() {
+            Ok(Some(line)) => line,
+            Ok(None) => return Next::End,
+            Err(reason) => return Next::Broken(reason),
+        };
+        let value: Option<Value> = serde_json::from_slice(&line).ok();
+        drop(line);
+        match value.and_then(|value| self.text_of(value)) {
+            Some(text) => Rest::of(text).next(&mut self.rest),
+            None => Next::None(format!("lines without a `{}`", self.field)),
         }
     }
 
