@@ -2,7 +2,10 @@
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::{DataError, Permutation, TokenFile, order::mix};
+use crate::{
+    DataError, TokenFile,
+    order::{mix, row_of_epochs},
+};
 
 /// Shares of several sets in one sequence: which set has the next place, and how many it had before,
 /// computed from the number of the place.
@@ -174,10 +177,11 @@ impl Mixture {
     pub fn locate(&self, place: u64) -> (usize, u64) {
         let (set, index) = self.shares.locate(place);
         let MixedSet { name, rows, .. } = &self.sets[set];
-        let (epoch, position) = (index / rows, index % rows);
-        let Some(seed) = self.seed else { return (set, position) };
-        let key = mix(seed ^ mix(xxh3_64(name.as_bytes())).wrapping_add(mix(epoch)));
-        (set, Permutation::new(*rows, key).at(position))
+        let key = self.seed.map(|seed| {
+            let of_set = mix(xxh3_64(name.as_bytes()));
+            move |epoch| mix(seed ^ of_set.wrapping_add(mix(epoch)))
+        });
+        (set, row_of_epochs(index, *rows, key))
     }
 
     /// The row at a place of the mixture.

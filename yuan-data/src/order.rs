@@ -64,6 +64,13 @@ impl Permutation {
     }
 }
 
+/// Which of `rows` rows stands at a place of the epochs that follow each other: every row once in
+/// each. `key` gives the key of an epoch's order; without it, rows keep their own order.
+pub fn row_of_epochs(place: u64, rows: u64, key: Option<impl FnOnce(u64) -> u64>) -> u64 {
+    let (epoch, position) = (place / rows, place % rows);
+    key.map_or(position, |key| Permutation::new(rows, key(epoch)).at(position))
+}
+
 /// The finalizer of `SplitMix64`: every bit of the input changes half of the output's.
 pub(crate) fn mix(mut value: u64) -> u64 {
     value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

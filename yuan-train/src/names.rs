@@ -6,6 +6,8 @@ pub(crate) const CONFIG: &str = "run.json";
 pub(crate) const MODEL: &str = "config.json";
 /// Name of the tokenizer's file.
 pub(crate) const TOKENIZER: &str = "tokenizer.json";
+/// Name of the file with a chat template.
+pub(crate) const CHAT_TEMPLATE: &str = "chat_template.jinja";
 /// Name of the file in a run that holds the options it was made with.
 pub(crate) const OPTIONS: &str = "options.toml";
 /// What may be beside the tokenizer.
@@ -15,6 +17,6 @@ pub(crate) const TOKENIZER_FILES: [&str; 7] = [
     "generation_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "chat_template.jinja",
+    CHAT_TEMPLATE,
     "chat_template.json",
 ];

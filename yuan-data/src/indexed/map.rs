@@ -1,4 +1,4 @@
-//! The one place where memory is mapped.
+//! The one place of this crate where memory is mapped; `yuan-model` has its own for tensors.
 
 use std::{fs::File, path::Path};
 

@@ -1,6 +1,6 @@
 //! One row of a batch, and where rows come from.
 
-use yuan_data::{DataError, Mixture, Permutation};
+use yuan_data::{DataError, Mixture, row_of_epochs};
 use yuan_model::masks::document_position_ids;
 
 use crate::TrainError;
@@ -132,15 +132,9 @@ impl RowSource for MemoryRows {
 
 /// Which of `rows` rows stands at a place of the epochs that follow each other.
 pub(super) fn place_in_epoch(place: u64, rows: u64, seed: Option<u64>) -> u64 {
-    let (epoch, position) = (place / rows, place % rows);
-    match seed {
-        // Distinct orders for distinct pairs of seed and epoch.
-        Some(seed) => {
-            let key = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ epoch;
-            Permutation::new(rows, key).at(position)
-        }
-        None => position,
-    }
+    // Distinct orders for distinct pairs of seed and epoch.
+    let key = seed.map(|seed| move |epoch| seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ epoch);
+    row_of_epochs(place, rows, key)
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use yuan_model::{DeviceMesh, YuanConfig};
 use crate::{
     ModelDirectory, TrainConfig, TrainError,
     data::{DataSet, DataSets, WeightedPath},
-    names::{OPTIONS, TOKENIZER},
+    names::{CHAT_TEMPLATE, OPTIONS, TOKENIZER},
 };
 
 /// What a new run is made from.
@@ -243,9 +243,6 @@ impl PreparedData {
         })
     }
 }
-
-/// Name of the file with a chat template.
-pub(crate) const CHAT_TEMPLATE: &str = "chat_template.jinja";
 
 /// A tokenizer of what is trained on.
 fn train_on(documents: &[Document], vocab_size: usize) -> Result<Tokenizer, TrainError> {
