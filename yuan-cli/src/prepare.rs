@@ -17,7 +17,8 @@ use crate::{
 #[command(
     after_help = "Files are read by their endings: .jsonl is a document a line, .parquet one a row, \
     anything else is a document; all but .parquet may be compressed (.gz, .zst). What is no text is \
-    left out and named. The result is DIR/train.bin and .idx, DIR/validation.bin and .idx in \
+    left out and named. Token files in Megatron's layout (NAME.idx with NAME.bin) are copied; name \
+    their tokenizer. The result is DIR/train.bin and .idx, DIR/validation.bin and .idx in \
     Megatron's layout, DIR/tokenizer.json and DIR/dataset.json. A preparation that was stopped goes \
     on when the same command is given again."
 )]

@@ -66,7 +66,7 @@ impl TokenType {
 }
 
 /// `NAME.bin` or `NAME.idx`; the name may have a dot of its own.
-fn with_ending(name: &Path, ending: &str) -> PathBuf {
+pub(crate) fn with_ending(name: &Path, ending: &str) -> PathBuf {
     let mut path = name.as_os_str().to_owned();
     path.push(ending);
     path.into()

@@ -20,6 +20,7 @@ use crate::{
 };
 
 mod finish;
+mod import;
 mod pipeline;
 mod state;
 mod within;
@@ -133,6 +134,9 @@ impl Progress for NoProgress {
 /// Makes a data set in `out`, which must be empty or not there yet, or hold what an earlier call
 /// with the same options left when it was stopped.
 ///
+/// Sources that end in `.idx` are token files in Megatron's layout, made with the tokenizer that is
+/// given; their documents are copied.
+///
 /// # Errors
 ///
 /// If there is no text, the tokenizer cannot be used, `out` holds something else, or a file cannot
@@ -143,7 +147,9 @@ pub fn prepare(
     progress: &dyn Progress,
 ) -> Result<Dataset, DataError> {
     options.check()?;
-    let sources = Sources::find(&options.sources, &options.field)?;
+    let indexes = import::indexes(options)?;
+    let sources = indexes.as_ref().unwrap_or(&options.sources);
+    let sources = Sources::find(sources, &options.field)?;
     let given = state::Given::of(options, &sources)?;
     let workplace = Workplace::open(out, &given)?;
     if workplace.is_complete() {
@@ -171,7 +177,10 @@ pub fn prepare(
         sources.unreadable().iter().for_each(|file| state.skipped.add(file.clone(), 0));
     }
     let mut pipeline = Pipeline::open(&workplace, &encoder, state, options)?;
-    pipeline.run(&sources, progress)?;
+    match indexes {
+        Some(_) => pipeline.import(&sources, progress)?,
+        None => pipeline.run(&sources, progress)?,
+    }
     let shown: Vec<String> =
         options.sources.iter().map(|path| path.display().to_string()).collect();
     pipeline.finish(&given, &shown.join(", "))

@@ -8,8 +8,8 @@ use std::{
 };
 
 use yuan_data::{
-    DataError, Dataset, NoProgress, PrepareOptions, Progress, Stage, TokenFile, prepare,
-    tokenizer::Encoder,
+    DataError, Dataset, NoProgress, PrepareOptions, Progress, Stage, TokenFile, TokenType,
+    TokenWriter, prepare, tokenizer::Encoder,
 };
 
 /// Some documents, two of them the same.
@@ -135,6 +135,62 @@ fn texts(file: &TokenFile, tokenizer: &yuan_data::Tokenizer, eod: u32) -> Vec<St
             tokenizer.decode(text, true).unwrap()
         })
         .collect()
+}
+
+/// What Megatron wrote: several sequences a document, and no token that ends one.
+#[test]
+fn token_files_of_others_become_a_data_set() {
+    let temp = tempfile::tempdir().unwrap();
+    let sources = temp.path().join("sources");
+    fs::create_dir(&sources).unwrap();
+    write_sources(&sources);
+    let options = PrepareOptions::train_tokenizer(vec![sources], 400);
+    let prepared = prepare(&temp.path().join("text"), &options, &NoProgress).unwrap();
+    let (tokenizer, eod) = (prepared.tokenizer().unwrap(), prepared.info().eod);
+    let [mine, yours] = ["mine.v1", "yours"].map(|name| temp.path().join(name));
+    let documents = texts(&prepared.train().unwrap(), &tokenizer, eod);
+    for (name, ends) in [(&mine, false), (&yours, true)] {
+        let mut writer = TokenWriter::create(name, TokenType::I32).unwrap();
+        for text in &documents {
+            let tokens = Encoder::new(&tokenizer, "<eod>").unwrap().encode(text).unwrap();
+            let (first, second) = tokens.split_at(tokens.len() / 2);
+            writer.push(first).unwrap();
+            writer.end_sequence().unwrap();
+            writer.push(second).unwrap();
+            if ends {
+                writer.push(&[eod]).unwrap();
+            }
+            writer.end_document().unwrap();
+        }
+        writer.finish().unwrap();
+    }
+    let import = |sources: &[&Path], out: &str| {
+        let sources = sources.iter().map(|path| path.to_path_buf()).collect();
+        let options = PrepareOptions::with_tokenizer(sources, temp.path().join("text"));
+        prepare(&temp.path().join(out), &options, &NoProgress)
+    };
+    // By its name without an ending, as Megatron takes it, and the same documents once more.
+    let dataset = import(&[&mine, &yours.with_extension("idx")], "both").unwrap();
+    assert_eq!(dataset.info().duplicates, documents.len() as u64);
+    let splits = [dataset.train().unwrap(), dataset.validation().unwrap()];
+    let mut found: Vec<String> =
+        splits.iter().flat_map(|file| texts(file, &tokenizer, eod)).collect();
+    let mut expected = documents.clone();
+    found.sort();
+    expected.sort();
+    assert!(found == expected);
+
+    let error = import(&[&mine, &temp.path().join("sources")], "mixed").unwrap_err().to_string();
+    assert!(error.starts_with("token files (.idx) and text cannot"), "{error}");
+    let trained = PrepareOptions::train_tokenizer(vec![mine.clone()], 300);
+    let error = prepare(&temp.path().join("none"), &trained, &NoProgress).unwrap_err().to_string();
+    assert!(error.starts_with("token files need the tokenizer"), "{error}");
+    let mut writer = TokenWriter::create(&temp.path().join("large"), TokenType::I32).unwrap();
+    writer.push(&[70_000]).unwrap();
+    writer.end_document().unwrap();
+    writer.finish().unwrap();
+    let error = import(&[&temp.path().join("large.bin")], "large-out").unwrap_err().to_string();
+    assert!(error.contains("it holds the token 70000, but"), "{error}");
 }
 
 #[test]

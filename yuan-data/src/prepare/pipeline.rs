@@ -28,7 +28,7 @@ pub(super) struct Pipeline<'a> {
     pub options: &'a PrepareOptions,
     pub state: State,
     pub writers: [TokenWriter; 2],
-    hashes: Hashes,
+    pub hashes: Hashes,
     pool: ThreadPool,
 }
 
@@ -235,7 +235,7 @@ impl Reader<'_> {
 }
 
 /// The hashes of all documents, on the disk for a process that goes on.
-struct Hashes {
+pub(super) struct Hashes {
     file: BufWriter<File>,
     count: u64,
     seen: HashSet<u64>,
@@ -265,6 +265,15 @@ impl Hashes {
             Ok(Self { file: BufWriter::new(file), count, seen })
         };
         open().map_err(DataError::io("use", &path))
+    }
+
+    /// Remembers a hash; whether it was not there before.
+    pub fn is_new(&mut self, hash: u64) -> Result<bool, DataError> {
+        let is_new = self.seen.insert(hash);
+        if is_new {
+            self.add(&[hash])?;
+        }
+        Ok(is_new)
     }
 
     fn add(&mut self, hashes: &[u64]) -> Result<(), DataError> {
