@@ -91,7 +91,7 @@ impl Block {
         LayerOutput {
             hidden: self.add(x, moe.hidden),
             load: ExpertLoad::Device(moe.tokens_per_expert),
-            rows_per_device: None,
+            rows_per_device: moe.rows_per_rank,
             balance_loss: moe.balance_loss,
         }
     }

@@ -21,6 +21,9 @@ pub struct Batch {
     pub position_ids: Tensor<2, Int>,
     /// Which labels are learnt; none: all of them.
     pub mask: Option<LossMask>,
+    /// Over ranks: the part of the learnt labels of all their rows that these rows have, by which
+    /// the mean over them is multiplied.
+    pub share: Option<f64>,
 }
 
 /// Which labels of a batch are learnt, and which of its tokens only fill the rows up.
@@ -66,13 +69,20 @@ impl Batch {
         labels: Tensor<2, Int>,
         position_ids: Tensor<2, Int>,
     ) -> Self {
-        Self { input_ids, labels, position_ids, mask: None }
+        Self { input_ids, labels, position_ids, mask: None, share: None }
     }
 
     /// The same rows, of which only some labels are learnt.
     #[must_use]
     pub fn with_mask(self, mask: LossMask) -> Self {
         Self { mask: Some(mask), ..self }
+    }
+
+    /// The rows of one rank, which have this part of the learnt labels of all ranks' rows: the loss
+    /// is its part of the mean over all of them.
+    #[must_use]
+    pub fn with_share(self, share: f64) -> Self {
+        Self { share: Some(share), ..self }
     }
 }
 

@@ -44,6 +44,7 @@ mod norm;
 pub mod ops;
 mod params;
 mod precision;
+pub mod ranks;
 pub mod rope;
 pub mod storage;
 mod surgery;

@@ -311,7 +311,11 @@ impl Layered for YuanModel {
     fn loss_of_hidden(&self, x: Vec<Tensor<3>>, inputs: &Inputs) -> Result<Tensor<1>, ModelError> {
         let hidden = self.final_norm.forward(only(x));
         let mask = inputs.batch.mask.as_ref().map(|mask| mask.learnt.clone());
-        Ok(masked_mean(self.token_losses(hidden, inputs.batch.labels.clone()), mask))
+        let loss = masked_mean(self.token_losses(hidden, inputs.batch.labels.clone()), mask);
+        Ok(match inputs.batch.share {
+            Some(share) => loss.mul_scalar(share),
+            None => loss,
+        })
     }
 }
 

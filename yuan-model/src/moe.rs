@@ -5,7 +5,7 @@ use burn::{
     tensor::{Bool, Device, Int, Tensor},
 };
 
-use crate::YuanConfig;
+use crate::{YuanConfig, layered::DeviceRows, ops, ranks::LayerRanks};
 
 pub mod balance;
 mod dispatch;
@@ -22,8 +22,11 @@ pub use router::{Router, Routing};
 pub struct MoeLayer {
     /// Scores the experts for every token.
     pub router: Router,
-    /// The experts of this layer, stacked.
+    /// The experts of this layer, stacked; of several ranks, those of this one.
     pub experts: Experts,
+    /// How the experts are spread over ranks, if they are.
+    #[module(skip)]
+    pub(crate) ranks: Option<LayerRanks>,
 }
 
 /// What may influence routing and its counts from outside.
@@ -48,7 +51,9 @@ pub struct MoeOutput {
     /// Tokens that each expert received, padding excluded, `[num_experts]`; a token counts once per
     /// expert.
     pub tokens_per_expert: Tensor<1, Int>,
-    /// Weighted sum of the balancing losses that are on, `[1]`.
+    /// Over ranks: rows that each rank of a row computed in its experts.
+    pub rows_per_rank: Option<DeviceRows>,
+    /// Weighted sum of the balancing losses that are on, `[1]`; over ranks, of all their tokens.
     pub balance_loss: Option<Tensor<1>>,
 }
 
@@ -58,6 +63,7 @@ impl MoeLayer {
         Self {
             router: Router::new(config, layer, device),
             experts: Experts::new(config, layer, device),
+            ranks: None,
         }
     }
 
@@ -71,11 +77,12 @@ impl MoeLayer {
     ///
     /// # Panics
     ///
-    /// If the device fails.
+    /// If the device fails, or a rank is gone.
     pub fn forward(&self, hidden: Tensor<3>, options: MoeOptions) -> MoeOutput {
         let shape = hidden.dims();
         let (routed, rows) = self.route(hidden, options.selection_bias);
-        let balance_loss = options.balance.of(&routed.tokens(shape[0], options.padding.as_ref()));
+        let tokens = routed.tokens(shape[0], options.padding.as_ref());
+        let balance_loss = self.balance_loss(options.balance, &tokens);
         let tokens_per_expert = match options.padding {
             Some(padding) => {
                 let counted = padding.reshape([shape[0] * shape[1]]).bool_not();
@@ -84,8 +91,29 @@ impl MoeLayer {
             None => routed.dispatch.tokens_per_expert(),
         };
         let counts = || routed.dispatch.rows_per_expert().unwrap_or_else(|error| panic!("{error}"));
-        let rows = self.experts.forward(rows, counts);
-        MoeOutput { hidden: routed.combine(rows, shape), tokens_per_expert, balance_loss }
+        let (rows, rows_per_rank) = match &self.ranks {
+            None => (self.experts.forward(rows, counts), None),
+            Some(ranks) => {
+                let sent = ranks.send(rows, &counts());
+                let arrival = sent.unwrap_or_else(|error| panic!("{error}"));
+                let rows_per_expert = arrival.rows_per_expert.clone();
+                let computed = self.experts.forward(arrival.rows.clone(), || rows_per_expert);
+                let rows_per_rank = Some(arrival.rows_per_rank.clone());
+                (arrival.send_back(computed), rows_per_rank)
+            }
+        };
+        let hidden = routed.combine(rows, shape);
+        MoeOutput { hidden, tokens_per_expert, rows_per_rank, balance_loss }
+    }
+
+    /// The balancing losses of all tokens, those of other ranks included.
+    fn balance_loss(&self, balance: BalanceLosses, tokens: &RoutedTokens<'_>) -> Option<Tensor<1>> {
+        let sums = balance.sums(tokens)?;
+        let sums = match &self.ranks {
+            Some(ranks) => ops::all_reduce(sums, ranks.ranks().world()),
+            None => sums,
+        };
+        Some(balance.of_sums(sums, self.num_experts()))
     }
 
     /// Chooses the experts of every token of `[batch, seq, hidden]`; also the tokens sorted by

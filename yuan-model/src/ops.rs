@@ -31,6 +31,7 @@ mod step;
 
 mod attention;
 mod autodiff;
+mod collective;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod dense;
@@ -52,13 +53,14 @@ mod transfer;
 #[doc(hidden)]
 pub mod portable {
     pub use super::{
-        attention::portable::*, dense::portable::*, filter::portable::*, loss::portable::*,
-        moe::portable::*, norm::portable::*, optimizer::portable::*, rotary::portable::*,
-        transfer::portable::*,
+        attention::portable::*, collective::portable::*, dense::portable::*, filter::portable::*,
+        loss::portable::*, moe::portable::*, norm::portable::*, optimizer::portable::*,
+        rotary::portable::*, transfer::portable::*,
     };
 }
 
 pub use attention::{cached_attention, causal_attention, rotary_attention};
+pub use collective::{RowsToRanks, all_gather, all_reduce, all_to_all, reduce_scatter};
 pub use dense::{dense, embed};
 
 pub use exchange::{Target, TensorList, exchange};
@@ -74,6 +76,7 @@ pub(crate) use remote::{OPERATIONS, served_operations};
 pub use rotary::rotate;
 pub use transfer::{transfer, transfer_int};
 
+use crate::ranks::Communicator;
 use attention::packed;
 
 static FAST_PATHS: AtomicBool = AtomicBool::new(true);
@@ -114,6 +117,32 @@ pub trait YuanOps: Backend {
         targets: Vec<Target>,
     ) -> TensorList<Self> {
         TensorList(exchange::portable::<Self>(&sources.0, &targets))
+    }
+
+    /// See [`all_to_all`].
+    fn all_to_all(rows: FloatTensor<Self>, to: RowsToRanks) -> FloatTensor<Self> {
+        portable::all_to_all::<Self>(rows, &to)
+    }
+
+    /// See [`all_reduce`].
+    fn sum_over_ranks(x: FloatTensor<Self>, group: Communicator) -> FloatTensor<Self> {
+        portable::all_reduce::<Self>(x, &group)
+    }
+
+    /// See [`reduce_scatter`].
+    fn reduce_scatter(
+        #[extension_type] tensors: TensorList<Self>,
+        group: Communicator,
+    ) -> TensorList<Self> {
+        TensorList(portable::reduce_scatter::<Self>(tensors.0, &group))
+    }
+
+    /// See [`all_gather`].
+    fn all_gather(
+        #[extension_type] tensors: TensorList<Self>,
+        group: Communicator,
+    ) -> TensorList<Self> {
+        TensorList(portable::all_gather::<Self>(tensors.0, &group))
     }
 
     /// See [`dense`].

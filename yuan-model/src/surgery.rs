@@ -11,7 +11,7 @@ use burn::{
     tensor::{Device, Int, Tensor, TensorData},
 };
 
-use crate::{ModelError, YuanModel, named, ops};
+use crate::{ModelError, YuanModel, named, ops, ranks::ExpertMove};
 
 /// A parameter with an axis along which the experts of one layer lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,14 +65,22 @@ pub trait PrunableExperts: Module {
     /// If a layer is missing, or keeps an unknown expert, one twice, or fewer than `top_k`; the
     /// model comes back unchanged with what is wrong.
     fn keep_experts(self, kept: &[Vec<usize>]) -> Result<(Self, Vec<Selection>), RefusedCut<Self>> {
-        let selections = match selections(&self, kept) {
-            Ok(selections) => selections,
-            Err(error) => return Err(RefusedCut { model: Box::new(self), error }),
-        };
-        let mut model = self.map(&mut Cut { selections: &selections });
-        model.set_experts_per_layer(kept.iter().map(Vec::len).collect());
-        Ok((model, selections))
+        keep_slices(self, kept)
     }
+}
+
+/// Cuts every parameter with an axis of experts along it.
+fn keep_slices<M: PrunableExperts>(
+    model: M,
+    kept: &[Vec<usize>],
+) -> Result<(M, Vec<Selection>), RefusedCut<M>> {
+    let selections = match selections(&model, kept) {
+        Ok(selections) => selections,
+        Err(error) => return Err(RefusedCut { model: Box::new(model), error }),
+    };
+    let mut model = model.map(&mut Cut { selections: &selections });
+    model.set_experts_per_layer(kept.iter().map(Vec::len).collect());
+    Ok((model, selections))
 }
 
 /// A cut that was not made: what is wrong with it, and the model as it was.
@@ -116,18 +124,23 @@ pub struct Selection {
     pub kept: Vec<usize>,
     /// How many of these slices came from another device.
     pub moved: usize,
+    /// How the slices travel, where ranks hold them; they are the first axis then.
+    pub over_ranks: Option<ExpertMove>,
 }
 
 impl Selection {
     /// A selection among a parameter's own slices.
     pub fn within(param: ParamId, axis: usize, kept: Vec<usize>) -> Self {
-        Self { param, sources: vec![param], axis, kept, moved: 0 }
+        Self { param, sources: vec![param], axis, kept, moved: 0, over_ranks: None }
     }
 
     /// The remaining slices of a tensor of the parameter's shape, on its device and without a
-    /// graph.
+    /// graph; where ranks hold them, every rank of a row calls this together.
     pub fn apply<const D: usize>(&self, tensor: Tensor<D>) -> Tensor<D> {
-        select(tensor.inner(), self.axis, &self.kept)
+        match &self.over_ranks {
+            Some(experts) => experts.apply(tensor.inner()),
+            None => select(tensor.inner(), self.axis, &self.kept),
+        }
     }
 
     /// The selected slices of the sources' tensors, on `device` and without a graph, and how many
@@ -171,7 +184,11 @@ impl Selection {
 }
 
 /// The slices of a tensor at `indices` along `axis`.
-fn select<const D: usize>(tensor: Tensor<D>, axis: usize, indices: &[usize]) -> Tensor<D> {
+pub(crate) fn select<const D: usize>(
+    tensor: Tensor<D>,
+    axis: usize,
+    indices: &[usize],
+) -> Tensor<D> {
     if indices.iter().copied().eq(0..tensor.dims()[axis]) {
         return tensor;
     }
@@ -222,8 +239,22 @@ impl PrunableExperts for YuanModel {
         self.blocks.iter().map(layer).collect()
     }
 
+    fn num_parameters(&self) -> u64 {
+        self.config().parameter_count().total()
+    }
+
     fn set_experts_per_layer(&mut self, experts_per_layer: Vec<usize>) {
         self.config_mut().experts_per_layer = experts_per_layer;
+    }
+
+    fn keep_experts(self, kept: &[Vec<usize>]) -> Result<(Self, Vec<Selection>), RefusedCut<Self>> {
+        match self.ranks().cloned() {
+            None => keep_slices(self, kept),
+            Some(ranks) => {
+                let placement = Self::in_equal_parts(&ranks, kept);
+                self.place_experts(&placement)
+            }
+        }
     }
 }
 

@@ -14,9 +14,12 @@ use burn::backend::{
 };
 use burn::tensor::FloatDType;
 
+use crate::ranks::Communicator;
+
 use super::{
-    HostCounts, Target, TensorList, YuanOps,
+    HostCounts, RowsToRanks, Target, TensorList, YuanOps,
     attention::{CausalAttention, RotaryAttention},
+    collective::{AllReduce, AllToAll},
     dense::{Dense, Embed},
     exchange,
     filter::AddPrevious,
@@ -59,6 +62,14 @@ impl<B: YuanOps, C: CheckpointStrategy> YuanOps for Autodiff<B, C> {
 
     fn exchange(sources: TensorList<Self>, targets: Vec<Target>) -> TensorList<Self> {
         exchange::recorded(sources, targets)
+    }
+
+    fn all_to_all(rows: FloatTensor<Self>, to: RowsToRanks) -> FloatTensor<Self> {
+        record!(AllToAll, [rows], keep [], to.clone(), B::all_to_all(rows, to))
+    }
+
+    fn sum_over_ranks(x: FloatTensor<Self>, group: Communicator) -> FloatTensor<Self> {
+        record!(AllReduce, [x], keep [], (), B::sum_over_ranks(x, group))
     }
 
     fn dense(rows: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {

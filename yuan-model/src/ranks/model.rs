@@ -1,0 +1,181 @@
+//! A model of which every rank holds its part: all but the experts, and of those its own.
+
+use std::{collections::HashMap, ops::Range};
+
+use burn::tensor::Device;
+
+use super::{ExpertMove, LayerRanks, Ranks, evenly};
+use crate::{
+    ConfigError, ModelError, PrunableExperts, RefusedCut, Selection, YuanConfig, YuanModel,
+    moe::Experts,
+    named::{self, StoredParameter, StoredPart},
+    surgery::{check_kept, with_value},
+};
+
+impl YuanModel {
+    /// The part of this rank, with weights that are yet to be written: drawn anew, they would differ
+    /// from rank to rank. The experts of a layer are split as evenly as their number allows.
+    ///
+    /// # Errors
+    ///
+    /// If the configuration contradicts itself, or a layer has fewer experts than a row has ranks.
+    pub fn new_on_rank(
+        config: &YuanConfig,
+        ranks: &Ranks,
+        device: &Device,
+    ) -> Result<Self, ConfigError> {
+        for (layer, &experts) in config.experts_per_layer.iter().enumerate() {
+            if experts < ranks.expert() {
+                let devices = ranks.expert();
+                return Err(ConfigError::TooFewForMesh { layer, experts, devices });
+            }
+        }
+        let mut model = Self::new(config, device)?;
+        for (block, &experts) in model.blocks.iter_mut().zip(&config.experts_per_layer) {
+            let spread = LayerRanks::new(ranks.clone(), evenly(experts, ranks.expert()));
+            block.moe.experts = Experts::some(config, spread.own_experts().len(), device);
+            block.moe.ranks = Some(spread);
+        }
+        Ok(model)
+    }
+
+    /// The part of this rank of a model that every rank has whole.
+    ///
+    /// # Errors
+    ///
+    /// As [`new_on_rank`](Self::new_on_rank).
+    pub fn part_of(whole: &Self, ranks: &Ranks, device: &Device) -> Result<Self, ConfigError> {
+        let empty = Self::new_on_rank(whole.config(), ranks, device)?;
+        let stored = empty.stored_parameters();
+        let read = |path: &str, slices: Range<usize>| {
+            let parameter = stored.iter().find(|stored| stored.path == path)?;
+            if slices.len() == parameter.shape.first().copied().unwrap_or(1) {
+                return named::read_part(whole, path, None);
+            }
+            let mut shape = parameter.shape.clone();
+            shape[0] = slices.len();
+            let parts = slices.map(|index| named::read_part(whole, path, Some(index)));
+            Some(named::joined(parts.collect::<Option<_>>()?, &shape))
+        };
+        Ok(named::write_stored(empty, &stored, read))
+    }
+
+    /// The ranks that the model is spread over, if it is.
+    pub fn ranks(&self) -> Option<&Ranks> {
+        Some(self.blocks.first()?.moe.ranks.as_ref()?.ranks())
+    }
+
+    /// Experts of every layer on each rank of a row, `[layer][rank]`; empty on one device.
+    pub fn placement(&self) -> Vec<Vec<usize>> {
+        let spread = self.blocks.iter().filter_map(|block| block.moe.ranks.as_ref());
+        spread.map(|layer| layer.experts_per_rank().to_vec()).collect()
+    }
+
+    /// The parameters of the whole model, and which parts of them this rank holds: a part that
+    /// others hold has no copy here.
+    pub fn stored_parameters(&self) -> Vec<StoredParameter> {
+        let mut layer_of = HashMap::new();
+        for moe in self.blocks.iter().map(|block| &block.moe) {
+            for weights in [&moe.experts.gate_up, &moe.experts.down] {
+                layer_of.extend(moe.ranks.as_ref().map(|layer| (weights.id, layer)));
+            }
+        }
+        let mut stored = named::stored_parameters(self);
+        for parameter in &mut stored {
+            let id = parameter.parts[0].copies[0];
+            let Some(layer) = layer_of.get(&id) else { continue };
+            parameter.shape[0] = layer.experts_per_rank().iter().sum();
+            let part = |(rank, &slices): (usize, &usize)| StoredPart {
+                slices,
+                copies: if rank == layer.ranks().row().rank() { vec![id] } else { Vec::new() },
+            };
+            parameter.parts = layer.experts_per_rank().iter().enumerate().map(part).collect();
+        }
+        stored
+    }
+
+    /// Keeps the listed experts of every layer in this order, on the ranks of a row as listed:
+    /// `placement[layer][rank]` old numbers. Experts that a rank lacks come from another of its row,
+    /// and nothing else travels. Every rank calls it together, with the same lists.
+    ///
+    /// # Errors
+    ///
+    /// As [`keep_experts`](PrunableExperts::keep_experts), and if the model is not spread over
+    /// ranks, or a layer not over all of them.
+    pub fn place_experts(
+        mut self,
+        placement: &[Vec<Vec<usize>>],
+    ) -> Result<(Self, Vec<Selection>), RefusedCut<Self>> {
+        if let Err(error) = self.check_placement(placement) {
+            return Err(RefusedCut { model: Box::new(self), error });
+        }
+        let mut selections = Vec::new();
+        for (block, groups) in self.blocks.iter_mut().zip(placement) {
+            let (moe, kept) = (&mut block.moe, groups.concat());
+            let layer = moe.ranks.take().expect("checked above");
+            let experts: usize = layer.experts_per_rank().iter().sum();
+            let columns: Vec<usize> = (0..moe.router.blocks())
+                .flat_map(|block| kept.iter().map(move |expert| block * experts + expert))
+                .collect();
+            let selection = Selection::within(moe.router.weight.id, 1, columns);
+            moe.router.weight =
+                with_value(moe.router.weight.clone(), |weight| selection.apply(weight));
+            selections.push(selection);
+            moe.router.selection_bias = moe.router.selection_bias.take().map(|bias| {
+                let selection = Selection::within(bias.id, 0, kept.clone());
+                let cut = with_value(bias, |bias| selection.apply(bias));
+                selections.push(selection);
+                cut
+            });
+            let own = groups[layer.ranks().row().rank()].clone();
+            let experts = ExpertMove::new(&layer, groups);
+            for weights in [&mut moe.experts.gate_up, &mut moe.experts.down] {
+                let selection = Selection {
+                    moved: experts.moved(),
+                    over_ranks: Some(experts.clone()),
+                    ..Selection::within(weights.id, 0, own.clone())
+                };
+                *weights = with_value(weights.clone(), |weights| selection.apply(weights));
+                selections.push(selection);
+            }
+            let sizes = groups.iter().map(Vec::len).collect();
+            moe.ranks = Some(LayerRanks::new(layer.ranks().clone(), sizes));
+        }
+        let experts_per_layer = placement.iter().map(|groups| groups.concat().len()).collect();
+        self.set_experts_per_layer(experts_per_layer);
+        Ok((self, selections))
+    }
+
+    fn check_placement(&self, placement: &[Vec<Vec<usize>>]) -> Result<(), ModelError> {
+        let (layers, top_k) = (self.blocks.len(), self.config().top_k);
+        if placement.len() != layers {
+            return Err(ModelError::LayerCount { expected: layers, found: placement.len() });
+        }
+        for (layer, groups) in placement.iter().enumerate() {
+            let devices = self.ranks().map_or(1, Ranks::expert);
+            if self.blocks[layer].moe.ranks.is_none()
+                || groups.len() != devices
+                || groups.iter().any(Vec::is_empty)
+            {
+                return Err(ModelError::NotSpread { layer, devices });
+            }
+            check_kept(layer, &groups.concat(), self.config().experts_per_layer[layer], top_k)?;
+        }
+        Ok(())
+    }
+
+    /// The kept experts in their order, cut into parts for the ranks that are as equal as can be:
+    /// the groups of a plan that has as many as a row has ranks, or a multiple.
+    pub(crate) fn in_equal_parts(ranks: &Ranks, kept: &[Vec<usize>]) -> Vec<Vec<Vec<usize>>> {
+        let of_layer = |kept: &Vec<usize>| {
+            let (mut groups, mut rest) = (Vec::with_capacity(ranks.expert()), kept.as_slice());
+            for size in evenly(kept.len(), ranks.expert()) {
+                let (group, behind) = rest.split_at(size);
+                groups.push(group.to_vec());
+                rest = behind;
+            }
+            groups
+        };
+        kept.iter().map(of_layer).collect()
+    }
+}
