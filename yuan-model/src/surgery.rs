@@ -54,6 +54,18 @@ pub trait PrunableExperts: Module {
         named::parameter_names(self).iter().map(|name| name.shape.num_elements() as u64).sum()
     }
 
+    /// Parameters that one expert of the first layer has, its part of the router included; none if
+    /// there is no such layer.
+    fn parameters_per_expert(&self) -> Option<u64> {
+        let experts = *self.experts_per_layer().first()?;
+        let axes = self.expert_axes().into_iter().next()?;
+        let parameters = named::parameter_names(self);
+        let in_layer =
+            parameters.iter().filter(|name| axes.iter().any(|axis| axis.param == name.id));
+        let elements: u64 = in_layer.map(|name| name.shape.num_elements() as u64).sum();
+        Some(elements / experts.max(1) as u64)
+    }
+
     /// Takes note of the number of experts that every layer has after its parameters were cut.
     fn set_experts_per_layer(&mut self, experts_per_layer: Vec<usize>);
 
@@ -241,6 +253,16 @@ impl PrunableExperts for YuanModel {
 
     fn num_parameters(&self) -> u64 {
         self.config().parameter_count().total()
+    }
+
+    fn parameters_per_expert(&self) -> Option<u64> {
+        let experts = &self.blocks.first()?.moe;
+        let slice = |shape: burn::tensor::Shape| shape[1..].iter().product::<usize>();
+        let own = slice(experts.experts.gate_up.lazy_shape())
+            + slice(experts.experts.down.lazy_shape())
+            + self.config().hidden_size * experts.router.blocks()
+            + usize::from(experts.router.selection_bias.is_some());
+        Some(own as u64)
     }
 
     fn set_experts_per_layer(&mut self, experts_per_layer: Vec<usize>) {

@@ -10,27 +10,35 @@
 //!   checkpoint is loaded, by a thread of its own beside the loading.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     fs,
     ops::Range,
     path::{Path, PathBuf},
     thread,
 };
 
-use burn::tensor::{DType, TensorData};
+use burn::{
+    module::ParamId,
+    tensor::{DType, TensorData},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use yuan_files::{Checksum, remove_directory, remove_leftovers_in, write_directory};
 use yuan_model::{
     hf::Shards,
-    named,
+    named::{self, StoredParameter},
+    ranks::Ranks,
     storage::{Dtype, OutgoingTensor, TensorBytes, TensorFile, stored_dtype, write_tensors},
 };
 
 use crate::{
     AdamW, AdamWConfig, LanguageModel, TrainError, checksums::Checksums, names::CONFIG,
-    run::lock::RunLock,
+    optim::SUFFIXES, run::lock::RunLock,
 };
+
+mod whole;
+
+use whole::Whole;
 
 /// What a checkpoint carries beside tensors.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -197,6 +205,12 @@ impl Checkpoint {
         let state = CheckpointState { layout: LAYOUT, ..state.clone() };
         let text = serde_json::to_string_pretty(&state);
         let text = text.map_err(|error| damaged(&path, error.to_string()))?;
+        let whole = Whole::of(model, optimizer);
+        if !whole.is_first_rank() {
+            whole.serve()?;
+            return Ok(Self { path, step: state.step });
+        }
+        let dtypes = named::dtypes_by_id(model);
         write_directory(&path, |directory| {
             let mut checksums = Checksums::default();
             for (name, text) in [("config.json", model.config_json()), (STATE, text)] {
@@ -205,9 +219,9 @@ impl Checkpoint {
                 checksums.add(name, Checksum::of(text.as_bytes()));
             }
             let step = [(STEP, state.step.to_string())];
-            let saved = save_parameters(&directory.join(MODEL), &step, model)?;
+            let saved = save_parameters(&directory.join(MODEL), &step, &whole, &dtypes)?;
             checksums.add(MODEL, saved);
-            let saved = save_moments(&directory.join(OPTIMIZER), &step, model, optimizer)?;
+            let saved = save_moments(&directory.join(OPTIMIZER), &step, &whole)?;
             checksums.add(OPTIMIZER, saved);
             checksums.save(directory)
         })?;
@@ -294,12 +308,22 @@ impl Checkpoint {
         optimizer: &AdamWConfig,
         place: &M::Place,
     ) -> Result<(M, AdamW, CheckpointState), TrainError> {
+        self.load_at(optimizer, place, None)
+    }
+
+    /// The same for the part of one rank, if there are several.
+    pub(crate) fn load_at<M: LanguageModel>(
+        &self,
+        optimizer: &AdamWConfig,
+        place: &M::Place,
+        ranks: Option<&Ranks>,
+    ) -> Result<(M, AdamW, CheckpointState), TrainError> {
         self.beside_verifying(|| {
             let state = self.state()?;
-            let model: M = self.load_model_of(place, Some(state.step))?;
+            let model: M = self.load_model_of(place, ranks, Some(state.step))?;
             let stored = model.stored_parameters();
             let moments = self.open_tensors(OPTIMIZER, Some(state.step))?;
-            let mut optimizer = AdamW::new(optimizer);
+            let mut optimizer = AdamW::for_model(optimizer, &model);
             optimizer
                 .restore(&model, &stored, state.optimizer_updates, |name| {
                     read_slices(&moments, name, None).ok()
@@ -329,18 +353,22 @@ impl Checkpoint {
     ///
     /// As [`load`](Self::load).
     pub fn load_model<M: LanguageModel>(&self, place: &M::Place) -> Result<M, TrainError> {
-        self.beside_verifying(|| self.load_model_of(place, None))
+        self.beside_verifying(|| self.load_model_of(place, None, None))
     }
 
     fn load_model_of<M: LanguageModel>(
         &self,
         place: &M::Place,
+        ranks: Option<&Ranks>,
         step: Option<u64>,
     ) -> Result<M, TrainError> {
         let file = self.path.join("config.json");
         let config = fs::read_to_string(&file).map_err(TrainError::io("read", &file))?;
-        let model = M::from_config_json(&config, place)
-            .map_err(|error| damaged(&self.path, format!("config.json: {error}")))?;
+        let model = match ranks {
+            Some(ranks) => M::from_config_json_on_rank(&config, place, ranks),
+            None => M::from_config_json(&config, place),
+        };
+        let model = model.map_err(|error| damaged(&self.path, format!("config.json: {error}")))?;
         self.fill(model, step)
     }
 
@@ -387,33 +415,34 @@ fn damaged(path: &Path, reason: impl Into<String>) -> TrainError {
 fn save_parameters<M: LanguageModel>(
     path: &Path,
     metadata: &[(&str, String)],
-    model: &M,
+    whole: &Whole<'_, M>,
+    dtypes: &HashMap<ParamId, DType>,
 ) -> Result<Checksum, TrainError> {
-    let (stored, dtypes) = (model.stored_parameters(), named::dtypes_by_id(model));
-    let described = stored.iter().map(|parameter| {
-        let dtype = dtypes.get(&parameter.parts[0].copies[0]).copied().unwrap_or(DType::F32);
+    let described = whole.stored.iter().map(|parameter| {
+        let held = parameter.parts.iter().find_map(|part| part.copies.first());
+        let dtype = held.and_then(|id| dtypes.get(id)).copied().unwrap_or(DType::F32);
         outgoing(parameter.path.clone(), dtype, parameter.shape.clone())
     });
     write_tensors(path, &described.collect::<Vec<_>>(), metadata, |index| {
-        let data = named::read_stored(model, &stored[index]);
-        data.map(TensorBytes::Data).map_err(TrainError::from)
+        whole.parameter(index).map(TensorBytes::Data)
     })
 }
 
 fn save_moments<M: LanguageModel>(
     path: &Path,
     metadata: &[(&str, String)],
-    model: &M,
-    optimizer: &AdamW,
+    whole: &Whole<'_, M>,
 ) -> Result<Checksum, TrainError> {
-    let (mut tensors, mut data) = (Vec::new(), Vec::new());
-    optimizer.save(&model.stored_parameters(), |name, moment| {
-        tensors.push(outgoing(name, moment.dtype(), moment.shape().to_vec()));
-        data.push(Some(TensorBytes::Data(moment)));
-        Ok(())
-    })?;
-    let twice = || damaged(path, "a moment would be written twice");
-    write_tensors(path, &tensors, metadata, |index| data[index].take().ok_or_else(twice))
+    let (with_moments, mut tensors) = (whole.with_moments(), Vec::new());
+    for &index in &with_moments {
+        let StoredParameter { path, shape, .. } = &whole.stored[index];
+        for suffix in SUFFIXES {
+            tensors.push(outgoing(format!("{path}.{suffix}"), DType::F32, shape.clone()));
+        }
+    }
+    write_tensors(path, &tensors, metadata, |index| {
+        whole.moment(with_moments[index / 2], index % 2).map(TensorBytes::Data)
+    })
 }
 
 fn outgoing(name: String, dtype: DType, shape: Vec<usize>) -> OutgoingTensor {

@@ -9,7 +9,9 @@ use burn::tensor::FloatDType;
 use yuan_data::DataError;
 use yuan_files::FileError;
 use yuan_laep::PlanError;
-use yuan_model::{ConfigError, ModelError, hf::CheckpointError, storage::StorageError};
+use yuan_model::{
+    ConfigError, ModelError, hf::CheckpointError, ranks::RankError, storage::StorageError,
+};
 
 /// Why a run could not start, go on or be resumed.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +57,9 @@ pub enum TrainError {
     /// The settings balance by selection biases, which the model does not have.
     #[error("bias_update_rate needs a model with router_selection_bias")]
     NoSelectionBias,
+    /// Ranks could not exchange data, or do not agree.
+    #[error(transparent)]
+    Ranks(#[from] RankError),
     /// A device has no arithmetic of the wanted type.
     #[error("the device does not compute in {0:?}")]
     Precision(FloatDType),

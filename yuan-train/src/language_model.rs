@@ -6,6 +6,7 @@ use burn::{module::Module, optim::GradientsParams, tensor::Device};
 use yuan_model::{
     Batch, ConfigError, DeviceMesh, LossOutput, PrunableExperts,
     named::{self, StoredParameter},
+    ranks::Ranks,
 };
 
 use crate::{Callback, LossOptions, TrainConfig, TrainError, gradients};
@@ -105,6 +106,12 @@ pub trait LanguageModel: Module {
         named::stored_parameters(self)
     }
 
+    /// The ranks that the model is spread over, if it is: this one holds a part of it, and
+    /// [`stored_parameters`](Self::stored_parameters) says which.
+    fn ranks(&self) -> Option<&Ranks> {
+        None
+    }
+
     /// Everything needed to build a model of this shape anew, as JSON.
     fn config_json(&self) -> String;
 
@@ -114,6 +121,24 @@ pub trait LanguageModel: Module {
     ///
     /// If the text is no configuration of this kind of model.
     fn from_config_json(text: &str, place: &Self::Place) -> Result<Self, ConfigError>;
+
+    /// The same for the part of one rank.
+    ///
+    /// # Errors
+    ///
+    /// As [`from_config_json`](Self::from_config_json), and if the model cannot be spread, which is
+    /// the default.
+    fn from_config_json_on_rank(
+        _text: &str,
+        _place: &Self::Place,
+        _ranks: &Ranks,
+    ) -> Result<Self, ConfigError> {
+        Err(ConfigError::Unsupported {
+            key: "ranks",
+            value: "more than one".into(),
+            reason: "this kind of model lives on one device",
+        })
+    }
 }
 
 /// A model whose routers choose by score plus a bias that balancing without an auxiliary loss

@@ -26,6 +26,7 @@ mod optim;
 mod reduce;
 mod run;
 mod session;
+mod sharded;
 mod speed;
 mod trainer;
 mod watch;

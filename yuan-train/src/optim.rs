@@ -20,7 +20,10 @@ use yuan_model::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::TrainError;
+use crate::{
+    LanguageModel, TrainError,
+    sharded::{Holders, Parts},
+};
 
 /// Settings of [`AdamW`].
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -55,23 +58,36 @@ pub struct AdamW {
     config: AdamWConfig,
     updates: u64,
     moments: HashMap<ParamId, Moments>,
+    /// Over ranks, each of which keeps the moments of its part of every parameter.
+    holders: Option<Holders>,
 }
 
-/// First and second moment of one parameter, flat.
+/// First and second moment of one parameter, flat; over ranks, those of one part of it.
 #[derive(Debug, Clone)]
 struct Moments {
+    /// That of the parameter.
     shape: Shape,
     first: Tensor<1>,
     second: Tensor<1>,
 }
 
 /// Names under which moments are saved, behind the parameter's path.
-const SUFFIXES: [&str; 2] = ["first_moment", "second_moment"];
+pub(crate) const SUFFIXES: [&str; 2] = ["first_moment", "second_moment"];
 
 impl AdamW {
     /// An optimizer without moments: each starts at zero with its parameter's first gradient.
     pub fn new(config: &AdamWConfig) -> Self {
-        Self { config: *config, updates: 0, moments: HashMap::new() }
+        Self { config: *config, updates: 0, moments: HashMap::new(), holders: None }
+    }
+
+    /// The same for a model that may be spread over ranks.
+    pub(crate) fn for_model<M: LanguageModel>(config: &AdamWConfig, model: &M) -> Self {
+        Self { holders: Holders::of(model), ..Self::new(config) }
+    }
+
+    /// Which ranks hold which parameters, if there are several.
+    pub(crate) fn holders(&self) -> Option<&Holders> {
+        self.holders.as_ref()
     }
 
     /// Updates made so far; a prune keeps the count.
@@ -88,8 +104,39 @@ impl AdamW {
         learning_rate: f64,
         gradient_scale: f64,
     ) -> M {
+        let step = self.next_step(learning_rate, gradient_scale);
+        model.map(&mut Update { moments: &mut self.moments, gradients, step })
+    }
+
+    /// The same over ranks, with the part of every gradient that belongs to this one.
+    pub(crate) fn step_parts<M: Module>(
+        &mut self,
+        model: M,
+        gradients: Parts,
+        learning_rate: f64,
+        gradient_scale: f64,
+    ) -> M {
+        let step = self.next_step(learning_rate, gradient_scale);
+        let holders = self.holders.take().expect("only what is spread over ranks has parts");
+        let order: Vec<ParamId> = gradients.iter().map(|(id, _)| *id).collect();
+        let mut update = UpdateParts {
+            moments: &mut self.moments,
+            gradients: gradients.into_iter().collect(),
+            step,
+            holders: &holders,
+            values: HashMap::new(),
+        };
+        model.visit(&mut update);
+        let mut values = update.values;
+        let parts = order.into_iter().filter_map(|id| Some((id, values.remove(&id)?))).collect();
+        let model = holders.write(model, parts);
+        self.holders = Some(holders);
+        model
+    }
+
+    fn next_step(&mut self, learning_rate: f64, gradient_scale: f64) -> AdamWStep {
         self.updates += 1;
-        let step = AdamWStep {
+        AdamWStep {
             learning_rate,
             beta_1: self.config.beta_1,
             beta_2: self.config.beta_2,
@@ -97,13 +144,15 @@ impl AdamW {
             weight_decay: self.config.weight_decay,
             step: self.updates,
             gradient_scale,
-        };
-        model.map(&mut Update { moments: &mut self.moments, gradients, step })
+        }
     }
 
     /// Cuts the moments as the parameters were cut; nothing of the dead slices remains. Returns the
     /// bytes that went from one device to another.
     pub fn cut(&mut self, selections: &[Selection]) -> u64 {
+        if let Some(holders) = self.holders.clone() {
+            return self.cut_parts(selections, &holders);
+        }
         let mut moved = 0;
         // Parameters that take slices from each other change together.
         for selections in selections.chunk_by(|a, b| a.sources.len() > 1 && a.sources == b.sources)
@@ -122,6 +171,48 @@ impl AdamW {
             }
         }
         moved
+    }
+
+    /// Every rank gets the moments of whole parameters, cuts them as the parameters were cut, and
+    /// keeps its part again.
+    fn cut_parts(&mut self, selections: &[Selection], holders: &Holders) -> u64 {
+        let mut moved = 0;
+        for selection in selections {
+            let id = selection.param;
+            let Some(Moments { mut shape, first, second }) = self.moments.remove(&id) else {
+                continue;
+            };
+            let cut = |moment: Tensor<1>| {
+                let flat = holders.whole(vec![(id, moment)], &[shape.num_elements()]);
+                let (outer, axis) = (shape[..selection.axis].iter().product(), selection.axis);
+                let inner: usize = shape[axis + 1..].iter().product();
+                let flat = flat.into_iter().map(|(_, flat)| flat).next().expect("one went in");
+                let blocks = flat.reshape([outer, shape[axis], inner]);
+                // What travels lies along the first axis, which the outer one does not precede.
+                let cut = match &selection.over_ranks {
+                    Some(experts) => {
+                        experts.apply(blocks.reshape([shape[axis], inner])).flatten::<1>(0, 1)
+                    }
+                    None => {
+                        let along = Selection { axis: 1, ..selection.clone() };
+                        along.apply(blocks).flatten::<1>(0, 2)
+                    }
+                };
+                holders.own_part(id, cut)
+            };
+            let (first, second) = (cut(first), cut(second));
+            shape[selection.axis] = selection.kept.len();
+            let slice = shape.num_elements() / shape[selection.axis].max(1);
+            moved += (2 * selection.moved * slice * first.dtype().size()) as u64;
+            self.moments.insert(id, Moments { shape, first, second });
+        }
+        moved
+    }
+
+    /// The first (0) or second (1) moment of a parameter, flat; over ranks, the part of this one.
+    pub(crate) fn moment(&self, param: ParamId, which: usize) -> Option<&Tensor<1>> {
+        let moments = self.moments.get(&param)?;
+        Some(if which == 0 { &moments.first } else { &moments.second })
     }
 
     /// First and second moment of a parameter in its shape, if it was ever updated.
@@ -181,7 +272,9 @@ impl AdamW {
         }
         let devices = named::parameter_devices(model);
         for parameter in stored {
-            if !devices.get(&parameter.parts[0].copies[0]).is_some_and(|(_, trained)| *trained) {
+            let held = parameter.parts.iter().find_map(|part| part.copies.first());
+            let is_trained = |id| devices.get(id).is_some_and(|(_, trained)| *trained);
+            if !held.is_some_and(is_trained) {
                 continue;
             }
             let mut flat = |suffix: &str| {
@@ -208,7 +301,12 @@ impl AdamW {
                 for id in &part.copies {
                     let device = devices[id].0.clone().inner();
                     let [first, second] = data.each_ref().map(|data| {
-                        Tensor::from_data(named::slices_of(data, elements.clone()), &device)
+                        let flat =
+                            Tensor::from_data(named::slices_of(data, elements.clone()), &device);
+                        match &self.holders {
+                            Some(holders) => holders.own_part(*id, flat),
+                            None => flat,
+                        }
                     });
                     let shape = shape.clone().into();
                     self.moments.insert(*id, Moments { shape, first, second });
@@ -282,6 +380,35 @@ impl ModuleMapper for Update<'_> {
             self.moments.insert(id, Moments { shape: moments.shape, first, second });
             value.reshape(shape)
         })
+    }
+}
+
+/// Updates the part of every parameter that belongs to this rank.
+struct UpdateParts<'a> {
+    moments: &'a mut HashMap<ParamId, Moments>,
+    gradients: HashMap<ParamId, Tensor<1>>,
+    step: AdamWStep,
+    holders: &'a Holders,
+    /// The updated parts.
+    values: HashMap<ParamId, Tensor<1>>,
+}
+
+impl ModuleVisitor for UpdateParts<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let Some(gradient) = self.gradients.remove(&param.id) else { return };
+        let flat = param.val().inner().flatten::<1>(0, D - 1);
+        let value = self.holders.own_part(param.id, flat);
+        let moments = self.moments.remove(&param.id).unwrap_or_else(|| Moments {
+            shape: param.shape(),
+            first: gradient.zeros_like(),
+            second: gradient.zeros_like(),
+        });
+        let weight_decay = if D == 1 { 0.0 } else { self.step.weight_decay };
+        let step = AdamWStep { weight_decay, ..self.step };
+        let (value, [first, second]) =
+            ops::adamw_update(value, gradient, [moments.first, moments.second], step);
+        self.moments.insert(param.id, Moments { shape: moments.shape, first, second });
+        self.values.insert(param.id, value);
     }
 }
 

@@ -3,7 +3,7 @@
 use burn::{module::Module, optim::GradientsParams, tensor::DType};
 use yuan_model::{RefusedCut, Selection, named};
 
-use crate::{AdamW, TrainError};
+use crate::{AdamW, TrainError, sharded::Parts};
 
 /// A model and the optimizer that holds its moments.
 #[derive(Debug)]
@@ -43,6 +43,12 @@ impl<M> Session<M> {
 }
 
 impl<M: Module> Session<M> {
+    /// One update over ranks, with the part of every gradient that belongs to this one.
+    pub(crate) fn step_parts(&mut self, gradients: Parts, learning_rate: f64, scale: f64) {
+        let model = self.take_model();
+        self.model = Some(self.optimizer.step_parts(model, gradients, learning_rate, scale));
+    }
+
     /// One update of every parameter that has a gradient.
     pub(crate) fn step(&mut self, gradients: GradientsParams, learning_rate: f64, scale: f64) {
         let model = self.take_model();
@@ -59,7 +65,10 @@ impl<M: Module> Session<M> {
             Ok((model, selections)) => {
                 let moved = bytes_moved(&model, &selections) + self.optimizer.cut(&selections);
                 self.model = Some(model);
-                Ok(moved)
+                match self.optimizer.holders() {
+                    Some(holders) => Ok(holders.ranks().world().sum_counts(&[moved])?[0]),
+                    None => Ok(moved),
+                }
             }
             Err(RefusedCut { model, error }) => {
                 self.model = Some(*model);

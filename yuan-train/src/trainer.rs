@@ -9,13 +9,13 @@ use std::{
 
 use serde_json::Value;
 use yuan_files::remove_leftovers_in;
-use yuan_model::{RefusedCut, Selection};
+use yuan_model::{RefusedCut, Selection, ranks::Ranks};
 
 use crate::{
     AdamW, Callback, Checkpoint, CheckpointState, Event, LanguageModel, Learns, LossOptions, Place,
     StepMetrics, TrainConfig, TrainError,
     callback::schedule::{CheckpointEvery, ValidateEvery},
-    data::{Row, RowStream, Streams, batch_of},
+    data::{Row, RowStream, Streams},
     run::{check, check::CHANGEABLE_SETTINGS, lock::RunLock},
     session::Session,
 };
@@ -57,7 +57,10 @@ pub use step::{NotFinite, StepOutcome};
 pub struct Trainer<M: LanguageModel> {
     config: TrainConfig,
     run_dir: PathBuf,
-    lock: RunLock,
+    /// Held by the first rank, which writes the files of the run.
+    lock: Option<RunLock>,
+    /// Whether there is a state to go back to.
+    has_snapshot: bool,
     place: M::Place,
     session: Session<M>,
     train: RowStream,
@@ -93,7 +96,7 @@ impl<M: LanguageModel> Trainer<M> {
         streams: impl Into<Streams>,
     ) -> Result<Self, TrainError> {
         config.validate()?;
-        let optimizer = AdamW::new(&config.optimizer);
+        let optimizer = AdamW::for_model(&config.optimizer, &model);
         let session = Session::new(model, optimizer);
         Self::open(config, run_dir, place, session, streams.into(), CheckpointState::default())
     }
@@ -110,8 +113,36 @@ impl<M: LanguageModel> Trainer<M> {
         checkpoint: &Checkpoint,
         streams: impl Into<Streams>,
     ) -> Result<Self, TrainError> {
+        Self::resume_at(config, run_dir, place, None, checkpoint, streams)
+    }
+
+    /// The same on one of several ranks, which all call it; the checkpoint may be one of any other
+    /// number of them.
+    ///
+    /// # Errors
+    ///
+    /// As [`resume`](Self::resume), and if the model cannot be spread over the ranks.
+    pub fn resume_on_rank(
+        config: TrainConfig,
+        run_dir: &Path,
+        place: &M::Place,
+        ranks: &Ranks,
+        checkpoint: &Checkpoint,
+        streams: impl Into<Streams>,
+    ) -> Result<Self, TrainError> {
+        Self::resume_at(config, run_dir, place, Some(ranks), checkpoint, streams)
+    }
+
+    fn resume_at(
+        config: TrainConfig,
+        run_dir: &Path,
+        place: &M::Place,
+        ranks: Option<&Ranks>,
+        checkpoint: &Checkpoint,
+        streams: impl Into<Streams>,
+    ) -> Result<Self, TrainError> {
         config.validate()?;
-        let (model, optimizer, state) = checkpoint.load::<M>(&config.optimizer, place)?;
+        let (model, optimizer, state) = checkpoint.load_at::<M>(&config.optimizer, place, ranks)?;
         let session = Session::new(model, optimizer);
         Self::open(config, run_dir, place, session, streams.into(), state)
     }
@@ -129,11 +160,15 @@ impl<M: LanguageModel> Trainer<M> {
             return Err(TrainError::Precision(dtype));
         }
         fs::create_dir_all(run_dir).map_err(TrainError::io("create", run_dir))?;
-        let lock = RunLock::take(run_dir)?;
-        remove_leftovers_in(run_dir);
+        let is_first = session.model().ranks().is_none_or(|ranks| ranks.world().is_first());
+        let lock = if is_first { Some(RunLock::take(run_dir)?) } else { None };
+        if is_first {
+            remove_leftovers_in(run_dir);
+        }
         let mut trainer = Self {
             run_dir: run_dir.to_path_buf(),
             lock,
+            has_snapshot: Checkpoint::has_snapshot(run_dir),
             place: place.clone(),
             session,
             train,
@@ -181,7 +216,8 @@ impl<M: LanguageModel> Trainer<M> {
                 (name.to_owned(), value.map_or_else(|| "never".to_owned(), Value::to_string))
             })
             .collect();
-        values.insert("devices".into(), self.place.devices().len().to_string());
+        let devices = self.ranks().map_or(self.place.devices().len(), |all| all.world().size());
+        values.insert("devices".into(), devices.to_string());
         values
     }
 
@@ -226,6 +262,16 @@ impl<M: LanguageModel> Trainer<M> {
         }
         self.callbacks.push(callback);
         Ok(())
+    }
+
+    /// The ranks that the model is spread over, if it is.
+    fn ranks(&self) -> Option<&Ranks> {
+        self.session.model().ranks()
+    }
+
+    /// Whether this rank writes the files of the run.
+    fn is_first_rank(&self) -> bool {
+        self.ranks().is_none_or(|ranks| ranks.world().is_first())
     }
 
     /// Settings of the run.
@@ -292,6 +338,7 @@ impl<M: LanguageModel> Trainer<M> {
     /// The same, with the loss of every set if there are several.
     fn validate_sets(&mut self) -> Result<Validated, TrainError> {
         let model = self.session.model().valid();
+        let ranks = self.ranks().cloned();
         let device = self.place.devices()[0].clone().inner();
         let options = LossOptions { precision: self.config.precision, ..LossOptions::default() };
         let (mut total, mut shares, mut sets) = (0.0, 0.0, BTreeMap::new());
@@ -302,10 +349,14 @@ impl<M: LanguageModel> Trainer<M> {
             for _ in 0..self.config.validation_batches {
                 let rows = stream.next_rows(self.config.batch_size)?;
                 let learnt: u64 = rows.iter().map(Row::learnt_labels).sum();
-                let loss = model.loss(batch_of(&rows, &device), options)?.loss.try_into_data();
+                let batch = step::own_batch(&rows, ranks.as_ref(), &device)?;
+                let loss = model.loss(batch, options)?.loss.try_into_data();
                 let loss = loss.map_err(|error| TrainError::Device(error.to_string()))?;
                 sum += step::float(Some(loss)) * learnt as f64;
                 labels += learnt;
+            }
+            if let Some(ranks) = &ranks {
+                sum = ranks.world().sum(&[sum])?[0];
             }
             let loss = sum / labels.max(1) as f64;
             total += *share * loss;

@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use burn::module::Module;
-use yuan_model::{RefusedCut, Selection};
+use yuan_model::{
+    RefusedCut, Selection,
+    ranks::{RankError, Ranks},
+};
 
 use crate::{AdamW, Event, Learns, TrainConfig, TrainError, session::Session};
 
@@ -31,6 +34,28 @@ pub struct Context<'a, M> {
     pub(crate) events: &'a mut Vec<Event>,
     pub(crate) learns: &'a mut Learns,
     pub(crate) has_snapshot: bool,
+    pub(crate) ranks: Option<&'a Ranks>,
+}
+
+impl Requests {
+    /// What any rank asks for, all do.
+    pub(crate) fn of_all(self, ranks: &Ranks) -> Result<Self, RankError> {
+        let Self { validate, checkpoint, stop, pause, cut, snapshot, discard_snapshot, roll_back } =
+            self;
+        let own = [validate, checkpoint, stop, pause, cut, snapshot, discard_snapshot, roll_back];
+        let counts = ranks.world().sum_counts(&own.map(u64::from))?;
+        let any = |index: usize| counts[index] > 0;
+        Ok(Self {
+            validate: any(0),
+            checkpoint: any(1),
+            stop: any(2),
+            pause: any(3),
+            cut: any(4),
+            snapshot: any(5),
+            discard_snapshot: any(6),
+            roll_back: any(7),
+        })
+    }
 }
 
 impl<M> Context<'_, M> {
@@ -47,6 +72,23 @@ impl<M> Context<'_, M> {
     /// Directory of the run.
     pub fn run_dir(&self) -> &Path {
         self.run_dir
+    }
+
+    /// Whether this rank writes the files of the run; where a run is not spread over ranks, it does.
+    pub fn is_first_rank(&self) -> bool {
+        self.ranks.is_none_or(|ranks| ranks.world().is_first())
+    }
+
+    /// Checks that all ranks have the same bytes, such as a decision that each of them made.
+    ///
+    /// # Errors
+    ///
+    /// Names a rank that has others.
+    pub fn agree(&self, what: &'static str, own: &[u8]) -> Result<(), TrainError> {
+        match self.ranks {
+            Some(ranks) => Ok(ranks.world().agree(what, own)?),
+            None => Ok(()),
+        }
     }
 
     /// The model as it is now.

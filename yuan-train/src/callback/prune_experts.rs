@@ -8,7 +8,7 @@ use yuan_laep::{
     ExpertLayout, LayerLoad, LayerPlan, LoadFile, LoadStatistics, LoadTracker, LoadWindow,
     ModelSize, PruneLimits, PrunePlan,
 };
-use yuan_model::{PrunableExperts, named};
+use yuan_model::PrunableExperts;
 
 use crate::{
     Callback, Context, Event, LaepConfig, StepMetrics, TrainConfig, TrainError, Trigger,
@@ -140,6 +140,9 @@ impl PruneExperts {
     }
 
     fn write_loads<M: PrunableExperts>(&self, context: &Context<'_, M>) -> Result<(), TrainError> {
+        if !context.is_first_rank() {
+            return Ok(());
+        }
         let file = LoadFile { window: self.loads(), model: model_size(context.model()) };
         let path = context.run_dir().join(self.file_name(Self::LOADS));
         Ok(write_whole(&path, file.to_json().as_bytes())?)
@@ -165,10 +168,11 @@ impl PruneExperts {
         let (step, experts_before) = (context.step(), context.model().experts_per_layer());
         let plan = self.plan(context)?;
         plan.check_against(&experts_before, context.model().top_k())?;
-        write_whole(
-            &context.run_dir().join(self.file_name(Self::PLAN)),
-            plan.to_json().as_bytes(),
-        )?;
+        context.agree("plan", plan.to_json().as_bytes())?;
+        if context.is_first_rank() {
+            let path = context.run_dir().join(self.file_name(Self::PLAN));
+            write_whole(&path, plan.to_json().as_bytes())?;
+        }
         let parameters_before = context.model().num_parameters();
         let bytes_moved = context.cut(|model| model.keep_experts(&plan.kept()))?;
 
@@ -271,14 +275,9 @@ fn is_of(window: &LoadWindow, experts_per_layer: &[usize]) -> bool {
 
 /// Size of a model whose layers have experts of one size; `None` if its first layer has none.
 fn model_size<M: PrunableExperts>(model: &M) -> Option<ModelSize> {
-    let experts = *model.experts_per_layer().first()?;
-    let axes = model.expert_axes().into_iter().next()?;
-    let parameters = named::parameter_names(model);
-    let size = |name: &named::ParameterName| name.shape.num_elements() as u64;
-    let in_layer = parameters.iter().filter(|name| axes.iter().any(|axis| axis.param == name.id));
     Some(ModelSize {
         parameters: model.num_parameters(),
-        parameters_per_expert: in_layer.map(size).sum::<u64>() / experts.max(1) as u64,
+        parameters_per_expert: model.parameters_per_expert()?,
         top_k: model.top_k(),
     })
 }

@@ -3,7 +3,7 @@
 use burn::{optim::GradientsParams, tensor::Device};
 use yuan_model::{
     Batch, ConfigError, DeviceMesh, Layered, LossOutput, MeshModel, PrunableExperts, YuanConfig,
-    YuanModel, named::StoredParameter,
+    YuanModel, named::StoredParameter, ranks::Ranks,
 };
 
 use crate::{
@@ -35,12 +35,28 @@ impl LanguageModel for YuanModel {
         ModelSummary::of_prunable(self)
     }
 
+    fn stored_parameters(&self) -> Vec<StoredParameter> {
+        YuanModel::stored_parameters(self)
+    }
+
+    fn ranks(&self) -> Option<&Ranks> {
+        YuanModel::ranks(self)
+    }
+
     fn config_json(&self) -> String {
         self.config().to_json()
     }
 
     fn from_config_json(text: &str, device: &Device) -> Result<Self, ConfigError> {
         Self::new(&YuanConfig::from_json(text)?, device)
+    }
+
+    fn from_config_json_on_rank(
+        text: &str,
+        device: &Device,
+        ranks: &Ranks,
+    ) -> Result<Self, ConfigError> {
+        Self::new_on_rank(&YuanConfig::from_json(text)?, ranks, device)
     }
 }
 

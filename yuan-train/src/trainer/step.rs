@@ -5,15 +5,16 @@ use burn::{
     tensor::{Device, Tensor, TensorData, Transaction},
 };
 use yuan_laep::LayerLoad;
-use yuan_model::{DeviceRows, ExpertLoad, LossOutput};
+use yuan_model::{DeviceRows, ExpertLoad, LossOutput, ops, ranks::Ranks};
 
 use crate::{
-    LanguageModel, Learns, LossOptions, StepMetrics, TrainConfig, TrainError,
+    Batch, LanguageModel, Learns, LossOptions, StepMetrics, TrainConfig, TrainError,
     data::{Row, RowStream, batch_of},
     gradients,
     optim::{clip_factor, global_norm_squared},
     reduce::reduce_gradients,
     session::Session,
+    sharded::Holders,
 };
 
 /// What came of an attempt at a step.
@@ -55,18 +56,19 @@ pub(super) fn take<M: LanguageModel>(
 ) -> Result<StepOutcome, TrainError> {
     // Dropout draws from the device: a seed per step makes a resumed run draw alike.
     let seed = config.seed.wrapping_add(step + 1);
-    for (index, device) in devices.iter().enumerate() {
-        device.seed(seed.wrapping_add((index as u64).wrapping_mul(OTHER_DEVICE)));
-    }
     let model = session.model();
+    let ranks = model.ranks().cloned();
+    let first = ranks.as_ref().map_or(0, |ranks| ranks.world().rank());
+    for (index, device) in devices.iter().enumerate() {
+        device.seed(seed.wrapping_add(((first + index) as u64).wrapping_mul(OTHER_DEVICE)));
+    }
     let rows = rows.next_rows(config.batch_size * config.accumulation)?;
-    let learnt = |rows: &[Row]| rows.iter().map(Row::learnt_labels).sum::<u64>() as f64;
     let learnt_in_step = learnt(&rows).max(1.0);
     let mut accumulator = GradientsAccumulator::<M>::new();
     let mut sums: Option<StepSums> = None;
     for (micro_batch, rows) in rows.chunks(config.batch_size).enumerate() {
         let share = learnt(rows) / learnt_in_step;
-        let batch = batch_of(rows, &devices[0]);
+        let batch = own_batch(rows, ranks.as_ref(), &devices[0])?;
         let recompute_seed = seed.wrapping_add(micro_batch as u64) ^ RECOMPUTED;
         let options = LossOptions {
             balance: config.balance,
@@ -82,17 +84,33 @@ pub(super) fn take<M: LanguageModel>(
         accumulator.accumulate(model, gradients);
     }
     let sums = sums.expect("`TrainConfig::validate` wants at least one micro-batch");
-    let stored = model.stored_parameters();
-    let gradients = reduce_gradients(model, accumulator.grads(), &stored);
-    let gradients = gradients::of_learning(model, gradients, learns);
-    let norm_squared = global_norm_squared(model, &gradients, &stored);
-    let numbers = sums.read(norm_squared)?;
-    if let Some(not_finite) = numbers.not_finite() {
-        return Ok(StepOutcome::NotFinite(not_finite));
-    }
     let learning_rate = config.learning_rate_at(step);
-    let scale = clip_factor(numbers.norm, config.clip_norm);
-    session.step(gradients, learning_rate, scale);
+    let scale = |numbers: &StepNumbers| clip_factor(numbers.norm, config.clip_norm);
+    let numbers = match session.optimizer().holders() {
+        Some(holders) => {
+            let parts = holders.sum_gradients(model, accumulator.grads(), learns);
+            let squares = parts.iter().map(|(_, part)| ops::sum_of_squares(part.clone()));
+            let numbers = sums.read(squares.reduce(|sum, more| sum + more))?.over(holders)?;
+            if let Some(not_finite) = numbers.not_finite() {
+                return Ok(StepOutcome::NotFinite(not_finite));
+            }
+            let scale = scale(&numbers);
+            session.step_parts(parts, learning_rate, scale);
+            numbers
+        }
+        None => {
+            let stored = model.stored_parameters();
+            let gradients = reduce_gradients(model, accumulator.grads(), &stored);
+            let gradients = gradients::of_learning(model, gradients, learns);
+            let numbers = sums.read(global_norm_squared(model, &gradients, &stored))?;
+            if let Some(not_finite) = numbers.not_finite() {
+                return Ok(StepOutcome::NotFinite(not_finite));
+            }
+            let scale = scale(&numbers);
+            session.step(gradients, learning_rate, scale);
+            numbers
+        }
+    };
     Ok(StepOutcome::Taken(StepMetrics {
         step: step + 1,
         loss: numbers.loss,
@@ -112,6 +130,21 @@ pub(super) fn take<M: LanguageModel>(
             .collect(),
         loads: numbers.loads,
     }))
+}
+
+fn learnt(rows: &[Row]) -> f64 {
+    rows.iter().map(Row::learnt_labels).sum::<u64>() as f64
+}
+
+/// The rows that this rank computes of those of a micro-batch, which are all without ranks.
+pub(super) fn own_batch(
+    rows: &[Row],
+    ranks: Option<&Ranks>,
+    device: &Device,
+) -> Result<Batch, TrainError> {
+    let Some(ranks) = ranks else { return Ok(batch_of(rows, device)) };
+    let own = &rows[ranks.share(rows.len())?];
+    Ok(batch_of(own, device).with_share(learnt(own) / learnt(rows).max(1.0)))
 }
 
 /// Keeps the seeds of recomputed layers apart from those of steps.
@@ -189,6 +222,27 @@ impl StepSums {
 }
 
 impl StepNumbers {
+    /// The same of all ranks; the balancing losses are those of all already.
+    fn over(self, holders: &Holders) -> Result<Self, TrainError> {
+        let (world, column) = (holders.ranks().world(), holders.ranks().column());
+        let norm = holders.norm_squared(self.norm * self.norm)?.sqrt();
+        let loss = world.sum(&[self.loss])?[0];
+        let sizes: Vec<usize> = self.loads.iter().map(LayerLoad::num_experts).collect();
+        let flat: Vec<u64> =
+            self.loads.iter().flat_map(LayerLoad::tokens_per_expert).copied().collect();
+        let mut flat = world.sum_counts(&flat)?.into_iter();
+        let loads =
+            sizes.into_iter().map(|size| LayerLoad::new(flat.by_ref().take(size).collect()));
+        let loads = loads.collect();
+        let rows: Vec<u64> =
+            self.rows_per_device.iter().flat_map(DeviceRows::rows_per_device).copied().collect();
+        let mut rows = column.sum_counts(&rows)?.into_iter();
+        let of_layer =
+            |layer: &DeviceRows| DeviceRows::new(rows.by_ref().take(layer.num_devices()).collect());
+        let rows_per_device = self.rows_per_device.iter().map(of_layer).collect();
+        Ok(Self { loss, norm, loads, rows_per_device, ..self })
+    }
+
     fn not_finite(&self) -> Option<NotFinite> {
         let balance_loss = self.balance_loss.unwrap_or(0.0);
         let checked =

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{NotFinite, StepOutcome, Trainer, Validated};
 use crate::{
     AdamW, Callback, Checkpoint, CheckpointState, Context, Event, LanguageModel, TrainError,
-    callback::context::Requests, session::Session,
+    callback::context::Requests, run::lock::RunLock, session::Session,
 };
 
 impl<M: LanguageModel> Trainer<M> {
@@ -16,14 +16,18 @@ impl<M: LanguageModel> Trainer<M> {
     /// The first error of a step, a callback, a validation or a checkpoint ends the run.
     pub fn run(&mut self) -> Result<(), TrainError> {
         // Whatever cannot be written where nothing is any more says less than that.
-        self.run_on().map_err(|error| self.lock.check().err().unwrap_or(error))
+        self.run_on().map_err(|error| self.check_lock().err().unwrap_or(error))
+    }
+
+    fn check_lock(&self) -> Result<(), TrainError> {
+        self.lock.as_ref().map_or(Ok(()), RunLock::check)
     }
 
     fn run_on(&mut self) -> Result<(), TrainError> {
         let mut requests = Requests::default();
         self.call(&mut requests, |callback, context| callback.on_start(context))?;
         if requests.discard_snapshot {
-            Checkpoint::discard_snapshot(&self.run_dir)?;
+            self.discard_snapshot()?;
         }
         let summary = self.session.model().summary();
         self.tell(&Event::Start {
@@ -42,7 +46,7 @@ impl<M: LanguageModel> Trainer<M> {
     /// One step with everything around it; whether the run goes on.
     fn turn(&mut self) -> Result<bool, TrainError> {
         // Hours of training that nobody could find again would be lost.
-        self.lock.check()?;
+        self.check_lock()?;
         let metrics = match self.train_step()? {
             StepOutcome::Taken(metrics) => metrics,
             StepOutcome::NotFinite(found) => {
@@ -69,6 +73,7 @@ impl<M: LanguageModel> Trainer<M> {
         if requests.snapshot {
             let (model, optimizer) = (self.session.model(), self.session.optimizer());
             Checkpoint::save_snapshot(&self.run_dir, model, optimizer, &self.state())?;
+            self.has_snapshot = true;
         }
         self.call(&mut requests, |callback, context| callback.on_step_end(context))?;
         if requests.roll_back {
@@ -88,10 +93,12 @@ impl<M: LanguageModel> Trainer<M> {
         let last = last || requests.pause;
         if requests.checkpoint || last {
             self.save_checkpoint()?;
-            Checkpoint::keep_latest(&self.run_dir, self.config.keep_checkpoints)?;
+            if self.is_first_rank() {
+                Checkpoint::keep_latest(&self.run_dir, self.config.keep_checkpoints)?;
+            }
         }
         if requests.discard_snapshot {
-            Checkpoint::discard_snapshot(&self.run_dir)?;
+            self.discard_snapshot()?;
         }
         Ok(!last)
     }
@@ -143,6 +150,14 @@ impl<M: LanguageModel> Trainer<M> {
         }
     }
 
+    fn discard_snapshot(&mut self) -> Result<(), TrainError> {
+        self.has_snapshot = false;
+        if self.is_first_rank() {
+            Checkpoint::discard_snapshot(&self.run_dir)?;
+        }
+        Ok(())
+    }
+
     fn save_checkpoint(&mut self) -> Result<(), TrainError> {
         let (model, optimizer) = (self.session.model(), self.session.optimizer());
         Checkpoint::save(&self.run_dir, model, optimizer, &self.state())?;
@@ -159,7 +174,9 @@ impl<M: LanguageModel> Trainer<M> {
         // Its moments need not be in memory beside those of the snapshot.
         self.session.set_optimizer(AdamW::new(&self.config.optimizer));
         let snapshot = Checkpoint::snapshot(&self.run_dir);
-        let (model, optimizer, state) = snapshot.load::<M>(&self.config.optimizer, &self.place)?;
+        let ranks = self.ranks().cloned();
+        let (model, optimizer, state) =
+            snapshot.load_at::<M>(&self.config.optimizer, &self.place, ranks.as_ref())?;
         let left = self.step;
         self.session = Session::new(model, optimizer);
         let mut states = self.take_up(state);
@@ -171,9 +188,11 @@ impl<M: LanguageModel> Trainer<M> {
         self.call(&mut requests, |callback, context| callback.on_rolled_back(context))?;
         self.tell(&Event::RollBack { step: left, to_step: self.step })?;
         self.save_checkpoint()?;
-        Checkpoint::remove_after(&self.run_dir, self.step)?;
-        Checkpoint::keep_latest(&self.run_dir, self.config.keep_checkpoints)?;
-        Checkpoint::discard_snapshot(&self.run_dir)
+        if self.is_first_rank() {
+            Checkpoint::remove_after(&self.run_dir, self.step)?;
+            Checkpoint::keep_latest(&self.run_dir, self.config.keep_checkpoints)?;
+        }
+        self.discard_snapshot()
     }
 
     /// Calls every callback, then tells all of them what any of them emitted.
@@ -183,7 +202,7 @@ impl<M: LanguageModel> Trainer<M> {
         mut hook: impl FnMut(&mut dyn Callback<M>, &mut Context<'_, M>) -> Result<(), TrainError>,
     ) -> Result<(), TrainError> {
         let mut events = Vec::new();
-        let has_snapshot = Checkpoint::has_snapshot(&self.run_dir);
+        let ranks = self.ranks().cloned();
         for callback in &mut self.callbacks {
             let mut context = Context {
                 step: self.step,
@@ -193,9 +212,13 @@ impl<M: LanguageModel> Trainer<M> {
                 requests,
                 events: &mut events,
                 learns: &mut self.learns,
-                has_snapshot,
+                has_snapshot: self.has_snapshot,
+                ranks: ranks.as_ref(),
             };
             hook(callback.as_mut(), &mut context)?;
+        }
+        if let Some(ranks) = &ranks {
+            *requests = requests.of_all(ranks)?;
         }
         events.iter().try_for_each(|event| self.tell(event))
     }
