@@ -1,7 +1,7 @@
 //! Ranks: every one runs the same program on its own device and meets the others in collectives.
 //!
 //! A [`Communicator`] is a group of ranks that exchange data; an [`Engine`] carries it: threads of
-//! one process ([`on_threads`]). [`Ranks`] arranges all ranks of a
+//! one process ([`on_threads`]) or processes ([`connect`]). [`Ranks`] arranges all ranks of a
 //! run in rows that share the experts of every layer. [`LayerRanks`] is what a layer knows of that,
 //! and sends tokens to the ranks of their experts and back.
 //!
@@ -13,10 +13,12 @@ mod layer;
 mod layout;
 mod model;
 mod placement;
+mod sockets;
 mod threads;
 
 pub use communicator::{Communicator, Engine, RankError};
 pub use layer::{Arrival, LayerRanks};
 pub use layout::{Ranks, evenly};
 pub use placement::ExpertMove;
+pub use sockets::{Meeting, connect};
 pub use threads::on_threads;

@@ -1,0 +1,387 @@
+//! Ranks as processes, on one machine or several, with a connection between any two.
+//!
+//! The first rank listens at an address that all know. The others tell it where they listen, it tells
+//! all of them, and every rank connects to those before it. Whoever connects shows a token first. What
+//! is sent is a length in 8 bytes, little-endian, and so many bytes.
+
+use std::{
+    fmt, io,
+    io::{Read, Write},
+    net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs},
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{Receiver, RecvTimeoutError, channel},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{Communicator, Engine, RankError};
+
+/// What one rank must know to meet the others.
+#[derive(Clone)]
+pub struct Meeting {
+    /// The number of this rank.
+    pub rank: usize,
+    /// All ranks.
+    pub size: usize,
+    /// Where the first rank listens, `host:port`.
+    pub address: String,
+    /// What all ranks show each other.
+    pub token: String,
+    /// How long to wait for a rank, at the start and in every collective.
+    pub patience: Duration,
+}
+
+impl fmt::Debug for Meeting {
+    /// Without the token.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "rank {} of {} at {}", self.rank, self.size, self.address)
+    }
+}
+
+/// Starts every connection, so that another program that happens to listen there is told apart.
+const MAGIC: &[u8; 8] = b"yuanrank";
+/// Longest token, and longest list of addresses.
+const SHORT: u64 = 1 << 16;
+/// Time between two attempts to connect to a rank that does not listen yet.
+const RETRY: Duration = Duration::from_millis(20);
+
+/// Meets all ranks and returns once all are there.
+///
+/// # Errors
+///
+/// If the address cannot be used, or a rank does not come in time or shows another token.
+pub fn connect(meeting: &Meeting) -> Result<Communicator, RankError> {
+    let Meeting { rank, size, patience, .. } = *meeting;
+    if size == 0 || rank >= size {
+        return Err(RankError::Layout(format!("rank {rank} is none of {size} ranks")));
+    }
+    let mut streams: Vec<Option<TcpStream>> = (0..size).map(|_| None).collect();
+    if size > 1 {
+        meet(meeting, &mut streams)?;
+    }
+    let peers = streams.into_iter().map(|stream| stream.map(Peer::new).transpose());
+    let peers = peers.collect::<Result<_, _>>().map_err(failed("use a connection"))?;
+    Ok(Communicator::new(Arc::new(Sockets { rank, patience, peers })))
+}
+
+fn failed(what: &str) -> impl Fn(io::Error) -> RankError {
+    move |error| RankError::Engine(format!("cannot {what}: {error}"))
+}
+
+/// Connects this rank with all others.
+fn meet(meeting: &Meeting, streams: &mut [Option<TcpStream>]) -> Result<(), RankError> {
+    let (deadline, address) = (Instant::now() + meeting.patience, meeting.address.as_str());
+    let mut found = address.to_socket_addrs().map_err(failed(&format!("find {address}")))?;
+    let first = found.next().ok_or_else(|| RankError::Engine(format!("{address} is nowhere")))?;
+    if meeting.rank == 0 {
+        let listener = TcpListener::bind(first).map_err(failed(&format!("listen at {address}")))?;
+        let mut places = vec![first; meeting.size];
+        for _ in 1..meeting.size {
+            let (rank, port, stream) = accept(&listener, meeting, deadline, streams)?;
+            let host = stream.peer_addr().map_err(failed("name a rank"))?.ip();
+            places[rank] = SocketAddr::new(host, port);
+            streams[rank] = Some(stream);
+        }
+        let list: Vec<String> = places.iter().map(SocketAddr::to_string).collect();
+        let list = list.join("\n");
+        return streams.iter_mut().flatten().try_for_each(|stream| {
+            write_frame(stream, list.as_bytes()).map_err(failed("answer a rank"))
+        });
+    }
+    // Ranks on one machine need not be heard from outside.
+    let any: IpAddr = match first.ip().is_loopback() {
+        true => first.ip(),
+        false if first.is_ipv6() => std::net::Ipv6Addr::UNSPECIFIED.into(),
+        false => std::net::Ipv4Addr::UNSPECIFIED.into(),
+    };
+    let listener = TcpListener::bind((any, 0)).map_err(failed("listen to other ranks"))?;
+    let port = listener.local_addr().map_err(failed("listen to other ranks"))?.port();
+    let mut stream = call(first, 0, port, meeting, deadline)?;
+    let list = read_frame(&mut stream, SHORT).map_err(|error| refusal(0, meeting, &error))?;
+    streams[0] = Some(stream);
+    let list = String::from_utf8_lossy(&list).into_owned();
+    let places: Result<Vec<SocketAddr>, _> = list.lines().map(str::parse).collect();
+    let places = places.ok().filter(|places| places.len() == meeting.size);
+    let places = places.ok_or_else(|| RankError::Engine("rank 0 sent no list of ranks".into()))?;
+    for rank in 1..meeting.rank {
+        streams[rank] = Some(call(places[rank], rank, port, meeting, deadline)?);
+    }
+    for _ in meeting.rank + 1..meeting.size {
+        let (rank, _, stream) = accept(&listener, meeting, deadline, streams)?;
+        streams[rank] = Some(stream);
+    }
+    streams
+        .iter()
+        .flatten()
+        .try_for_each(|stream| stream.set_read_timeout(None).map_err(failed("use a connection")))
+}
+
+/// Connects to a rank and says who calls.
+fn call(
+    to: SocketAddr,
+    rank: usize,
+    port: u16,
+    meeting: &Meeting,
+    deadline: Instant,
+) -> Result<TcpStream, RankError> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(RankError::Silent { rank, seconds: meeting.patience.as_secs() });
+        }
+        let Ok(mut stream) = TcpStream::connect_timeout(&to, left) else {
+            thread::sleep(RETRY);
+            continue;
+        };
+        let numbers = format!("{} {} {port}", meeting.rank, meeting.size);
+        let mut say = || {
+            stream.set_read_timeout(Some(left))?;
+            stream.write_all(MAGIC)?;
+            write_frame(&mut stream, meeting.token.as_bytes())?;
+            write_frame(&mut stream, numbers.as_bytes())
+        };
+        say().map_err(|error| refusal(rank, meeting, &error))?;
+        return Ok(stream);
+    }
+}
+
+/// Why a rank did not answer as it should.
+fn refusal(rank: usize, meeting: &Meeting, error: &io::Error) -> RankError {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+            RankError::Silent { rank, seconds: meeting.patience.as_secs() }
+        }
+        _ => RankError::Engine(format!(
+            "rank {rank} at {} refuses rank {}: do all ranks have the same token and number of \
+             ranks? ({error})",
+            meeting.address, meeting.rank
+        )),
+    }
+}
+
+/// The next rank that connects, its number, and the port at which it listens. Whoever shows no token
+/// is not answered, and does not keep the others waiting.
+fn accept(
+    listener: &TcpListener,
+    meeting: &Meeting,
+    deadline: Instant,
+    streams: &[Option<TcpStream>],
+) -> Result<(usize, u16, TcpStream), RankError> {
+    /// What a caller may take to say who it is.
+    const HELLO: Duration = Duration::from_secs(5);
+    listener.set_nonblocking(true).map_err(failed("listen"))?;
+    loop {
+        let (mut stream, _) = match listener.accept() {
+            Ok(accepted) => accepted,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if Instant::now() >= deadline {
+                    let missing = |rank: &usize| *rank != meeting.rank && streams[*rank].is_none();
+                    let rank = (0..meeting.size).rev().find(missing).unwrap_or(0);
+                    return Err(RankError::Silent { rank, seconds: meeting.patience.as_secs() });
+                }
+                thread::sleep(RETRY / 10);
+                continue;
+            }
+            Err(error) => return Err(failed("listen")(error)),
+        };
+        let mut hear = || {
+            stream.set_nonblocking(false)?;
+            stream.set_read_timeout(Some(HELLO))?;
+            let mut magic = [0; MAGIC.len()];
+            stream.read_exact(&mut magic)?;
+            let token = read_frame(&mut stream, SHORT)?;
+            let is_known = &magic == MAGIC && is_same(&token, meeting.token.as_bytes());
+            let numbers = if is_known { read_frame(&mut stream, SHORT)? } else { Vec::new() };
+            stream.set_read_timeout(None)?;
+            Ok::<_, io::Error>(String::from_utf8_lossy(&numbers).into_owned())
+        };
+        let numbers = hear().unwrap_or_default();
+        let numbers: Vec<usize> = numbers.split(' ').filter_map(|n| n.parse().ok()).collect();
+        if let [rank, size, port] = numbers[..]
+            && size == meeting.size
+            && streams.get(rank).is_some_and(Option::is_none)
+            && let Ok(port) = u16::try_from(port)
+        {
+            return Ok((rank, port, stream));
+        }
+    }
+}
+
+/// Compares in a time that does not tell how much is right.
+fn is_same(found: &[u8], expected: &[u8]) -> bool {
+    let differences = found.iter().zip(expected).fold(0, |sum, (a, b)| sum | (a ^ b));
+    found.len() == expected.len() && differences == 0
+}
+
+fn write_frame(stream: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
+    stream.write_all(&(bytes.len() as u64).to_le_bytes())?;
+    stream.write_all(bytes)
+}
+
+/// A frame of at most so many bytes; memory is taken for what arrives, not for what is announced.
+fn read_frame(stream: &mut impl Read, most: u64) -> io::Result<Vec<u8>> {
+    let mut length = [0; 8];
+    stream.read_exact(&mut length)?;
+    let length = u64::from_le_bytes(length);
+    if length > most {
+        return Err(io::Error::other(format!("{length} bytes are announced, {most} at most")));
+    }
+    let mut bytes = Vec::with_capacity(length.min(1 << 20) as usize);
+    stream.take(length).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 != length {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(bytes)
+}
+
+/// The connection to another rank. A thread reads what it sends, so that two ranks can send each
+/// other more than the connection holds.
+struct Peer {
+    stream: Mutex<TcpStream>,
+    arrived: Mutex<Receiver<Vec<u8>>>,
+}
+
+impl Peer {
+    fn new(stream: TcpStream) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        let mut reading = stream.try_clone()?;
+        let (give, arrived) = channel();
+        thread::spawn(move || {
+            while let Ok(bytes) = read_frame(&mut reading, u64::MAX) {
+                if give.send(bytes).is_err() {
+                    break;
+                }
+            }
+        });
+        Ok(Self { stream: Mutex::new(stream), arrived: Mutex::new(arrived) })
+    }
+}
+
+impl Drop for Peer {
+    /// The thread that reads ends, and the other rank learns that this one is gone.
+    fn drop(&mut self) {
+        let stream = self.stream.get_mut().unwrap_or_else(PoisonError::into_inner);
+        drop(stream.shutdown(Shutdown::Both));
+    }
+}
+
+struct Sockets {
+    rank: usize,
+    patience: Duration,
+    /// None at the place of this rank.
+    peers: Vec<Option<Peer>>,
+}
+
+impl fmt::Debug for Sockets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "rank {} of {} processes", self.rank, self.peers.len())
+    }
+}
+
+impl Engine for Sockets {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn size(&self) -> usize {
+        self.peers.len()
+    }
+
+    fn exchange(&self, members: &[usize], parts: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, RankError> {
+        let mut own = Vec::new();
+        for (&rank, part) in members.iter().zip(parts) {
+            match &self.peers[rank] {
+                None => own = part,
+                Some(peer) => {
+                    let mut stream = peer.stream.lock().unwrap_or_else(PoisonError::into_inner);
+                    write_frame(&mut *stream, &part).map_err(|_| RankError::Gone { rank })?;
+                }
+            }
+        }
+        let receive = |&rank: &usize| {
+            let Some(peer) = &self.peers[rank] else { return Ok(std::mem::take(&mut own)) };
+            let arrived = peer.arrived.lock().unwrap_or_else(PoisonError::into_inner);
+            arrived.recv_timeout(self.patience).map_err(|error| match error {
+                RecvTimeoutError::Disconnected => RankError::Gone { rank },
+                RecvTimeoutError::Timeout => {
+                    RankError::Silent { rank, seconds: self.patience.as_secs() }
+                }
+            })
+        };
+        members.iter().map(receive).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn free_address() -> String {
+        TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+    }
+
+    fn meeting(rank: usize, size: usize, address: &str) -> Meeting {
+        let patience = Duration::from_secs(60);
+        Meeting { rank, size, address: address.into(), token: "secret".into(), patience }
+    }
+
+    fn on_sockets<T: Send>(size: usize, run: impl Fn(Communicator) -> T + Sync) -> Vec<T> {
+        let address = free_address();
+        thread::scope(|scope| {
+            let rank = |rank| {
+                let (run, address) = (&run, &address);
+                scope.spawn(move || run(connect(&meeting(rank, size, address)).unwrap()))
+            };
+            let ranks: Vec<_> = (0..size).map(rank).collect();
+            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+        })
+    }
+
+    #[test]
+    fn ranks_meet_and_exchange_more_than_a_connection_holds() {
+        let found = on_sockets(4, |ranks| {
+            let part = |to: usize| vec![(10 * ranks.rank() + to) as u8; 3_000_000 * (to + 1)];
+            let received = ranks.exchange((0..4).map(part).collect()).unwrap();
+            ranks.barrier().unwrap();
+            received.iter().map(|bytes| (bytes[0], bytes.len())).collect::<Vec<_>>()
+        });
+        assert_eq!(found[2], [2, 12, 22, 32].map(|sender| (sender, 9_000_000)));
+    }
+
+    #[test]
+    fn a_rank_that_ends_is_missed() {
+        let found = on_sockets(3, |ranks| match ranks.rank() {
+            1 => Ok(Vec::new()),
+            _ => ranks.sum(&[1.0]),
+        });
+        assert_eq!(found[0], Err(RankError::Gone { rank: 1 }));
+        assert!(matches!(found[2], Err(RankError::Gone { .. })), "{:?}", found[2]);
+    }
+
+    #[test]
+    fn strangers_are_not_let_in_and_keep_nobody_waiting() {
+        let address = free_address();
+        thread::scope(|scope| {
+            let first = scope.spawn(|| connect(&meeting(0, 2, &address)).map(|ranks| ranks.size()));
+            let listens = || TcpStream::connect(&address);
+            let mut stranger = std::iter::repeat_with(listens).find_map(Result::ok).unwrap();
+            stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+            let liar = Meeting { token: "guess".into(), ..meeting(1, 2, &address) };
+            let refused = connect(&liar).unwrap_err().to_string();
+            assert!(refused.contains("rank 0 at 127.0.0.1"), "{refused}");
+            assert!(refused.contains("do all ranks have the same token"), "{refused}");
+            connect(&meeting(1, 2, &address)).unwrap();
+            assert_eq!(first.join().unwrap(), Ok(2));
+        });
+    }
+
+    #[test]
+    fn a_rank_that_does_not_come_is_named() {
+        let alone = Meeting { patience: Duration::ZERO, ..meeting(0, 3, &free_address()) };
+        assert_eq!(connect(&alone).unwrap_err(), RankError::Silent { rank: 2, seconds: 0 });
+        let nobody = Meeting { rank: 1, ..alone };
+        assert_eq!(connect(&nobody).unwrap_err(), RankError::Silent { rank: 0, seconds: 0 });
+    }
+}
