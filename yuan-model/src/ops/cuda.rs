@@ -8,7 +8,10 @@
 use burn::tensor::{DType, FloatDType};
 use burn_cubecl::{CubeBackend, tensor::CubeTensor};
 
-use super::{AdamWStep, HostCounts, Target, TensorList, YuanOps, packed, portable};
+use std::sync::Arc;
+
+use super::{AdamWStep, HostCounts, RowsToRanks, Target, TensorList, YuanOps, packed, portable};
+use crate::ranks::Communicator;
 
 mod attention;
 mod blas;
@@ -19,6 +22,7 @@ mod exchange;
 mod failure;
 mod flash;
 mod kernels;
+mod nccl;
 mod optimizer;
 mod products;
 mod queue;
@@ -26,6 +30,7 @@ mod readback;
 mod rows;
 mod tensors;
 
+use nccl::{Half, Nccl};
 use tensors::{VECTOR, has_fast_rows, is_fast};
 
 type Tensor = CubeTensor;
@@ -43,6 +48,15 @@ fn is_f32(tensor: &Tensor) -> bool {
 fn has_fast_halves(tensor: &Tensor) -> bool {
     is_fast(tensor)
         && tensor.meta.shape().last().is_some_and(|width| width.is_multiple_of(2 * VECTOR))
+}
+
+/// NCCL for a group of ranks, if it can be used for tensors of this kind.
+fn on_nccl(tensor: &Tensor, group: &Communicator) -> Option<Arc<Nccl>> {
+    // The same on all ranks, which therefore take the same way.
+    if !tensors::is_cuda(tensor) || nccl::kind(tensor.dtype).is_none() {
+        return None;
+    }
+    nccl::of_group(group, tensor)
 }
 
 fn same_type(tensors: &[&Tensor]) -> bool {
@@ -72,6 +86,34 @@ impl YuanOps for CubeBackend {
             exchange::exchange(sources.0, &targets)
         } else {
             super::exchange::portable::<Self>(&sources.0, &targets)
+        })
+    }
+
+    fn all_to_all(rows: Tensor, to: RowsToRanks) -> Tensor {
+        match on_nccl(&rows, &to.group) {
+            Some(nccl) => nccl::all_to_all(nccl, rows, &to),
+            None => portable::all_to_all::<Self>(rows, &to),
+        }
+    }
+
+    fn sum_over_ranks(x: Tensor, group: Communicator) -> Tensor {
+        match on_nccl(&x, &group) {
+            Some(nccl) => nccl::all_reduce(nccl, x),
+            None => portable::all_reduce::<Self>(x, &group),
+        }
+    }
+
+    fn reduce_scatter(tensors: TensorList<Self>, group: Communicator) -> TensorList<Self> {
+        TensorList(match on_nccl(&tensors.0[0], &group) {
+            Some(nccl) => nccl::half(nccl, tensors.0, group.size(), Half::ReduceScatter),
+            None => portable::reduce_scatter::<Self>(tensors.0, &group),
+        })
+    }
+
+    fn all_gather(tensors: TensorList<Self>, group: Communicator) -> TensorList<Self> {
+        TensorList(match on_nccl(&tensors.0[0], &group) {
+            Some(nccl) => nccl::half(nccl, tensors.0, group.size(), Half::AllGather),
+            None => portable::all_gather::<Self>(tensors.0, &group),
         })
     }
 

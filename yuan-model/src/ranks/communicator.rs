@@ -125,6 +125,11 @@ impl Communicator {
         self.place
     }
 
+    /// The ranks of the group, by their numbers among all.
+    pub fn members(&self) -> &[usize] {
+        &self.members
+    }
+
     /// Ranks of the group.
     pub fn size(&self) -> usize {
         self.members.len()

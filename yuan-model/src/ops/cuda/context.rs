@@ -214,6 +214,11 @@ impl Lanes<'_> {
         self.state.host.receive(pointer)
     }
 
+    /// The stream of the first lane, for libraries that launch on one.
+    pub fn stream(&self) -> sys::CUstream {
+        self.state.lanes[0].stream
+    }
+
     /// Compute capability, `90` for Hopper.
     pub fn capability(&self) -> i32 {
         self.state.kernels.capability()

@@ -73,7 +73,7 @@ pub(super) fn start(tensor: &CubeTensor) {
 }
 
 /// Runs `work` after everything queued so far and waits for its result.
-fn run_now<R: Send>(
+pub(super) fn run_now<R: Send>(
     tensor: &CubeTensor,
     work: impl FnOnce(&mut Lanes<'_>, u64) -> Result<R, String> + Send,
 ) -> R {
