@@ -1,6 +1,6 @@
 """The rate of `yuan prepare` and of `tokenizers` from Python, in text per second.
 
-    python3 scripts/measure_prepare.py TEXT TOKENIZER THREADS OUT
+    python3 scripts/measure_prepare.py TEXT TOKENIZER THREADS OUT YUAN
 
 Python reads the same lines, in batches as large as make it fastest, until it has run as long as a
 tenth of the text takes, at least 200 MB; nothing is written by it.
@@ -14,14 +14,14 @@ import subprocess
 import sys
 import time
 
-text, tokenizer, threads, out = sys.argv[1:]
+text, tokenizer, threads, out, yuan = sys.argv[1:]
 os.environ["RAYON_NUM_THREADS"] = threads
 os.environ["TOKENIZERS_PARALLELISM"] = "true"
 size = sum(path.stat().st_size for path in pathlib.Path(text).iterdir())
 
 begin = time.time()
 subprocess.run(
-    ["target/release/yuan", "-q", "prepare", text, "--tokenizer", tokenizer, "--threads", threads, "--out", out],
+    [yuan, "-q", "prepare", text, "--tokenizer", tokenizer, "--threads", threads, "--out", out],
     check=True,
 )
 seconds = time.time() - begin
