@@ -49,9 +49,9 @@ pub fn train_config() -> TrainConfig {
 /// Prompts with their answers.
 pub type Questions = Vec<[String; 2]>;
 
-/// A small task for instruction tuning: three persons have three things, and one of the things is
-/// asked for. Returns what is learnt and what is held out: prompts that are not learnt, of the same
-/// persons and things. (If who has what were held out instead, a model could learn that it is never
+/// A small task for instruction tuning: three goods have three prices, and one of the prices is asked
+/// for. Returns what is learnt and what is held out: prompts that are not learnt, of the same goods
+/// and prices. (If a price of a good were held out instead, a model could learn that it is never
 /// true.)
 pub fn conversations(count: usize) -> [Questions; 2] {
     let mut drawn = 0_u64;
@@ -69,15 +69,13 @@ pub fn conversations(count: usize) -> [Questions; 2] {
     };
     let mut questions = [Vec::with_capacity(count), Vec::new()];
     while questions[0].len() < count || questions[1].len() < HELD_OUT {
-        let (names, things) = (three(NAMES.len()), three(THINGS.len()));
-        let asked = three(3)[0];
-        let told =
-            [0, 1, 2].map(|i| format!("{} has the {}. ", NAMES[names[i]], THINGS[things[i]]));
-        let prompt = format!("{}Who has the {}?", told.concat(), THINGS[things[asked]]);
+        let (goods, prices, asked) = (three(GOODS.len()), three(9), three(3)[0]);
+        let told = [0, 1, 2].map(|i| format!("The {} costs {}.", GOODS[goods[i]], 1 + prices[i]));
+        let prompt = format!("{} What does the {} cost?", told.join(" "), GOODS[goods[asked]]);
         let is_held_out = yuan_model::fnv1a(&prompt).is_multiple_of(20);
         let (part, most) = if is_held_out { (1, HELD_OUT) } else { (0, count) };
         if questions[part].len() < most {
-            questions[part].push([prompt, format!("{}.", NAMES[names[asked]])]);
+            questions[part].push([prompt, told[asked].clone()]);
         }
     }
     questions
@@ -86,12 +84,7 @@ pub fn conversations(count: usize) -> [Questions; 2] {
 /// Questions that are held out.
 const HELD_OUT: usize = 100;
 
-const NAMES: [&str; 12] = [
-    "Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Henry", "Iris", "Jonas", "Karin",
-    "Leo",
-];
-
-const THINGS: [&str; 12] =
+const GOODS: [&str; 12] =
     ["key", "lamp", "book", "map", "coin", "rope", "bell", "cup", "ring", "hat", "drum", "kite"];
 
 #[cfg(test)]
@@ -103,9 +96,9 @@ mod tests {
         let [learnt, held_out] = conversations(2000);
         assert_eq!((learnt.len(), held_out.len()), (2000, HELD_OUT));
         for [prompt, answer] in &held_out {
-            let thing = prompt.rsplit("has the ").next().unwrap().trim_end_matches('?');
-            let fact = format!("{} has the {thing}. ", answer.trim_end_matches('.'));
-            assert!(prompt.contains(&fact), "{prompt} {answer}");
+            let good = prompt.rsplit("does the ").next().unwrap().trim_end_matches(" cost?");
+            assert!(answer.starts_with(&format!("The {good} costs ")), "{prompt} {answer}");
+            assert!(prompt.contains(answer.as_str()), "{prompt} {answer}");
             assert!(learnt.iter().all(|[other, _]| other != prompt), "{prompt}");
         }
     }

@@ -54,8 +54,8 @@ pub fn train(
             .build()
             .map_err(failed)?
             .into();
-    let pieces =
-        texts.flat_map(|text| pieces(&text).into_iter().map(str::to_owned).collect::<Vec<_>>());
+    let pieces = texts
+        .flat_map(|text| pieces(&text, true).into_iter().map(str::to_owned).collect::<Vec<_>>());
     let mut trainer = TrainerWrapper::from(trainer);
     tokenizer.train(&mut trainer, pieces).map_err(failed)?;
     Ok(tokenizer)
@@ -88,6 +88,9 @@ pub fn read(path: &Path) -> Result<Tokenizer, DataError> {
 pub struct Encoder {
     tokenizer: Tokenizer,
     eod: u32,
+    /// Whether a text may be cut at a line break: not for a tokenizer that puts something before
+    /// every text that it is given.
+    cuts_lines: bool,
 }
 
 impl Encoder {
@@ -101,7 +104,13 @@ impl Encoder {
         let eod = tokenizer.token_to_id(end_of_document).ok_or_else(missing)?;
         let mut tokenizer = tokenizer.clone();
         tokenizer.set_encode_special_tokens(true);
-        Ok(Self { tokenizer, eod })
+        let tokens = |text: &str| {
+            let encoded = tokenizer.encode_fast(text, false);
+            encoded.map_or(Vec::new(), |encoded| encoded.get_ids().to_vec())
+        };
+        let parts = [tokens("one line"), tokens("\nanother line")].concat();
+        let cuts_lines = tokens("one line\nanother line") == parts;
+        Ok(Self { tokenizer, eod, cuts_lines })
     }
 
     /// Id of the token that ends documents.
@@ -122,7 +131,7 @@ impl Encoder {
     /// If the tokenizer fails on it.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, DataError> {
         let mut tokens = Vec::with_capacity(text.len() / 3);
-        for piece in pieces(text) {
+        for piece in pieces(text, self.cuts_lines) {
             let encoded = self.tokenizer.encode_fast(piece, false);
             let encoded = encoded.map_err(|error| DataError::Tokenizer(error.to_string()))?;
             // A tokenizer for which it is no special token would take it for one in a text, too.
@@ -155,13 +164,26 @@ impl Kind {
     }
 }
 
-/// The text in parts, cut only within runs of one kind that are too long, as encoded files have
-/// them, and languages that put no spaces between words where there is no punctuation either.
-fn pieces(text: &str) -> Vec<&str> {
+/// Bytes from which a text is cut at the next line break between two words, where a tokenizer ends a
+/// token anyway: a library that is given a long text at once takes a hundred bytes of memory for each
+/// of its tokens.
+const LONG: usize = 16 << 10;
+
+/// The text in parts, cut at line breaks, if that changes no token, and within runs of one kind that
+/// are too long, as encoded files have them, and languages that put no spaces between words where
+/// there is no punctuation either.
+fn pieces(text: &str, cuts_lines: bool) -> Vec<&str> {
     let (mut pieces, mut begin) = (Vec::new(), 0);
     let (mut run, mut kind) = (0, Kind::Other);
+    let bytes = text.as_bytes();
+    let is_word = |at: usize| bytes.get(at).is_some_and(u8::is_ascii_alphanumeric);
     for (at, character) in text.char_indices() {
         let next = Kind::of(character);
+        let is_long = cuts_lines && at - begin >= LONG;
+        if is_long && character == '\n' && is_word(at - 1) && is_word(at + 1) {
+            pieces.push(&text[begin..at]);
+            begin = at;
+        }
         run = if next == kind { run + 1 } else { 1 };
         kind = next;
         if run > LONGEST_RUN {
@@ -175,6 +197,8 @@ fn pieces(text: &str) -> Vec<&str> {
 
 #[cfg(test)]
 mod tests {
+    use tokenizers::normalizers::prepend::Prepend;
+
     use super::*;
 
     fn words(count: usize) -> String {
@@ -183,13 +207,32 @@ mod tests {
 
     #[test]
     fn only_unbroken_runs_are_cut() {
-        assert_eq!(pieces("a few words\n\n and more"), ["a few words\n\n and more"]);
+        assert_eq!(pieces("a few words\n\n and more", true), ["a few words\n\n and more"]);
         let run = "ä".repeat(2 * LONGEST_RUN + 3);
-        let cut = pieces(&run);
+        let cut = pieces(&run, true);
         let lengths: Vec<usize> = cut.iter().map(|piece| piece.chars().count()).collect();
         assert_eq!(lengths, [LONGEST_RUN, LONGEST_RUN, 3]);
         assert_eq!(cut.concat(), run);
-        assert_eq!(pieces(&" ".repeat(LONGEST_RUN + 1)).len(), 2);
+        assert_eq!(pieces(&" ".repeat(LONGEST_RUN + 1), true).len(), 2);
+    }
+
+    #[test]
+    fn the_tokens_of_parts_are_those_of_the_whole() {
+        let text: String = (0..9000)
+            .map(|i| format!("word{}{}", i % 71, ["\n", " ", "\n\n", ".\n", "\n  "][i % 5]))
+            .collect();
+        assert!(pieces(&text, true).len() > 2);
+        assert_eq!(pieces(&text, true).concat(), text);
+        let tokenizer = train([text.clone()].into_iter(), 400, false).unwrap();
+        let whole = tokenizer.encode_fast(text.as_str(), false).unwrap();
+        let encoder = Encoder::new(&tokenizer, END_OF_DOCUMENT).unwrap();
+        assert_eq!(encoder.encode(&text).unwrap(), whole.get_ids());
+        // One that begins every text with a sign of its own is given it whole.
+        let mut tokenizer = tokenizer;
+        tokenizer.with_normalizer(Some(Prepend::new("_".into()))).unwrap();
+        let whole = tokenizer.encode_fast(text.as_str(), false).unwrap();
+        let encoder = Encoder::new(&tokenizer, END_OF_DOCUMENT).unwrap();
+        assert_eq!(encoder.encode(&text).unwrap(), whole.get_ids());
     }
 
     /// Found by `scripts/fuzz.sh`: the library panics on it.

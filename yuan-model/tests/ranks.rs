@@ -44,6 +44,13 @@ fn whole(config: &YuanConfig, device: &Device) -> YuanModel {
     })
 }
 
+/// By `YUAN_DEVICE` (`cuda:0,cuda:1`), in turn; one CPU serves all ranks otherwise.
+fn device_of(rank: usize) -> Device {
+    let wanted = std::env::var("YUAN_DEVICE").unwrap_or_else(|_| "flex".into());
+    let names: Vec<&str> = wanted.split(',').collect();
+    yuan_model::device(names[rank % names.len()]).unwrap().autodiff()
+}
+
 /// Rows of a batch of `rows`, of which some labels are learnt and some tokens only fill rows up.
 fn batch(own: std::ops::Range<usize>, rows: usize, seq: usize, device: &Device) -> Batch {
     let numbers = |of: &dyn Fn(usize, usize) -> i64| {
@@ -175,7 +182,7 @@ fn on_grid<T: Send>([data, expert]: [usize; 2], run: impl Fn(Ranks) -> T + Sync)
 #[test]
 fn ranks_have_the_loss_and_the_gradients_of_one_device() {
     let balance = BalanceLosses { auxiliary: 0.02, sequence: 0.01, router_z: 1e-3 };
-    let device = Device::flex().autodiff();
+    let device = device_of(0);
     for router_type in [RouterType::Linear, RouterType::Attention] {
         // With two tokens a row most experts get nothing, and some ranks neither.
         for (seq, balance) in [(12, balance), (2, BalanceLosses::default())] {
@@ -184,6 +191,7 @@ fn ranks_have_the_loss_and_the_gradients_of_one_device() {
             for shape in SHAPES {
                 let model = whole(&config, &Device::flex());
                 for found in on_grid(shape, |ranks| {
+                    let device = device_of(ranks.world().rank());
                     let own = YuanModel::part_of(&model, &ranks, &device).unwrap();
                     compute(&own, seq, balance, &device)
                 }) {
@@ -192,6 +200,27 @@ fn ranks_have_the_loss_and_the_gradients_of_one_device() {
             }
         }
     }
+}
+
+#[test]
+fn ranks_take_their_weights_from_the_first_one() {
+    let model = whole(&config(), &Device::flex());
+    on_grid([2, 2], |ranks| {
+        let expected = YuanModel::part_of(&model, &ranks, &Device::flex()).unwrap();
+        let empty = YuanModel::new_on_rank(&config(), &ranks, &Device::flex()).unwrap();
+        let first = ranks.world().is_first().then_some(&model);
+        let filled = empty.filled_from_first(first).unwrap();
+        let weights = |model: &YuanModel| {
+            let mut found = Vec::new();
+            named::read_parameters(model, |path, data| {
+                found.push((path.to_owned(), data));
+                Ok::<_, ()>(())
+            })
+            .unwrap();
+            found
+        };
+        assert!(weights(&filled) == weights(&expected));
+    });
 }
 
 #[test]
@@ -230,7 +259,7 @@ proptest! {
         cuts in proptest::collection::vec(1..4_usize, 3),
         shape in proptest::sample::select(vec![[1, 2], [2, 2], [1, 4]]),
     ) {
-        let device = Device::flex().autodiff();
+        let device = device_of(0);
         let kept = order[..kept].to_vec();
         // Parts of any sizes, with one expert at least.
         let mut groups: Vec<Vec<usize>> = vec![Vec::new(); shape[1]];
@@ -245,6 +274,7 @@ proptest! {
         let expected = compute(&cut, 12, BalanceLosses::default(), &device);
         let model = whole(&config(), &Device::flex());
         let found = on_grid(shape, |ranks| {
+            let device = device_of(ranks.world().rank());
             let own = YuanModel::part_of(&model, &ranks, &device).unwrap();
             let (own, selections) = own.place_experts(&placement).unwrap();
             assert_eq!(own.placement()[0], placement[0].iter().map(Vec::len).collect::<Vec<_>>());
@@ -267,7 +297,8 @@ proptest! {
         }
         let length = 6 * ranks;
         let found = on_threads(ranks, |group| {
-            let own = Tensor::<1>::from_data(&numbers[group.rank()][..], &Device::flex());
+            let device = device_of(group.rank()).inner();
+            let own = Tensor::<1>::from_data(&numbers[group.rank()][..], &device);
             let sum = ops::all_reduce(own.clone(), &group).into_data().try_to_vec::<f32>().unwrap();
             // Tensors of several lengths at once, each a multiple of the ranks.
             let long = own.clone().repeat(&[ranks]);
@@ -290,7 +321,7 @@ proptest! {
 fn the_gradient_of_an_all_to_all_is_the_all_to_all_back() {
     // Rank r sends r + c rows to rank c; row values name their source.
     let found = on_threads(3, |group| {
-        let (me, device) = (group.rank(), Device::flex().autodiff());
+        let (me, device) = (group.rank(), device_of(group.rank()));
         let send: Vec<usize> = (0..3).map(|to| me + to).collect();
         let receive: Vec<usize> = (0..3).map(|from| from + me).collect();
         let rows: usize = send.iter().sum();

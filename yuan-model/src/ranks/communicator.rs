@@ -20,6 +20,12 @@ pub trait Engine: fmt::Debug + Send + Sync {
     ///
     /// If a rank is gone, says nothing for too long, or is at another collective.
     fn exchange(&self, members: &[usize], parts: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, RankError>;
+
+    /// A rank that is known to be gone, without waiting for it; for whoever watches a rank that may
+    /// be stuck in its device.
+    fn lost(&self) -> Option<usize> {
+        None
+    }
 }
 
 /// Why ranks could not exchange data; the run cannot go on.
@@ -138,6 +144,11 @@ impl Communicator {
     /// Whether this rank is the first of the group.
     pub fn is_first(&self) -> bool {
         self.place == 0
+    }
+
+    /// A rank that is known to be gone, whichever group it is in.
+    pub fn lost(&self) -> Option<usize> {
+        self.engine.lost()
     }
 
     /// Hands `parts[rank]` to each rank; returns what each handed to this one.

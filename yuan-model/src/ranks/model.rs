@@ -2,9 +2,9 @@
 
 use std::{collections::HashMap, ops::Range};
 
-use burn::tensor::Device;
+use burn::tensor::{DType, Device, TensorData};
 
-use super::{ExpertMove, LayerRanks, Ranks, evenly};
+use super::{ExpertMove, LayerRanks, RankError, Ranks, evenly};
 use crate::{
     ConfigError, ModelError, PrunableExperts, RefusedCut, Selection, YuanConfig, YuanModel,
     moe::Experts,
@@ -58,6 +58,46 @@ impl YuanModel {
             Some(named::joined(parts.collect::<Option<_>>()?, &shape))
         };
         Ok(named::write_stored(empty, &stored, read))
+    }
+
+    /// The same weights on every rank: those of a model that the first rank has whole. All ranks
+    /// call it together.
+    ///
+    /// # Errors
+    ///
+    /// If a rank is gone.
+    ///
+    /// # Panics
+    ///
+    /// If the model is not spread over ranks.
+    pub fn filled_from_first(self, whole: Option<&Self>) -> Result<Self, RankError> {
+        let ranks = self.ranks().expect("a model that is spread over ranks").clone();
+        let (world, stored) = (ranks.world(), self.stored_parameters());
+        let mut own = HashMap::new();
+        for parameter in &stored {
+            let mut parts = vec![Vec::new(); world.size()];
+            if let Some(whole) = whole {
+                let data = named::read_part(whole, &parameter.path, None);
+                let data = data.expect("the whole model has every parameter").convert::<f32>();
+                let slice = 4 * parameter.slice_len();
+                let ranges: Vec<Range<usize>> =
+                    parameter.ranges().map(|(slices, _)| slices).collect();
+                for (rank, part) in parts.iter_mut().enumerate() {
+                    let slices = &ranges[rank % ranks.expert() % ranges.len()];
+                    let bytes = slices.start * slice..slices.end * slice;
+                    *part = data.as_bytes()[bytes].to_vec();
+                }
+            }
+            let bytes = world.exchange(parts)?.swap_remove(0);
+            let mut shape = parameter.shape.clone();
+            if let Some(first) = shape.first_mut() {
+                let held = parameter.parts.iter().filter(|part| !part.copies.is_empty());
+                *first = held.map(|part| part.slices).sum();
+            }
+            let data = TensorData::from_bytes_vec(bytes, shape, DType::F32);
+            own.insert(parameter.path.clone(), data);
+        }
+        Ok(named::write_stored(self, &stored, |path, _| own.remove(path)))
     }
 
     /// The ranks that the model is spread over, if it is.

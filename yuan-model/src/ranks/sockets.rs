@@ -10,6 +10,7 @@ use std::{
     net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs},
     sync::{
         Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, RecvTimeoutError, channel},
     },
     thread,
@@ -241,6 +242,7 @@ fn read_frame(stream: &mut impl Read, most: u64) -> io::Result<Vec<u8>> {
 struct Peer {
     stream: Mutex<TcpStream>,
     arrived: Mutex<Receiver<Vec<u8>>>,
+    is_gone: Arc<AtomicBool>,
 }
 
 impl Peer {
@@ -248,14 +250,17 @@ impl Peer {
         stream.set_nodelay(true)?;
         let mut reading = stream.try_clone()?;
         let (give, arrived) = channel();
+        let is_gone = Arc::new(AtomicBool::new(false));
+        let gone = is_gone.clone();
         thread::spawn(move || {
             while let Ok(bytes) = read_frame(&mut reading, u64::MAX) {
                 if give.send(bytes).is_err() {
                     break;
                 }
             }
+            gone.store(true, Ordering::Relaxed);
         });
-        Ok(Self { stream: Mutex::new(stream), arrived: Mutex::new(arrived) })
+        Ok(Self { stream: Mutex::new(stream), arrived: Mutex::new(arrived), is_gone })
     }
 }
 
@@ -311,6 +316,13 @@ impl Engine for Sockets {
             })
         };
         members.iter().map(receive).collect()
+    }
+
+    fn lost(&self) -> Option<usize> {
+        let is_gone = |peer: &Option<Peer>| {
+            peer.as_ref().is_some_and(|peer| peer.is_gone.load(Ordering::Relaxed))
+        };
+        self.peers.iter().position(is_gone)
     }
 }
 
