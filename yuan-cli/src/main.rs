@@ -20,6 +20,7 @@ mod plan;
 mod prepare;
 mod pretrain;
 mod prune;
+mod ranks;
 mod report;
 mod resume;
 mod signals;
@@ -69,6 +70,9 @@ enum Command {
     Efficiency(efficiency::Options),
     /// Train the variants of the paper's Tables 1 and 2 in miniature and compare their losses
     Ablation(ablation::Options),
+    /// Train as one of several processes, which `yuan pretrain` starts
+    #[command(hide = true)]
+    Rank(ranks::Options),
     /// Serve a device to trainings of other processes
     #[cfg_attr(not(feature = "remote"), command(hide = true))]
     Worker(worker::Options),
@@ -109,6 +113,7 @@ fn main() -> ExitCode {
         Command::Report(options) => report::run(&options, &console),
         Command::Efficiency(options) => efficiency::run(&options, &console),
         Command::Ablation(options) => ablation::run(&options, &console),
+        Command::Rank(options) => ranks::run(&options, &console),
         Command::Worker(options) => worker::run(&options, &console),
     };
     console::exit(done)

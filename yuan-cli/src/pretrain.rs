@@ -19,6 +19,7 @@ use yuan::{
 
 use crate::{
     console::{Console, Interrupted, WrongOption},
+    ranks::{self, Place},
     report,
     resume::RUNS,
     signals::Signals,
@@ -54,15 +55,72 @@ pub fn run(
     tuning: Option<Tuning>,
 ) -> anyhow::Result<()> {
     ops::set_fast_paths(!options.portable);
-    let mut devices = Vec::new();
-    for name in &options.device {
-        devices.push(yuan::device(name).wrong_option()?);
+    if let Some(place) = Place::of_environment().wrong_option()? {
+        return run_on_rank(options, console, given, tuning, &place);
     }
-    let mesh = DeviceMesh::new(devices, options.data_parallel).wrong_option()?.autodiff();
+    let mesh = mesh(options, options.device.len())?;
     let run = match options.resume {
         true => reopen(options, console, &mesh, &given.names)?,
         false => create(options, console, &mesh, given.file, tuning)?,
     };
+    finish(run, options, console, mesh)
+}
+
+/// The devices of a run in rows; those of several ranks are of one kind.
+fn mesh(options: &Options, ranks: usize) -> anyhow::Result<DeviceMesh> {
+    let mut devices = Vec::new();
+    for name in options.device.iter().cycle().take(ranks) {
+        devices.push(yuan::device(name).wrong_option()?);
+    }
+    Ok(DeviceMesh::new(devices, options.data_parallel).wrong_option()?.autodiff())
+}
+
+/// One of several processes that a launcher started: the first one prepares the run and tells of it.
+fn run_on_rank(
+    options: &Options,
+    console: &Console,
+    given: Given,
+    tuning: Option<Tuning>,
+    place: &Place,
+) -> anyhow::Result<()> {
+    let patience = Duration::from_secs(options.patience);
+    let ranks = place.meet(options.data_parallel, patience)?;
+    let (world, mut run) = (ranks.world().clone(), None);
+    if place.is_first() {
+        let mesh = mesh(options, world.size())?;
+        let prepared = match options.resume {
+            true => reopen(options, console, &mesh, &given.names)?,
+            false => create(options, console, &mesh, given.file, tuning)?,
+        };
+        run = Some(prepared.unlocked());
+    }
+    let directory = run.as_ref().map(|run| run.directory().to_string_lossy().into_owned());
+    let directory = world.broadcast(directory.unwrap_or_default().into_bytes())?;
+    let directory = String::from_utf8(directory).context("the run has no name in UTF-8")?;
+    let run = match run {
+        Some(run) => run,
+        None => Run::open(Path::new(&directory))?,
+    };
+    let signals = match place.is_first() {
+        true => Signals::listen(),
+        false => Signals::listen_quietly(),
+    };
+    let signals = signals.context("cannot listen to signals")?;
+    if steps_taken(&run)? < run.config().steps {
+        let device = place.device(&options.device)?;
+        ranks::train(&run, device, ranks, patience, console, &signals)?;
+    }
+    match (place.is_first(), signals.received()) {
+        (false, _) => Ok(()),
+        (true, Some(signal)) if steps_taken(&run)? < run.config().steps => {
+            interrupted(&run, console, signal)
+        }
+        (true, _) => close(&run, console),
+    }
+}
+
+/// Trains a run that is prepared, and tells what came of it.
+fn finish(run: Run, options: &Options, console: &Console, mesh: DeviceMesh) -> anyhow::Result<()> {
     if steps_taken(&run)? >= run.config().steps {
         if let Some(checkpoint) = Checkpoint::latest(run.directory())? {
             // Nobody would look at it before it is needed.
@@ -76,7 +134,28 @@ pub fn run(
         return close(&run, console);
     }
     let signals = Signals::listen().context("cannot listen to signals")?;
-    train(&run, options, console, mesh, &signals)?;
+    let is_remote = options.device.iter().any(|name| name.starts_with(REMOTE));
+    let run = match options.device.len() {
+        ranks if ranks > 1 && !is_remote => {
+            drop(mesh);
+            let run = run.unlocked();
+            let Options { device, data_parallel, patience, portable, .. } = options;
+            ranks::start(
+                run.directory(),
+                device,
+                *data_parallel,
+                *patience,
+                *portable,
+                console,
+                &signals,
+            )?;
+            run
+        }
+        _ => {
+            train(&run, options, console, mesh, &signals)?;
+            run
+        }
+    };
     match signals
         .received()
         .filter(|_| steps_taken(&run).is_ok_and(|step| step < run.config().steps))
@@ -225,6 +304,7 @@ fn train(
     let servers = options.device.iter().filter_map(|name| name.strip_prefix(REMOTE));
     let watch = Watch {
         servers: servers.map(str::to_owned).collect(),
+        ranks: None,
         patience: Duration::from_secs(options.patience),
     };
     let (run, display, signals) = (run.clone(), display(), signals.clone());

@@ -20,8 +20,18 @@ impl Signals {
     }
 
     /// The same, and the first signal is answered with what happens now.
-    #[cfg(unix)]
     pub fn listen_to(answer: &'static str) -> std::io::Result<Self> {
+        Self::listen_and_say(Some(answer))
+    }
+
+    /// The same without an answer, for one of several processes that get a signal together. They end
+    /// after the same step.
+    pub fn listen_quietly() -> std::io::Result<Self> {
+        Self::listen_and_say(None)
+    }
+
+    #[cfg(unix)]
+    fn listen_and_say(answer: Option<&'static str>) -> std::io::Result<Self> {
         use std::io::Write as _;
 
         use signal_hook::{
@@ -40,6 +50,7 @@ impl Signals {
                 if first.compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst).is_err() {
                     drop(emulate_default_handler(signal));
                 }
+                let Some(answer) = answer else { continue };
                 let name = signal_name(signal).unwrap_or("a signal");
                 // Nobody may be there to read it.
                 drop(writeln!(
@@ -53,7 +64,7 @@ impl Signals {
 
     /// Elsewhere the system ends the process.
     #[cfg(not(unix))]
-    pub fn listen_to(_: &'static str) -> std::io::Result<Self> {
+    fn listen_and_say(_: Option<&'static str>) -> std::io::Result<Self> {
         Ok(Self(Arc::new(AtomicI32::new(0))))
     }
 

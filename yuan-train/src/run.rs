@@ -17,12 +17,12 @@ use std::{
 
 use burn::tensor::{Device, FloatDType};
 use yuan_files::{copy_into, write_whole};
-use yuan_model::{DeviceMesh, MeshModel, YuanConfig, YuanModel, named};
+use yuan_model::{DeviceMesh, MeshModel, YuanConfig, YuanModel, named, ranks::Ranks};
 
 use crate::{
     Checkpoint, Event, LanguageModel, MetricsFile, Place, SpeedModel, TrainConfig, TrainError,
     Trainer,
-    data::DataSets,
+    data::{DataSets, Streams},
     names::{CONFIG, MODEL, OPTIONS},
 };
 
@@ -243,6 +243,12 @@ impl Run {
         &self.data
     }
 
+    /// The same run, which other processes may train from now on.
+    #[must_use]
+    pub fn unlocked(self) -> Self {
+        Self { lock: None, ..self }
+    }
+
     /// A trainer on one device that computes gradients (`device.autodiff()`): at the latest
     /// checkpoint, or at the start.
     ///
@@ -265,6 +271,80 @@ impl Run {
         self.trainer_at(mesh, |model| Ok(MeshModel::distribute(&model, mesh)?))
     }
 
+    /// The same on one of several ranks, with its device; all of them call it together. The first
+    /// one writes the files of the run. A fresh model is drawn on the first rank's device, which must
+    /// hold all of it for a moment.
+    ///
+    /// # Errors
+    ///
+    /// As [`trainer`](Self::trainer), if there are too few rows or experts for the ranks, or if one
+    /// is gone.
+    pub fn trainer_on_rank(
+        &self,
+        device: &Device,
+        ranks: &Ranks,
+    ) -> Result<Trainer<YuanModel>, TrainError> {
+        ranks.share(self.config.batch_size)?;
+        let is_first = ranks.world().is_first();
+        // Before anything is read that another process may be about to change.
+        let lock = if is_first { Some(RunLock::take(&self.directory)?) } else { None };
+        ranks.world().barrier()?;
+        let config = self.current_config()?;
+        let settings = serde_json::to_vec(&config).expect("settings are plain data");
+        ranks.world().agree("settings of the run", &settings)?;
+        let streams = self.streams(&config)?;
+        let latest = Checkpoint::latest(&self.directory)?;
+        let step = latest.as_ref().map_or(0, |latest| latest.step);
+        ranks.world().agree("latest checkpoint", &step.to_le_bytes())?;
+        let trainer = match latest {
+            Some(latest) => {
+                let directory = &self.directory;
+                Trainer::resume_on_rank(config, directory, device, ranks, &latest, streams)
+                    .map_err(|error| self.with_way_out(error, &latest))?
+            }
+            None if tells_of_checkpoints(&self.directory) => {
+                return Err(TrainError::CheckpointsGone(self.directory.clone()));
+            }
+            None => {
+                let empty = YuanModel::new_on_rank(&self.model, ranks, device)?;
+                let whole = match is_first {
+                    true => Some(fresh_model(&self.model, config.seed, &device.clone().inner())?),
+                    false => None,
+                };
+                let model = empty.filled_from_first(whole.as_ref())?;
+                Trainer::new(config, &self.directory, device, model, streams)?
+            }
+        };
+        drop(lock);
+        match is_first {
+            true => {
+                let trainer = trainer.with_callback(MetricsFile::default())?;
+                if self.is_changed {
+                    self.write_config()?;
+                }
+                Ok(trainer)
+            }
+            false => Ok(trainer),
+        }
+    }
+
+    /// The settings as they are now: another process may have changed them since this one opened the
+    /// run.
+    fn current_config(&self) -> Result<TrainConfig, TrainError> {
+        match self.is_changed {
+            true => Ok(self.config.clone()),
+            false => Ok(Self::open(&self.directory)?.config),
+        }
+    }
+
+    fn streams(&self, config: &TrainConfig) -> Result<Streams, TrainError> {
+        let eod = self.model.tokens.eod.ok_or_else(|| {
+            let path = self.directory.join(MODEL);
+            TrainError::Damaged { path, reason: "eod_token_id is missing".into() }
+        })?;
+        self.data.streams(&self.directory, config, eod, self.model.vocab_size)
+    }
+
     /// `spread` brings a fresh model to where it is trained.
     fn trainer_at<M: LanguageModel>(
         &self,
@@ -273,16 +353,8 @@ impl Run {
     ) -> Result<Trainer<M>, TrainError> {
         // Before anything is read that another process may be about to change.
         let _lock = RunLock::take(&self.directory)?;
-        let config = match self.is_changed {
-            true => self.config.clone(),
-            // Another process may have changed them since this one opened the run.
-            false => Self::open(&self.directory)?.config,
-        };
-        let eod = self.model.tokens.eod.ok_or_else(|| {
-            let path = self.directory.join(MODEL);
-            TrainError::Damaged { path, reason: "eod_token_id is missing".into() }
-        })?;
-        let streams = self.data.streams(&self.directory, &config, eod, self.model.vocab_size)?;
+        let config = self.current_config()?;
+        let streams = self.streams(&config)?;
         let trainer = match Checkpoint::latest(&self.directory)? {
             Some(checkpoint) => {
                 Trainer::resume(config, &self.directory, place, &checkpoint, streams)

@@ -16,6 +16,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use yuan_model::ranks::{Communicator, RankError};
+
 use crate::{Callback, Event, TrainError};
 
 /// What a run is watched for.
@@ -23,6 +25,8 @@ use crate::{Callback, Event, TrainError};
 pub struct Watch {
     /// Addresses of the processes that serve its devices, `host:port`.
     pub servers: Vec<String>,
+    /// The ranks that train together with this one, if there are any.
+    pub ranks: Option<Communicator>,
     /// Longest time without any event of the run; the first step compiles, and a validation is one
     /// event.
     pub patience: Duration,
@@ -79,7 +83,9 @@ impl Watch {
         loop {
             match wait.recv_timeout(INTERVAL) {
                 Ok(Ok(value)) => return Ok(value),
-                // An error is most likely that of a server that is gone, which says more.
+                // An error is most likely that of a server that is gone, which says more; a rank
+                // that fails itself is left by the others.
+                Ok(Err(error)) if self.ranks.is_some() => return Err(error),
                 Ok(Err(error)) => {
                     return Err(self.gone().map_or(error, |gone| TrainError::Lost(gone).into()));
                 }
@@ -107,6 +113,9 @@ impl Watch {
     }
 
     fn gone(&self) -> Option<String> {
+        if let Some(rank) = self.ranks.as_ref().and_then(Communicator::lost) {
+            return Some(RankError::Gone { rank }.to_string());
+        }
         let answers = |server: &&String| {
             let addresses = server.to_socket_addrs();
             addresses.is_ok_and(|mut addresses| {
@@ -142,7 +151,7 @@ mod tests {
 
     #[test]
     fn what_a_run_returns_is_returned() {
-        let watch = Watch { servers: Vec::new(), patience: PATIENT };
+        let watch = Watch { servers: Vec::new(), ranks: None, patience: PATIENT };
         assert_eq!(watch.supervise(|_| Ok::<_, TrainError>(7)).unwrap(), 7);
         let error = watch
             .supervise::<(), TrainError>(|_| Err(TrainError::Device("no".into())))
@@ -153,7 +162,7 @@ mod tests {
 
     #[test]
     fn a_run_that_is_stuck_is_left_behind() {
-        let watch = Watch { servers: Vec::new(), patience: Duration::from_millis(1) };
+        let watch = Watch { servers: Vec::new(), ranks: None, patience: Duration::from_millis(1) };
         let (_keep, forever) = channel::<()>();
         let reason = lost(
             watch.supervise::<(), TrainError>(move |_| forever.recv().map_err(|_| unreachable!())),
@@ -165,7 +174,7 @@ mod tests {
     fn a_server_that_is_gone_ends_the_run() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let server = listener.local_addr().unwrap().to_string();
-        let watch = Watch { servers: vec![server.clone()], patience: PATIENT };
+        let watch = Watch { servers: vec![server.clone()], ranks: None, patience: PATIENT };
         assert_eq!(watch.gone(), None);
         let failed = watch.supervise::<(), TrainError>(move |_| {
             drop(listener);

@@ -40,7 +40,11 @@ impl<M: LanguageModel> Trainer<M> {
             self.tell(&change)?;
         }
         while self.step < self.config.steps && self.turn()? {}
-        Ok(())
+        match self.ranks() {
+            // Nobody leaves while the first rank writes.
+            Some(ranks) => Ok(ranks.world().barrier()?),
+            None => Ok(()),
+        }
     }
 
     /// One step with everything around it; whether the run goes on.
