@@ -92,7 +92,7 @@ fn run_on_rank(
             true => reopen(options, console, &mesh, &given.names)?,
             false => create(options, console, &mesh, given.file, tuning)?,
         };
-        run = Some(prepared.unlocked());
+        run = Some(prepared.unlocked()?);
     }
     let directory = run.as_ref().map(|run| run.directory().to_string_lossy().into_owned());
     let directory = world.broadcast(directory.unwrap_or_default().into_bytes())?;
@@ -138,7 +138,7 @@ fn finish(run: Run, options: &Options, console: &Console, mesh: DeviceMesh) -> a
     let run = match options.device.len() {
         ranks if ranks > 1 && !is_remote => {
             drop(mesh);
-            let run = run.unlocked();
+            let run = run.unlocked()?;
             let Options { device, data_parallel, patience, portable, .. } = options;
             ranks::start(
                 run.directory(),

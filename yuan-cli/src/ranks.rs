@@ -5,10 +5,10 @@
 //! the environment which one each is.
 
 use std::{
-    env,
+    env, io,
     net::TcpListener,
     path::Path,
-    process::{Child, Command, ExitStatus},
+    process::{self, Child, Command, ExitStatus, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -157,12 +157,21 @@ pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
     ops::set_fast_paths(!options.portable);
     let place = Place::of_environment()?
         .context("yuan rank is started by yuan pretrain, which says which rank it is")?;
+    end_with_parent();
     let patience = Duration::from_secs(options.patience);
     let ranks = place.meet(options.data_parallel, patience)?;
     let device = place.device(&options.device)?;
     let run = Run::open(&options.run)?;
     let signals = Signals::listen_quietly().context("cannot listen to signals")?;
     train(&run, device, ranks, patience, console, &signals)
+}
+
+/// Ends this process when the one that started it is gone: its standard input ends then.
+fn end_with_parent() {
+    thread::spawn(|| {
+        drop(io::copy(&mut io::stdin(), &mut io::sink()));
+        process::exit(1);
+    });
 }
 
 /// Trains on one rank to the end, to a signal, or until another rank is lost.
@@ -233,7 +242,8 @@ pub fn start(
             .env("MASTER_ADDR", "127.0.0.1")
             .env("MASTER_PORT", port.to_string())
             .env(TOKEN, &token)
-            .env_remove("TORCHELASTIC_RUN_ID");
+            .env_remove("TORCHELASTIC_RUN_ID")
+            .stdin(Stdio::piped());
         match command.spawn() {
             Ok(child) => ranks.push(child),
             Err(error) => {
@@ -261,6 +271,7 @@ fn wait(mut ranks: Vec<Child>, signals: &Signals) -> anyhow::Result<()> {
                 continue;
             }
             *ended = child.try_wait().context("cannot wait for a rank")?;
+            // `wait` would close the standard input, which tells a rank that this process is gone.
             if let Some(status) = ended.filter(|status| !status.success()) {
                 failed.get_or_insert((rank, status, Instant::now()));
             }

@@ -243,10 +243,17 @@ impl Run {
         &self.data
     }
 
-    /// The same run, which other processes may train from now on.
-    #[must_use]
-    pub fn unlocked(self) -> Self {
-        Self { lock: None, ..self }
+    /// The same run, which other processes may train from now on; settings that were changed are
+    /// written for them.
+    ///
+    /// # Errors
+    ///
+    /// If the settings cannot be written.
+    pub fn unlocked(self) -> Result<Self, TrainError> {
+        if self.is_changed {
+            self.write_config()?;
+        }
+        Ok(Self { lock: None, is_changed: false, ..self })
     }
 
     /// A trainer on one device that computes gradients (`device.autodiff()`): at the latest

@@ -1,0 +1,182 @@
+//! A run over processes of one device each, as users and launchers start it; and what becomes of it
+//! when one of them is killed.
+#![cfg(target_os = "linux")]
+
+mod support;
+
+use std::{
+    fs,
+    net::TcpListener,
+    path::Path,
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use support::{fail, succeed, tiny_plain, tiny_pretrain, write_corpus, yuan};
+use tempfile::tempdir;
+use yuan::{report::History, train::Event};
+
+/// Losses of all steps, and what was pruned.
+fn losses(run: &Path) -> (Vec<f64>, Vec<Vec<usize>>) {
+    let (mut losses, mut prunes) = (Vec::new(), Vec::new());
+    for event in History::read(run).unwrap().events() {
+        match event {
+            Event::Step(metrics) => losses.push(metrics.loss),
+            Event::Prune { experts_after, .. } => prunes.push(experts_after.clone()),
+            _ => {}
+        }
+    }
+    (losses, prunes)
+}
+
+#[track_caller]
+fn assert_same_run(run: &Path, expected: &Path) {
+    let ((found, prunes), (expected, expected_prunes)) = (losses(run), losses(expected));
+    assert_eq!(found.len(), expected.len());
+    assert_eq!(prunes, expected_prunes);
+    for (step, (found, expected)) in found.iter().zip(&expected).enumerate() {
+        // Sums in another order, carried on by every update.
+        assert!((found - expected).abs() < 1e-3, "step {step}: {found} is not {expected}");
+    }
+}
+
+#[test]
+fn processes_of_one_device_each_train_as_one_device_does() {
+    let directory = tempdir().unwrap();
+    let (data, one) = (directory.path().join("data"), directory.path().join("one"));
+    write_corpus(&data);
+    succeed(&mut tiny_pretrain(&data, &one));
+    for (name, options) in [("spread", "1"), ("copied", "2")] {
+        let run = directory.path().join(name);
+        let mut command = tiny_pretrain(&data, &run);
+        command.args(["--device", "flex,flex", "--data-parallel", options, "--groups", "2"]);
+        let (out, _) = succeed(&mut command);
+        assert!(out.contains("validation loss") && out.contains("report.html"), "{out}");
+        assert_same_run(&run, &one);
+        // A checkpoint of ranks is one of one device, too.
+        let (text, _) = succeed(yuan("generate").arg(&run).args(["the", "--max-new-tokens", "4"]));
+        assert!(!text.trim().is_empty());
+    }
+}
+
+#[test]
+fn processes_that_a_launcher_starts_find_each_other() {
+    let directory = tempdir().unwrap();
+    let (data, one) = (directory.path().join("data"), directory.path().join("one"));
+    write_corpus(&data);
+    succeed(&mut tiny_pretrain(&data, &one));
+    let run = directory.path().join("run");
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let start = |rank: usize| {
+        let mut command = tiny_pretrain(&data, &run);
+        command
+            .env("RANK", rank.to_string())
+            .env("LOCAL_RANK", rank.to_string())
+            .env("WORLD_SIZE", "2")
+            .env("MASTER_ADDR", "127.0.0.1")
+            .env("MASTER_PORT", port.to_string())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let ranks = [start(1), start(0)].map(|rank| rank.wait_with_output().unwrap());
+    for rank in &ranks {
+        assert!(rank.status.success(), "{}", String::from_utf8_lossy(&rank.stderr));
+    }
+    assert!(ranks[0].stdout.is_empty(), "the first rank alone tells of the run");
+    assert_same_run(&run, &one);
+}
+
+/// The processes that one started.
+fn children(parent: u32) -> Vec<u32> {
+    let file = format!("/proc/{parent}/task/{parent}/children");
+    let list = fs::read_to_string(file).unwrap_or_default();
+    list.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+}
+
+fn signal(name: &str, pid: u32) {
+    assert!(Command::new("kill").args([name, &pid.to_string()]).status().unwrap().success());
+}
+
+fn is_there(path: &Path) -> bool {
+    (0..1200).any(|_| path.exists() || (thread::sleep(Duration::from_millis(50)), false).1)
+}
+
+#[test]
+fn a_rank_that_is_killed_ends_all_and_the_run_goes_on_from_its_checkpoint() {
+    let directory = tempdir().unwrap();
+    let (data, whole) = (directory.path().join("data"), directory.path().join("whole"));
+    write_corpus(&data);
+    let on_ranks = |run: &Path| {
+        let mut command = tiny_plain(&data, run);
+        command.args(["--device", "flex,flex", "--groups", "2", "--prune-at", "12"]);
+        command
+    };
+    succeed(&mut on_ranks(&whole));
+    for victim in [0, 1] {
+        let run = directory.path().join(format!("killed-{victim}"));
+        let process = on_ranks(&run).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        assert!(is_there(&run.join("checkpoint-00000006")));
+        let ranks = children(process.id());
+        assert_eq!(ranks.len(), 2);
+        signal("-9", ranks[victim]);
+        let ended = process.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(1), "{said}");
+        assert!(said.contains(&format!("rank {victim} failed (signal: 9")), "{said}");
+        assert!(said.contains(&format!("rank {victim} is gone")), "the other one says so: {said}");
+        succeed(yuan("pretrain").args(["--resume", "--run"]).arg(&run));
+        assert_same_run(&run, &whole);
+    }
+}
+
+#[test]
+fn ranks_end_with_the_process_that_started_them_and_pause_on_its_signal() {
+    let directory = tempdir().unwrap();
+    let data = directory.path().join("data");
+    write_corpus(&data);
+    let start = |run: &Path| {
+        let mut command = tiny_plain(&data, run);
+        command.args(["--device", "flex,flex", "--no-laep"]);
+        command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let run = directory.path().join("killed");
+    let mut process = start(&run);
+    assert!(is_there(&run.join("checkpoint-00000003")));
+    let ranks = children(process.id());
+    signal("-9", process.id());
+    process.wait().unwrap();
+    let is_gone = |pid: &u32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.is_empty() || status.contains("State:\tZ")
+    };
+    let all_gone = (0..200).any(|_| {
+        thread::sleep(Duration::from_millis(50));
+        ranks.iter().all(is_gone)
+    });
+    assert!(all_gone, "{ranks:?}");
+
+    let run = directory.path().join("paused");
+    let process = start(&run);
+    assert!(is_there(&run.join("checkpoint-00000003")));
+    signal("-TERM", process.id());
+    let ended = process.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(143), "{said}");
+    assert!(said.contains("Interrupted after step"), "{said}");
+    succeed(yuan("pretrain").args(["--resume", "--run"]).arg(&run));
+    assert_eq!(losses(&run).0.len(), 24);
+}
+
+#[test]
+fn a_run_that_cannot_be_spread_is_refused_before_it_begins() {
+    let directory = tempdir().unwrap();
+    let data = directory.path().join("data");
+    write_corpus(&data);
+    let mut command = tiny_plain(&data, &directory.path().join("run"));
+    let error = fail(command.args(["--device", "flex,flex,flex", "--no-laep"]));
+    assert!(error.contains("a batch of 2 rows is too small for 3 devices"), "{error}");
+    let error = fail(yuan("rank").args(["--run", "nowhere", "--device", "flex"]));
+    assert!(error.contains("yuan rank is started by yuan pretrain"), "{error}");
+}
