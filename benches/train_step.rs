@@ -6,14 +6,20 @@
 //!
 //! `scripts/compare_with_torch.sh` and `scripts/gpu.sh` run the PyTorch program beside it.
 
-use std::{path::PathBuf, time::Instant};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, anyhow, bail};
 use clap::Parser;
 use serde_json::{Value, json};
 use yuan::{
     laep::{ExpertLayout, LayerLoad, LayerPlan, PruneLimits, PrunePlan, efficiency::PlacedLayer},
-    model::{DeviceMesh, MeshModel, PrunableExperts, YuanConfig, YuanModel, named, ops},
+    model::{
+        DeviceMesh, MeshModel, PrunableExperts, YuanConfig, YuanModel, named, ops,
+        ranks::{Meeting, Ranks, connect},
+    },
     train::{LanguageModel, SpeedModel, StepOutcome, TrainConfig, Trainer, data::RowStream},
 };
 
@@ -77,9 +83,19 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         None => YuanConfig::toy(4096),
     };
     model.router_selection_bias |= arguments.skew != 0.0;
-    let devices = arguments.device.iter().map(|name| Ok(yuan::device(name)?));
-    let mesh = DeviceMesh::new(devices.collect::<anyhow::Result<_>>()?, arguments.data_parallel)?
-        .autodiff();
+    // Under torchrun every process is a rank with a device of its own.
+    let meeting = Meeting::of_environment(Duration::from_secs(600))?;
+    let ranks = match &meeting {
+        Some(meeting) => Some(Ranks::new(connect(meeting)?, arguments.data_parallel)?),
+        None => None,
+    };
+    let names = match &meeting {
+        Some(meeting) => &arguments.device[meeting.local_rank % arguments.device.len()..][..1],
+        None => &arguments.device[..],
+    };
+    let devices = names.iter().map(|name| Ok(yuan::device(name)?));
+    let copies = if ranks.is_some() { 1 } else { arguments.data_parallel };
+    let mesh = DeviceMesh::new(devices.collect::<anyhow::Result<_>>()?, copies)?.autodiff();
     let config = TrainConfig {
         batch_size: arguments.batch,
         seq_len: arguments.seq,
@@ -94,7 +110,11 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let streams = [rows()?, rows()?];
     mesh.home().seed(0);
     let started = Instant::now();
-    let mut weights = named::initialized(YuanModel::new(&model, mesh.home())?);
+    let home = match ranks {
+        Some(_) => mesh.home().clone().inner(),
+        None => mesh.home().clone(),
+    };
+    let mut weights = named::initialized(YuanModel::new(&model, &home)?);
     if arguments.skew != 0.0 {
         let falling = |experts: usize| {
             (0..experts).map(|e| -arguments.skew * e as f32 / (experts - 1).max(1) as f32).collect()
@@ -103,8 +123,11 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
             model.experts_per_layer.iter().map(|&experts| falling(experts)).collect();
         weights = weights.shift_selection_bias(&shifts);
     }
-    let bench = Bench { arguments, model: &model, mesh: &mesh, config: &config, started };
     let run_dir = std::env::temp_dir();
+    if let Some(ranks) = &ranks {
+        weights = YuanModel::part_of(&weights, ranks, mesh.home())?;
+    }
+    let bench = Bench { arguments, model: &model, mesh: &mesh, ranks, config: &config, started };
     match mesh.devices() {
         [device] => bench.stages(Trainer::new(config.clone(), &run_dir, device, weights, streams)?),
         _ => {
@@ -118,6 +141,7 @@ struct Bench<'a> {
     arguments: &'a Arguments,
     model: &'a YuanConfig,
     mesh: &'a DeviceMesh,
+    ranks: Option<Ranks>,
     config: &'a TrainConfig,
     started: Instant,
 }
@@ -131,7 +155,7 @@ impl Bench<'_> {
     ) -> anyhow::Result<()> {
         let loads = self.measure(&mut trainer, "base", json!({}))?;
         let Some(beta) = self.arguments.prune else { return Ok(()) };
-        let groups = self.mesh.expert();
+        let groups = self.ranks.as_ref().map_or(self.mesh.expert(), Ranks::expert);
         let limits =
             PruneLimits { beta: beta.into(), multiple_of: groups, ..PruneLimits::default() };
         let plan = PrunePlan::new(
@@ -210,12 +234,14 @@ impl Bench<'_> {
         let flops = 6.0 * active as f64 * tokens as f64
             + 6.0 * (layers * width * arguments.seq * tokens) as f64;
         let gib = |bytes: u64| round(bytes as f64 / f64::from(1 << 30), 2);
-        let devices = self.mesh.devices().len();
+        let ranks = self.ranks.as_ref();
+        let devices = ranks.map_or(self.mesh.devices().len(), |ranks| ranks.world().size());
         let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
         let mut line = json!({
             "stage": stage,
             "device": arguments.device.join(","),
-            "data_parallel": self.mesh.data(),
+            "ranks": ranks.map(|ranks| ranks.world().size()),
+            "data_parallel": ranks.map_or(self.mesh.data(), Ranks::data),
             "precision": arguments.precision,
             "portable": arguments.portable,
             "recompute": arguments.recompute,
@@ -239,7 +265,9 @@ impl Bench<'_> {
             }
             line.extend(facts);
         }
-        println!("{line}");
+        if ranks.is_none_or(|ranks| ranks.world().is_first()) {
+            println!("{line}");
+        }
         Ok(last.loads)
     }
 }

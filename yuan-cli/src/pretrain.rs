@@ -5,7 +5,10 @@ use std::{collections::BTreeSet, path::Path, time::Duration};
 use anyhow::{Context, anyhow, bail};
 use yuan::{
     data::tokenizer::SMALLEST_VOCABULARY,
-    model::{DeviceMesh, REMOTE, ops},
+    model::{
+        DeviceMesh, REMOTE, ops,
+        ranks::{Meeting, Ranks, connect},
+    },
     prelude::*,
     report::History,
     toy,
@@ -19,8 +22,7 @@ use yuan::{
 
 use crate::{
     console::{Console, Interrupted, WrongOption},
-    ranks::{self, Place},
-    report,
+    ranks, report,
     resume::RUNS,
     signals::Signals,
     text::{Bar, note_conversations, note_dataset, quoted, run_data},
@@ -55,8 +57,9 @@ pub fn run(
     tuning: Option<Tuning>,
 ) -> anyhow::Result<()> {
     ops::set_fast_paths(!options.portable);
-    if let Some(place) = Place::of_environment().wrong_option()? {
-        return run_on_rank(options, console, given, tuning, &place);
+    let patience = Duration::from_secs(options.patience);
+    if let Some(meeting) = Meeting::of_environment(patience).wrong_option()? {
+        return run_on_rank(options, console, given, tuning, &meeting);
     }
     let mesh = mesh(options, options.device.len())?;
     let run = match options.resume {
@@ -81,12 +84,11 @@ fn run_on_rank(
     console: &Console,
     given: Given,
     tuning: Option<Tuning>,
-    place: &Place,
+    meeting: &Meeting,
 ) -> anyhow::Result<()> {
-    let patience = Duration::from_secs(options.patience);
-    let ranks = place.meet(options.data_parallel, patience)?;
+    let ranks = Ranks::new(connect(meeting)?, options.data_parallel).wrong_option()?;
     let (world, mut run) = (ranks.world().clone(), None);
-    if place.is_first() {
+    if world.is_first() {
         let mesh = mesh(options, world.size())?;
         let prepared = match options.resume {
             true => reopen(options, console, &mesh, &given.names)?,
@@ -101,16 +103,16 @@ fn run_on_rank(
         Some(run) => run,
         None => Run::open(Path::new(&directory))?,
     };
-    let signals = match place.is_first() {
+    let signals = match world.is_first() {
         true => Signals::listen(),
         false => Signals::listen_quietly(),
     };
     let signals = signals.context("cannot listen to signals")?;
     if steps_taken(&run)? < run.config().steps {
-        let device = place.device(&options.device)?;
-        ranks::train(&run, device, ranks, patience, console, &signals)?;
+        let device = ranks::device_of(meeting, &options.device)?;
+        ranks::train(&run, device, ranks, meeting.patience, console, &signals)?;
     }
-    match (place.is_first(), signals.received()) {
+    match (world.is_first(), signals.received()) {
         (false, _) => Ok(()),
         (true, Some(signal)) if steps_taken(&run)? < run.config().steps => {
             interrupted(&run, console, signal)

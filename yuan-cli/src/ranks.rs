@@ -13,10 +13,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use clap::Args;
 use rand::RngExt;
 use yuan::{
+    burn::tensor::Device,
     model::{
         TOKEN, ops,
         ranks::{Meeting, Ranks, connect},
@@ -50,117 +51,30 @@ pub struct Options {
     portable: bool,
 }
 
-/// One of the processes that train together, by what a launcher says in the environment.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Place {
-    rank: usize,
-    size: usize,
-    /// Which device of its machine it takes.
-    local_rank: usize,
-    /// Where the first rank listens.
-    address: String,
-    token: String,
-}
-
-impl Place {
-    /// None where no launcher started several processes.
-    ///
-    /// # Errors
-    ///
-    /// If the variables contradict each other, or ranks of several machines have no token.
-    pub fn of_environment() -> anyhow::Result<Option<Self>> {
-        Self::of(|name| env::var(name).ok())
-    }
-
-    fn of(get: impl Fn(&str) -> Option<String>) -> anyhow::Result<Option<Self>> {
-        // torchrun's names, or else Slurm's.
-        let names = match get("WORLD_SIZE") {
-            Some(_) => ["RANK", "WORLD_SIZE", "LOCAL_RANK"],
-            None => ["SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"],
-        };
-        let number = |name: &str| -> anyhow::Result<usize> {
-            let value = get(name).with_context(|| format!("the launcher set no {name}"))?;
-            value.parse().map_err(|_| anyhow!("{name}={value} is no number"))
-        };
-        if get(names[0]).is_none() || number(names[1])? < 2 {
-            return Ok(None);
-        }
-        let [rank, size, local_rank] = [number(names[0])?, number(names[1])?, number(names[2])?];
-        let host = get("MASTER_ADDR").or_else(|| first_host(&get("SLURM_JOB_NODELIST")?));
-        let host = host.context("the launcher set no MASTER_ADDR: where is the first rank?")?;
-        let port = match get("MASTER_PORT") {
-            // torchrun itself listens at its port.
-            Some(_) => number("MASTER_PORT")? + usize::from(get("TORCHELASTIC_RUN_ID").is_some()),
-            // Jobs that run side by side get ports of their own.
-            None => 20_000 + number("SLURM_JOB_ID").unwrap_or(0) % 20_000,
-        };
-        let is_local = matches!(host.as_str(), "localhost" | "127.0.0.1" | "::1");
-        let token = get(TOKEN);
-        if token.is_none() && !is_local {
-            bail!(
-                "ranks on several machines need a secret in common: set {TOKEN} to the same random \
-                 text for all of them"
-            );
-        }
-        let address = if host.contains(':') { format!("[{host}]") } else { host };
-        let (address, token) = (format!("{address}:{port}"), token.unwrap_or_default());
-        Ok(Some(Self { rank, size, local_rank, address, token }))
-    }
-
-    /// Whether this rank prepares the run and tells of it.
-    pub fn is_first(&self) -> bool {
-        self.rank == 0
-    }
-
-    /// Meets the other ranks.
-    ///
-    /// # Errors
-    ///
-    /// If one does not come, or they cannot be arranged in so many rows.
-    pub fn meet(&self, data: usize, patience: Duration) -> anyhow::Result<Ranks> {
-        let Self { rank, size, address, token, .. } = self;
-        let (address, token) = (address.clone(), token.clone());
-        let meeting = Meeting { rank: *rank, size: *size, address, token, patience };
-        Ok(Ranks::new(connect(&meeting)?, data)?)
-    }
-
-    /// The device of this rank among those of its machine.
-    ///
-    /// # Errors
-    ///
-    /// If there are fewer than processes, or it is none.
-    pub fn device(&self, names: &[String]) -> anyhow::Result<yuan::burn::tensor::Device> {
-        let name = match names {
-            [one] => one,
-            names => names.get(self.local_rank).with_context(|| {
-                format!("process {} of this machine has no device in --device", self.local_rank)
-            })?,
-        };
-        Ok(yuan::device(name).wrong_option()?.autodiff())
-    }
-}
-
-/// The first of Slurm's hosts: `node[03-04,7]` is `node03`.
-fn first_host(list: &str) -> Option<String> {
-    let Some((name, numbers)) = list.split_once('[') else {
-        return Some(list.split(',').next()?.to_owned());
+/// The device of a process among those of its machine.
+///
+/// # Errors
+///
+/// If there are fewer than processes, or it is none.
+pub fn device_of(meeting: &Meeting, names: &[String]) -> anyhow::Result<Device> {
+    let name = match names {
+        [one] => one,
+        names => names.get(meeting.local_rank).with_context(|| {
+            format!("process {} of this machine has no device in --device", meeting.local_rank)
+        })?,
     };
-    if let Some((first, _)) = name.split_once(',') {
-        return Some(first.to_owned());
-    }
-    let first = numbers.split([',', '-', ']']).next()?;
-    Some(format!("{name}{first}"))
+    Ok(yuan::device(name).wrong_option()?.autodiff())
 }
 
 /// `yuan rank`: trains as one of the processes that `yuan pretrain` started.
 pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
     ops::set_fast_paths(!options.portable);
-    let place = Place::of_environment()?
+    let patience = Duration::from_secs(options.patience);
+    let meeting = Meeting::of_environment(patience)?
         .context("yuan rank is started by yuan pretrain, which says which rank it is")?;
     end_with_parent();
-    let patience = Duration::from_secs(options.patience);
-    let ranks = place.meet(options.data_parallel, patience)?;
-    let device = place.device(&options.device)?;
+    let ranks = Ranks::new(connect(&meeting)?, options.data_parallel)?;
+    let device = device_of(&meeting, &options.device)?;
     let run = Run::open(&options.run)?;
     let signals = Signals::listen_quietly().context("cannot listen to signals")?;
     train(&run, device, ranks, patience, console, &signals)
@@ -181,7 +95,7 @@ fn end_with_parent() {
 /// The first error of this rank, or which other one is gone.
 pub fn train(
     run: &Run,
-    device: yuan::burn::tensor::Device,
+    device: Device,
     ranks: Ranks,
     patience: Duration,
     console: &Console,
@@ -306,53 +220,4 @@ fn tell(rank: &Child, signal: i32) {
     drop(Command::new("kill").args([format!("-{signal}"), rank.id().to_string()]).status());
     #[cfg(not(unix))]
     let _ = (rank, signal);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn place(variables: &[(&str, &str)]) -> anyhow::Result<Option<Place>> {
-        let find = |name: &str| variables.iter().find(|(known, _)| *known == name);
-        Place::of(|name| find(name).map(|(_, value)| (*value).to_owned()))
-    }
-
-    #[test]
-    fn launchers_say_which_rank_a_process_is() {
-        assert_eq!(place(&[]).unwrap(), None);
-        assert_eq!(place(&[("RANK", "0"), ("WORLD_SIZE", "1")]).unwrap(), None);
-        let torchrun = [
-            ("RANK", "3"),
-            ("WORLD_SIZE", "4"),
-            ("LOCAL_RANK", "1"),
-            ("MASTER_ADDR", "127.0.0.1"),
-            ("MASTER_PORT", "29500"),
-            ("TORCHELASTIC_RUN_ID", "none"),
-        ];
-        let found = place(&torchrun).unwrap().unwrap();
-        assert_eq!((found.rank, found.size, found.local_rank), (3, 4, 1));
-        assert_eq!(found.address, "127.0.0.1:29501");
-        let slurm = [
-            ("SLURM_PROCID", "9"),
-            ("SLURM_NTASKS", "16"),
-            ("SLURM_LOCALID", "1"),
-            ("SLURM_JOB_ID", "41234"),
-            ("SLURM_JOB_NODELIST", "gpu[03-04]"),
-        ];
-        let error = place(&slurm).unwrap_err().to_string();
-        assert!(error.contains("set YUAN_TOKEN"), "{error}");
-        let found = place(&[&slurm[..], &[(TOKEN, "secret")]].concat()).unwrap().unwrap();
-        assert_eq!((found.address.as_str(), found.rank), ("gpu03:21234", 9));
-        let error = place(&[("RANK", "0"), ("WORLD_SIZE", "many")]).unwrap_err().to_string();
-        assert_eq!(error, "WORLD_SIZE=many is no number");
-    }
-
-    #[test]
-    fn the_first_of_slurms_hosts_is_found() {
-        let first = |list| first_host(list).unwrap();
-        assert_eq!(first("node7"), "node7");
-        assert_eq!(first("a1,b[2-3]"), "a1");
-        assert_eq!(first("b[2-3],a1"), "b2");
-        assert_eq!(first("node[03,07-09]"), "node03");
-    }
 }

@@ -9,6 +9,7 @@
 //! decides about one (counts, losses, plans) must be the same number on every rank.
 
 mod communicator;
+mod launch;
 mod layer;
 mod layout;
 mod model;

@@ -26,6 +26,8 @@ pub struct Meeting {
     pub rank: usize,
     /// All ranks.
     pub size: usize,
+    /// The number of this process among those of its machine: which device it takes.
+    pub local_rank: usize,
     /// Where the first rank listens, `host:port`.
     pub address: String,
     /// What all ranks show each other.
@@ -336,7 +338,14 @@ mod tests {
 
     fn meeting(rank: usize, size: usize, address: &str) -> Meeting {
         let patience = Duration::from_secs(60);
-        Meeting { rank, size, address: address.into(), token: "secret".into(), patience }
+        Meeting {
+            rank,
+            size,
+            local_rank: rank,
+            address: address.into(),
+            token: "secret".into(),
+            patience,
+        }
     }
 
     fn on_sockets<T: Send>(size: usize, run: impl Fn(Communicator) -> T + Sync) -> Vec<T> {
