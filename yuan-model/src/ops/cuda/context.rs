@@ -214,6 +214,15 @@ impl Lanes<'_> {
         self.state.host.receive(pointer)
     }
 
+    /// What tells the GPU from all others, on any machine.
+    pub fn gpu(&self) -> Result<[u8; 16], String> {
+        let mut device = 0;
+        // SAFETY: the call writes to a local that outlives it; the context is current.
+        unsafe { sys::cuCtxGetDevice(&raw mut device) }.result().map_err(text)?;
+        let uuid = driver::device::get_uuid(device).map_err(text)?;
+        Ok(uuid.bytes.map(|byte| byte as u8))
+    }
+
     /// The stream of the first lane, for libraries that launch on one.
     pub fn stream(&self) -> sys::CUstream {
         self.state.lanes[0].stream

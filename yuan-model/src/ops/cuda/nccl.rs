@@ -65,6 +65,14 @@ fn make(group: &Communicator, tensor: &CubeTensor) -> Option<Arc<Nccl>> {
     if !all(is_there) {
         return None;
     }
+    // NCCL refuses two ranks on one GPU, and as threads of one process they would wait for each
+    // other before it can.
+    let gpu = run_now(tensor, |lanes, _| lanes.gpu());
+    let mut gpus = group.gather(&gpu).unwrap_or_else(|error| panic!("{error}"));
+    gpus.sort_unstable();
+    if gpus.windows(2).any(|pair| pair[0] == pair[1]) {
+        return None;
+    }
     let mut id = sys::ncclUniqueId { internal: [0; 128] };
     if group.is_first() {
         // SAFETY: writes to a local that outlives the call.
