@@ -187,7 +187,8 @@ fn check_death(while_moving: bool, expected: &Story) {
         [&first, &second].map(|worker| worker.url.strip_prefix("ws://").unwrap().to_owned());
     let mesh = DeviceMesh::new(vec![first.device(), second.device()], 1).unwrap().autodiff();
     let worker = Arc::new(Mutex::new(second));
-    let watch = Watch { servers: servers.to_vec(), patience: Duration::from_secs(60) };
+    let patience = Duration::from_secs(60);
+    let watch = Watch { servers: servers.to_vec(), ranks: None, patience };
     let (begin, directory, the_config) = (Instant::now(), run.path().to_owned(), config.clone());
     let killer = KillAt { step: 4, worker, while_moving };
     let error = watch

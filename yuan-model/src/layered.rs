@@ -8,7 +8,7 @@ use burn::{
     tensor::{Bool, Device, FloatDType, Int, Tensor, TensorData},
 };
 
-use crate::{ModelError, moe::BalanceLosses};
+use crate::{ModelError, moe::BalanceLosses, ranks::DeviceRows};
 
 /// Rows of tokens with what to predict at each of them.
 #[derive(Debug, Clone)]
@@ -148,41 +148,6 @@ impl ExpertLoad {
         match self {
             Self::Device(counts) => counts,
             Self::Host(_) => unreachable!("a model on one device reads no counts"),
-        }
-    }
-}
-
-/// Token rows that each device of a mesh computed in the experts of one layer; devices that hold
-/// copies of the same experts are added up.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DeviceRows(Vec<u64>);
-
-impl DeviceRows {
-    /// Counts, the first device's first.
-    pub fn new(rows_per_device: Vec<u64>) -> Self {
-        Self(rows_per_device)
-    }
-
-    /// Counts, the first device's first.
-    pub fn rows_per_device(&self) -> &[u64] {
-        &self.0
-    }
-
-    /// Devices that share the experts.
-    pub fn num_devices(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Rows of the busiest device over the mean; 1 is perfect balance, 0 means no rows.
-    pub fn max_over_mean(&self) -> f64 {
-        let (max, sum) = (self.0.iter().copied().max().unwrap_or(0), self.0.iter().sum::<u64>());
-        if sum == 0 { 0.0 } else { max as f64 * self.num_devices() as f64 / sum as f64 }
-    }
-
-    /// Adds the rows of another batch.
-    pub fn add(&mut self, other: &Self) {
-        for (sum, more) in self.0.iter_mut().zip(&other.0) {
-            *sum += more;
         }
     }
 }

@@ -62,7 +62,7 @@ pub use device::{NoDevice, REMOTE, TOKEN, available, device, host_device};
 pub use error::{ConfigError, ModelError};
 pub use filter::{LocalizedFilter, PairConv};
 pub use generate::{GenerateError, GenerationOptions};
-pub use layered::{Batch, DeviceRows, ExpertLoad, Layered, LossMask, LossOutput};
+pub use layered::{Batch, ExpertLoad, Layered, LossMask, LossOutput};
 pub use mesh::{
     DeviceMesh, MeshModel, Shard,
     exchange::{Arrived, Exchange},
@@ -72,6 +72,7 @@ pub use moe::BalanceLosses;
 pub use norm::RmsNorm;
 pub use params::ParameterCount;
 pub use precision::Precision;
+pub use ranks::DeviceRows;
 #[doc(hidden)]
 pub use surgery::with_value;
 pub use surgery::{ExpertAxis, PrunableExperts, RefusedCut, Selection};

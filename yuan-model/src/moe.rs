@@ -5,7 +5,10 @@ use burn::{
     tensor::{Bool, Device, Int, Tensor},
 };
 
-use crate::{YuanConfig, layered::DeviceRows, ops, ranks::LayerRanks};
+use crate::{
+    YuanConfig, ops,
+    ranks::{DeviceRows, LayerRanks},
+};
 
 pub mod balance;
 mod dispatch;

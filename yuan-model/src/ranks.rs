@@ -14,6 +14,7 @@ mod layer;
 mod layout;
 mod model;
 mod placement;
+mod rows;
 mod sockets;
 mod threads;
 
@@ -21,5 +22,6 @@ pub use communicator::{Communicator, Engine, RankError};
 pub use layer::{Arrival, LayerRanks};
 pub use layout::{Ranks, evenly};
 pub use placement::ExpertMove;
+pub use rows::DeviceRows;
 pub use sockets::{Meeting, connect};
 pub use threads::on_threads;

@@ -32,8 +32,8 @@ use yuan_model::{
 };
 
 use crate::{
-    AdamW, AdamWConfig, LanguageModel, TrainError, checksums::Checksums, names::CONFIG,
-    optim::SUFFIXES, run::lock::RunLock,
+    AdamW, AdamWConfig, LanguageModel, TrainError, checksums::Checksums,
+    language_model::optimizer_for, names::CONFIG, optim::SUFFIXES, run::lock::RunLock,
 };
 
 mod whole;
@@ -323,7 +323,7 @@ impl Checkpoint {
             let model: M = self.load_model_of(place, ranks, Some(state.step))?;
             let stored = model.stored_parameters();
             let moments = self.open_tensors(OPTIMIZER, Some(state.step))?;
-            let mut optimizer = AdamW::for_model(optimizer, &model);
+            let mut optimizer = optimizer_for(optimizer, &model);
             optimizer
                 .restore(&model, &stored, state.optimizer_updates, |name| {
                     read_slices(&moments, name, None).ok()

@@ -9,7 +9,9 @@ use yuan_model::{
     ranks::Ranks,
 };
 
-use crate::{Callback, LossOptions, TrainConfig, TrainError, gradients};
+use crate::{
+    AdamW, AdamWConfig, Callback, LossOptions, TrainConfig, TrainError, gradients, sharded::Holders,
+};
 
 mod yuan;
 
@@ -139,6 +141,12 @@ pub trait LanguageModel: Module {
             reason: "this kind of model lives on one device",
         })
     }
+}
+
+/// A fresh optimizer for a model, which may be spread over ranks.
+pub(crate) fn optimizer_for<M: LanguageModel>(config: &AdamWConfig, model: &M) -> AdamW {
+    let holders = model.ranks().map(|ranks| Holders::new(ranks, &model.stored_parameters()));
+    AdamW::new(config).over_ranks(holders)
 }
 
 /// A model whose routers choose by score plus a bias that balancing without an auxiliary loss

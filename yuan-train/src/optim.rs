@@ -21,7 +21,7 @@ use yuan_model::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    LanguageModel, TrainError,
+    TrainError,
     sharded::{Holders, Parts},
 };
 
@@ -80,9 +80,9 @@ impl AdamW {
         Self { config: *config, updates: 0, moments: HashMap::new(), holders: None }
     }
 
-    /// The same for a model that may be spread over ranks.
-    pub(crate) fn for_model<M: LanguageModel>(config: &AdamWConfig, model: &M) -> Self {
-        Self { holders: Holders::of(model), ..Self::new(config) }
+    /// The same for a model that is spread over ranks.
+    pub(crate) fn over_ranks(self, holders: Option<Holders>) -> Self {
+        Self { holders, ..self }
     }
 
     /// Which ranks hold which parameters, if there are several.

@@ -214,8 +214,7 @@ impl Run {
     }
 
     fn write_config(&self) -> Result<(), TrainError> {
-        let text = serde_json::to_string_pretty(&self.config).expect("settings are plain data");
-        Ok(write_whole(&self.directory.join(CONFIG), text.as_bytes())?)
+        Ok(write_whole(&self.directory.join(CONFIG), text_of(&self.config).as_bytes())?)
     }
 
     /// Where it is.
@@ -297,8 +296,7 @@ impl Run {
         let lock = if is_first { Some(RunLock::take(&self.directory)?) } else { None };
         ranks.world().barrier()?;
         let config = self.current_config()?;
-        let settings = serde_json::to_vec(&config).expect("settings are plain data");
-        ranks.world().agree("settings of the run", &settings)?;
+        ranks.world().agree("settings of the run", text_of(&config).as_bytes())?;
         let streams = self.streams(&config)?;
         let latest = Checkpoint::latest(&self.directory)?;
         let step = latest.as_ref().map_or(0, |latest| latest.step);
@@ -402,6 +400,10 @@ impl Run {
             None => error,
         }
     }
+}
+
+fn text_of(config: &TrainConfig) -> String {
+    serde_json::to_string_pretty(config).expect("settings are plain data")
 }
 
 /// Whether the metrics of a run say that it had a checkpoint.

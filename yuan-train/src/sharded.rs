@@ -13,12 +13,11 @@ use burn::{
     tensor::{DType, Tensor},
 };
 use yuan_model::{
-    named, ops,
+    named::{self, StoredParameter},
+    ops,
     ranks::{Communicator, RankError, Ranks},
     with_value,
 };
-
-use crate::{LanguageModel, Learns};
 
 /// Which ranks hold copies of each parameter of this one.
 #[derive(Debug, Clone)]
@@ -32,13 +31,11 @@ pub(crate) struct Holders {
 pub(crate) type Parts = Vec<(ParamId, Tensor<1>)>;
 
 impl Holders {
-    /// Those of a model that is spread over ranks.
-    pub fn of<M: LanguageModel>(model: &M) -> Option<Self> {
-        let ranks = model.ranks()?.clone();
-        let stored = model.stored_parameters();
+    /// Those of a model that is spread over ranks, with the parameters that this one holds.
+    pub fn new(ranks: &Ranks, stored: &[StoredParameter]) -> Self {
         let spread = stored.iter().filter(|parameter| parameter.parts.len() > 1);
         let own = spread.flat_map(|parameter| parameter.parts.iter().flat_map(|part| &part.copies));
-        Some(Self { spread: own.copied().collect(), ranks })
+        Self { spread: own.copied().collect(), ranks: ranks.clone() }
     }
 
     pub fn ranks(&self) -> &Ranks {
@@ -53,17 +50,17 @@ impl Holders {
         }
     }
 
-    /// Adds up the gradients of the parameters that learn over the ranks that hold them. A gradient
-    /// that is missing is zero, as it would be if all tokens were on one device.
+    /// Adds up the gradients of the parameters that learn, by their paths, over the ranks that hold
+    /// them. A gradient that is missing is zero, as it would be if all tokens were on one device.
     pub fn sum_gradients<M: Module>(
         &self,
         model: &M,
         gradients: GradientsParams,
-        learns: Learns,
+        learns: impl Fn(&str) -> bool,
     ) -> Parts {
         let names = named::parameter_names(model).into_iter();
         let learning: HashSet<ParamId> =
-            names.filter(|name| learns.includes(&name.path)).map(|name| name.id).collect();
+            names.filter(|name| learns(&name.path)).map(|name| name.id).collect();
         let mut flat = Flat { gradients, learning, found: Vec::new(), holders: self };
         model.visit(&mut flat);
         self.in_groups(flat.found, ops::reduce_scatter)

@@ -16,6 +16,7 @@ use crate::{
     StepMetrics, TrainConfig, TrainError,
     callback::schedule::{CheckpointEvery, ValidateEvery},
     data::{Row, RowStream, Streams},
+    language_model::optimizer_for,
     run::{check, check::CHANGEABLE_SETTINGS, lock::RunLock},
     session::Session,
 };
@@ -96,7 +97,7 @@ impl<M: LanguageModel> Trainer<M> {
         streams: impl Into<Streams>,
     ) -> Result<Self, TrainError> {
         config.validate()?;
-        let optimizer = AdamW::for_model(&config.optimizer, &model);
+        let optimizer = optimizer_for(&config.optimizer, &model);
         let session = Session::new(model, optimizer);
         Self::open(config, run_dir, place, session, streams.into(), CheckpointState::default())
     }

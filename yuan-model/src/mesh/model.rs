@@ -15,10 +15,11 @@ use super::{
 use crate::{
     Batch, ConfigError, ModelError, YuanConfig, YuanModel,
     attention::DocumentMask,
-    layered::{DeviceRows, ExpertLoad, LayerOutput, Layered},
+    layered::{ExpertLoad, LayerOutput, Layered},
     loss::masked_mean,
     moe::{BalanceLosses, Experts, Routed},
     named, ops,
+    ranks::DeviceRows,
     rope::Rotary,
 };
 

@@ -122,6 +122,10 @@ pub mod portable {
     }
 
     /// See [`all_reduce`](super::all_reduce).
+    ///
+    /// # Panics
+    ///
+    /// As there.
     pub fn all_reduce<B: Backend>(x: FloatTensor<B>, group: &Communicator) -> FloatTensor<B> {
         let (shape, dtype, device) = (x.shape(), x.dtype(), x.device());
         let bytes = bytes_of::<B>(x);
@@ -132,6 +136,10 @@ pub mod portable {
     }
 
     /// See [`reduce_scatter`](super::reduce_scatter).
+    ///
+    /// # Panics
+    ///
+    /// As there.
     pub fn reduce_scatter<B: Backend>(
         tensors: Vec<FloatTensor<B>>,
         group: &Communicator,

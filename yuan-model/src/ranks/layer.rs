@@ -8,11 +8,8 @@ use std::ops::Range;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
-use super::{RankError, Ranks};
-use crate::{
-    layered::DeviceRows,
-    ops::{self, RowsToRanks},
-};
+use super::{DeviceRows, RankError, Ranks};
+use crate::ops::{self, RowsToRanks};
 
 /// How the experts of one layer are spread over the ranks of a row.
 #[derive(Debug, Clone)]
@@ -129,15 +126,17 @@ fn order(counts: &[&[u64]]) -> [Vec<i64>; 2] {
         starts.push(start);
         start += counts.iter().sum::<u64>() as usize;
     }
-    let (mut place_of_row, mut row_at_place) = (vec![0; total], Vec::with_capacity(total));
+    let mut row_at_place: Vec<i64> = Vec::with_capacity(total);
     for expert in 0..counts.first().map_or(0, |counts| counts.len()) {
         for (start, counts) in starts.iter_mut().zip(counts) {
-            for row in *start..*start + counts[expert] as usize {
-                place_of_row[row] = row_at_place.len() as i64;
-                row_at_place.push(row as i64);
-            }
-            *start += counts[expert] as usize;
+            let end = *start + counts[expert] as usize;
+            row_at_place.extend((*start..end).map(|row| row as i64));
+            *start = end;
         }
+    }
+    let mut place_of_row = vec![0; total];
+    for (place, &row) in row_at_place.iter().enumerate() {
+        place_of_row[row as usize] = place as i64;
     }
     [place_of_row, row_at_place]
 }

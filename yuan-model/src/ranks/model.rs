@@ -142,6 +142,10 @@ impl YuanModel {
     ///
     /// As [`keep_experts`](PrunableExperts::keep_experts), and if the model is not spread over
     /// ranks, or a layer not over all of them.
+    ///
+    /// # Panics
+    ///
+    /// If a rank is gone.
     pub fn place_experts(
         mut self,
         placement: &[Vec<Vec<usize>>],

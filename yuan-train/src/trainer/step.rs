@@ -88,7 +88,8 @@ pub(super) fn take<M: LanguageModel>(
     let scale = |numbers: &StepNumbers| clip_factor(numbers.norm, config.clip_norm);
     let numbers = match session.optimizer().holders() {
         Some(holders) => {
-            let parts = holders.sum_gradients(model, accumulator.grads(), learns);
+            let parts =
+                holders.sum_gradients(model, accumulator.grads(), |path| learns.includes(path));
             let squares = parts.iter().map(|(_, part)| ops::sum_of_squares(part.clone()));
             let numbers = sums.read(squares.reduce(|sum, more| sum + more))?.over(holders)?;
             if let Some(not_finite) = numbers.not_finite() {
