@@ -78,6 +78,9 @@ fn mesh(options: &Options, ranks: usize) -> anyhow::Result<DeviceMesh> {
     Ok(DeviceMesh::new(devices, options.data_parallel).wrong_option()?.autodiff())
 }
 
+/// How long a run may be prepared before its ranks meet.
+const PREPARATION: Duration = Duration::from_secs(7 * 24 * 3600);
+
 /// One of several processes that a launcher started: the first one prepares the run and tells of it.
 fn run_on_rank(
     options: &Options,
@@ -86,16 +89,19 @@ fn run_on_rank(
     tuning: Option<Tuning>,
     meeting: &Meeting,
 ) -> anyhow::Result<()> {
-    let ranks = Ranks::new(connect(meeting)?, options.data_parallel).wrong_option()?;
-    let (world, mut run) = (ranks.world().clone(), None);
-    if world.is_first() {
-        let mesh = mesh(options, world.size())?;
+    let mut run = None;
+    // The others wait for the first rank to listen, however long it prepares.
+    if meeting.rank == 0 {
+        let mesh = mesh(options, meeting.size)?;
         let prepared = match options.resume {
             true => reopen(options, console, &mesh, &given.names)?,
             false => create(options, console, &mesh, given.file, tuning)?,
         };
         run = Some(prepared.unlocked()?);
     }
+    let meeting = &Meeting { start: PREPARATION, ..meeting.clone() };
+    let ranks = Ranks::new(connect(meeting)?, options.data_parallel).wrong_option()?;
+    let world = ranks.world().clone();
     let directory = run.as_ref().map(|run| run.directory().to_string_lossy().into_owned());
     let directory = world.broadcast(directory.unwrap_or_default().into_bytes())?;
     let directory = String::from_utf8(directory).context("the run has no name in UTF-8")?;
@@ -117,7 +123,7 @@ fn run_on_rank(
         (true, Some(signal)) if steps_taken(&run)? < run.config().steps => {
             interrupted(&run, console, signal)
         }
-        (true, _) => close(&run, console),
+        (true, _) => close(&run, console, false),
     }
 }
 
@@ -133,7 +139,7 @@ fn finish(run: Run, options: &Options, console: &Console, mesh: DeviceMesh) -> a
             run.directory().display(),
             run.config().steps
         ));
-        return close(&run, console);
+        return close(&run, console, false);
     }
     let signals = Signals::listen().context("cannot listen to signals")?;
     let is_remote = options.device.iter().any(|name| name.starts_with(REMOTE));
@@ -163,7 +169,7 @@ fn finish(run: Run, options: &Options, console: &Console, mesh: DeviceMesh) -> a
         .filter(|_| steps_taken(&run).is_ok_and(|step| step < run.config().steps))
     {
         Some(signal) => interrupted(&run, console, signal),
-        None => close(&run, console),
+        None => close(&run, console, options.device.len() == 1),
     }
 }
 
@@ -327,7 +333,7 @@ fn shown<M: LanguageModel>(
 }
 
 /// Writes the report and says what came of the run.
-fn close(run: &Run, console: &Console) -> anyhow::Result<()> {
+fn close(run: &Run, console: &Console, is_trained_here: bool) -> anyhow::Result<()> {
     let report = Report::of(run.directory())?;
     report.save()?;
     console.say(format_args!("\n{}", report.table()))?;
@@ -343,7 +349,8 @@ fn close(run: &Run, console: &Console) -> anyhow::Result<()> {
         };
         console.say(format_args!("Nothing was pruned: {why}."))?;
     }
-    if let Some(peak) = peak_resident() {
+    // Of several processes this one has the least to tell.
+    if let Some(peak) = peak_resident().filter(|_| is_trained_here) {
         let gigabytes = peak as f64 / 1e9;
         console.say(format_args!("Peak memory of the process: {gigabytes:.2} GB."))?;
     }

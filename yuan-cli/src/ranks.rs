@@ -20,7 +20,7 @@ use yuan::{
     burn::tensor::Device,
     model::{
         TOKEN, ops,
-        ranks::{Meeting, Ranks, connect},
+        ranks::{Meeting, RankError, Ranks, connect},
     },
     prelude::*,
     train::{Display, Watch},
@@ -30,6 +30,9 @@ use crate::{
     console::{Console, Interrupted, WrongOption},
     signals::Signals,
 };
+
+/// Longest patience, a week.
+pub const MOST_PATIENCE: u64 = 7 * 24 * 3600;
 
 /// Options of `yuan rank`.
 #[derive(Args)]
@@ -45,6 +48,7 @@ pub struct Options {
     data_parallel: usize,
     /// Longest time to wait for another rank
     #[arg(long, default_value_t = 600, value_name = "SECONDS")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=MOST_PATIENCE))]
     patience: u64,
     /// No fast versions
     #[arg(long)]
@@ -77,7 +81,25 @@ pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
     let device = device_of(&meeting, &options.device)?;
     let run = Run::open(&options.run)?;
     let signals = Signals::listen_quietly().context("cannot listen to signals")?;
-    train(&run, device, ranks, patience, console, &signals)
+    let trained = train(&run, device, ranks, patience, console, &signals);
+    if let Err(error) = &trained
+        && is_of_another(error)
+    {
+        console.note(format_args!("Error: {error}"));
+        process::exit(OTHER_FAILED);
+    }
+    trained
+}
+
+/// Status of a rank that ends because another one did.
+const OTHER_FAILED: i32 = 3;
+
+/// Whether an error says that another rank is gone.
+fn is_of_another(error: &anyhow::Error) -> bool {
+    matches!(
+        error.downcast_ref(),
+        Some(TrainError::Ranks(RankError::Gone { .. }) | TrainError::Lost(_))
+    )
 }
 
 /// Ends this process when the one that started it is gone: its standard input ends then.
@@ -103,8 +125,11 @@ pub fn train(
 ) -> anyhow::Result<()> {
     let is_shown = ranks.world().is_first() && !console.is_quiet();
     let display = is_shown.then(|| Display::new(console.steps_between_lines()));
-    let watch =
-        Watch { servers: Vec::new(), ranks: Some(ranks.world().clone()), patience: patience * 2 };
+    let watch = Watch {
+        servers: Vec::new(),
+        ranks: Some(ranks.world().clone()),
+        patience: patience.saturating_mul(2),
+    };
     let (run, signals) = (run.clone(), signals.clone());
     watch.supervise(move |pulse| {
         let trainer = run.trainer_on_rank(&device, &ranks)?;
@@ -143,6 +168,8 @@ pub fn start(
         let mut command = Command::new(&program);
         if console.is_quiet() || rank > 0 {
             command.arg("--quiet");
+        } else if console.steps_between_lines() == 1 {
+            command.arg("--verbose");
         }
         command.arg("rank").arg("--run").arg(run).arg("--device").arg(devices.join(","));
         command.args(["--data-parallel", &data.to_string(), "--patience", &patience.to_string()]);
@@ -158,6 +185,9 @@ pub fn start(
             .env(TOKEN, &token)
             .env_remove("TORCHELASTIC_RUN_ID")
             .stdin(Stdio::piped());
+        // A terminal's signal reaches all processes of a group; ranks get it from this one, once.
+        #[cfg(unix)]
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
         match command.spawn() {
             Ok(child) => ranks.push(child),
             Err(error) => {
@@ -187,7 +217,12 @@ fn wait(mut ranks: Vec<Child>, signals: &Signals) -> anyhow::Result<()> {
             *ended = child.try_wait().context("cannot wait for a rank")?;
             // `wait` would close the standard input, which tells a rank that this process is gone.
             if let Some(status) = ended.filter(|status| !status.success()) {
-                failed.get_or_insert((rank, status, Instant::now()));
+                let since = failed.map_or_else(Instant::now, |(.., since)| since);
+                let is_cause = |status: ExitStatus| status.code() != Some(OTHER_FAILED);
+                // The first one that did not only follow another.
+                if failed.is_none_or(|(_, known, _)| !is_cause(known) && is_cause(status)) {
+                    failed = Some((rank, status, since));
+                }
             }
         }
         if failed.is_some_and(|(.., since)| since.elapsed() > GRACE) {

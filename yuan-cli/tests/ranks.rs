@@ -7,6 +7,7 @@ mod support;
 use std::{
     fs,
     net::TcpListener,
+    os::unix::process::CommandExt as _,
     path::Path,
     process::{Command, Stdio},
     thread,
@@ -138,7 +139,7 @@ fn ranks_end_with_the_process_that_started_them_and_pause_on_its_signal() {
     write_corpus(&data);
     let start = |run: &Path| {
         let mut command = tiny_plain(&data, run);
-        command.args(["--device", "flex,flex", "--no-laep"]);
+        command.args(["--device", "flex,flex", "--no-laep"]).process_group(0);
         command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
     };
     let run = directory.path().join("killed");
@@ -157,16 +158,21 @@ fn ranks_end_with_the_process_that_started_them_and_pause_on_its_signal() {
     });
     assert!(all_gone, "{ranks:?}");
 
-    let run = directory.path().join("paused");
-    let process = start(&run);
-    assert!(is_there(&run.join("checkpoint-00000003")));
-    signal("-TERM", process.id());
-    let ended = process.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&ended.stderr);
-    assert_eq!(ended.status.code(), Some(143), "{said}");
-    assert!(said.contains("Interrupted after step"), "{said}");
-    succeed(yuan("pretrain").args(["--resume", "--run"]).arg(&run));
-    assert_eq!(losses(&run).0.len(), 24);
+    // A scheduler's signal goes to one process, a terminal's to all of its group.
+    for (name, is_to_group, status) in [("-TERM", false, 143), ("-INT", true, 130)] {
+        let run = directory.path().join(format!("paused{name}"));
+        let process = start(&run);
+        assert!(is_there(&run.join("checkpoint-00000003")));
+        let pid = process.id().to_string();
+        let to = if is_to_group { format!("-{pid}") } else { pid };
+        assert!(Command::new("kill").args([name, "--", &to]).status().unwrap().success());
+        let ended = process.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(status), "{said}");
+        assert!(said.contains("Interrupted after step"), "{said}");
+        succeed(yuan("pretrain").args(["--resume", "--run"]).arg(&run));
+        assert_eq!(losses(&run).0.len(), 24);
+    }
 }
 
 #[test]

@@ -348,7 +348,8 @@ fn a_rank_that_ends_is_missed_by_the_others() {
         _ => group.sum(&[1.0]),
     });
     assert_eq!(found[0], Err(RankError::Gone { rank: 1 }));
-    assert_eq!(found[2], Err(RankError::Gone { rank: 1 }));
+    // The first rank may have left because of that already.
+    assert!(matches!(found[2], Err(RankError::Gone { rank: 0 | 1 })), "{:?}", found[2]);
 }
 
 #[test]

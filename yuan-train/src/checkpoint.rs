@@ -318,7 +318,7 @@ impl Checkpoint {
         place: &M::Place,
         ranks: Option<&Ranks>,
     ) -> Result<(M, AdamW, CheckpointState), TrainError> {
-        self.beside_verifying(|| {
+        let load = || {
             let state = self.state()?;
             let model: M = self.load_model_of(place, ranks, Some(state.step))?;
             let stored = model.stored_parameters();
@@ -330,7 +330,12 @@ impl Checkpoint {
                 })
                 .map_err(|reason| damaged(&self.path, format!("{OPTIMIZER}: {reason}")))?;
             Ok((model, optimizer, state))
-        })
+        };
+        match ranks {
+            // One rank reads all of it for that.
+            Some(ranks) if !ranks.world().is_first() => load(),
+            _ => self.beside_verifying(load),
+        }
     }
 
     /// Loads while a thread compares the files with their checksums; what it finds explains what

@@ -13,7 +13,7 @@ use burn::{
 };
 use yuan_model::{
     ModelError, Selection,
-    named::{self, StoredParameter},
+    named::{self, StoredParameter, StoredPart},
     ops::{self, AdamWStep},
     with_value,
 };
@@ -215,14 +215,16 @@ impl AdamW {
         Some(if which == 0 { &moments.first } else { &moments.second })
     }
 
-    /// First and second moment of a parameter in its shape, if it was ever updated.
+    /// First and second moment of a parameter in its shape, if it was ever updated; none over ranks,
+    /// of which each has a part.
     pub fn moments<const D: usize>(&self, param: ParamId) -> Option<[Tensor<D>; 2]> {
-        let moments = self.moments.get(&param)?;
+        let moments = self.moments.get(&param).filter(|_| self.holders.is_none())?;
         let shaped = |tensor: &Tensor<1>| tensor.clone().reshape(moments.shape.clone());
         Some([shaped(&moments.first), shaped(&moments.second)])
     }
 
-    /// Hands every moment to `write` under the path of its parameter and a suffix.
+    /// Hands every moment to `write` under the path of its parameter and a suffix, but for those that
+    /// other ranks hold.
     ///
     /// # Errors
     ///
@@ -233,7 +235,8 @@ impl AdamW {
         mut write: impl FnMut(String, TensorData) -> Result<(), TrainError>,
     ) -> Result<(), TrainError> {
         for parameter in parameters {
-            let of_parts = parameter.parts.iter().map(|part| self.moments.get(&part.copies[0]));
+            let held = |part: &StoredPart| part.copies.first().and_then(|id| self.moments.get(id));
+            let of_parts = parameter.parts.iter().map(held);
             let Some(of_parts) = of_parts.collect::<Option<Vec<_>>>() else { continue };
             for (suffix, moment) in SUFFIXES.into_iter().zip([Moments::first, Moments::second]) {
                 let read = |moments: &&Moments| {
@@ -256,8 +259,8 @@ impl AdamW {
     ///
     /// # Errors
     ///
-    /// Names the moment that is missing or has another shape than its parameter. Before the first
-    /// update there are none.
+    /// Names a moment that is missing beside the other one of its parameter, or has another shape than
+    /// it. A parameter that never learnt has none, and before the first update none has.
     pub fn restore<M: Module>(
         &mut self,
         model: &M,
@@ -277,9 +280,13 @@ impl AdamW {
             if !held.is_some_and(is_trained) {
                 continue;
             }
-            let mut flat = |suffix: &str| {
+            let moments = SUFFIXES.map(|suffix| read(&format!("{}.{suffix}", parameter.path)));
+            if moments.iter().all(Option::is_none) {
+                continue;
+            }
+            let flat = |suffix: &str, data: Option<TensorData>| {
                 let name = format!("{}.{suffix}", parameter.path);
-                let data = read(&name).ok_or_else(|| format!("`{name}` is missing"))?;
+                let data = data.ok_or_else(|| format!("`{name}` is missing"))?;
                 if data.shape()[..] != parameter.shape[..] {
                     return Err(format!(
                         "`{name}` is {:?}, expected {:?}",
@@ -290,7 +297,8 @@ impl AdamW {
                 let elements = data.shape().num_elements();
                 Ok(reshaped(data, [elements].into()))
             };
-            let data = [flat(SUFFIXES[0])?, flat(SUFFIXES[1])?];
+            let [first, second] = moments;
+            let data = [flat(SUFFIXES[0], first)?, flat(SUFFIXES[1], second)?];
             for (slices, part) in parameter.ranges() {
                 let mut shape = parameter.shape.clone();
                 if let Some(first) = shape.first_mut() {
@@ -423,8 +431,9 @@ pub fn global_norm_squared<M: Module>(
     stored: &[StoredParameter],
 ) -> Option<Tensor<1>> {
     let counted =
-        stored.iter().flat_map(|parameter| parameter.parts.iter().map(|part| part.copies[0]));
-    let mut visitor = SumOfSquares { gradients, counted: counted.collect(), sums: Vec::new() };
+        stored.iter().flat_map(|parameter| &parameter.parts).filter_map(|part| part.copies.first());
+    let mut visitor =
+        SumOfSquares { gradients, counted: counted.copied().collect(), sums: Vec::new() };
     model.visit(&mut visitor);
     let sums = visitor.sums.into_iter();
     sums.reduce(|sum, more| sum.clone() + ops::transfer(more, &sum.device()))

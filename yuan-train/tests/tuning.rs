@@ -11,10 +11,15 @@ use serde_json::json;
 use tempfile::tempdir;
 use yuan_data::{DataError, Document, NoProgress, PrepareOptions, prepare, tokenizer};
 use yuan_laep::PruneLimits;
-use yuan_model::{DeviceMesh, MeshModel, YuanConfig, YuanModel, named, text::Tokenizer};
+use yuan_model::{
+    DeviceMesh, MeshModel, YuanConfig, YuanModel, named,
+    ranks::{Ranks, on_threads},
+    text::Tokenizer,
+};
 use yuan_train::{
-    AdamWConfig, LaepConfig, LanguageModel, Learns, MetricsFile, ModelDirectory, NewRun, Recovery,
-    Run, RunData, StepMetrics, StepOutcome, TrainConfig, TrainError, Trainer, Trigger,
+    AdamWConfig, Checkpoint, LaepConfig, LanguageModel, Learns, MetricsFile, ModelDirectory,
+    NewRun, Recovery, Run, RunData, StepMetrics, StepOutcome, TrainConfig, TrainError, Trainer,
+    Trigger,
     data::{ChatFiles, Row, RowSource, RowStream, Streams},
 };
 
@@ -122,6 +127,21 @@ fn the_cut_into_micro_batches_and_devices_makes_no_difference() {
         let trainer = Trainer::new(config(4, 2), run.path(), &mesh, model, streams()).unwrap();
         assert_same(&steps(trainer), &whole);
     }
+    // A rank may have no learnt label of its own, and most experts get nothing from some ranks.
+    for ([data, expert], recompute) in
+        [([1, 2], false), ([2, 1], false), ([2, 2], true), ([1, 4], false), ([4, 1], true)]
+    {
+        let whole_model = fresh(&Device::flex());
+        let (run, device) = (tempdir().unwrap(), Device::flex().autodiff());
+        let config = TrainConfig { recompute, ..config(4, 2) };
+        for found in on_threads(data * expert, |world| {
+            let ranks = Ranks::new(world, data).unwrap();
+            let part = YuanModel::part_of(&whole_model, &ranks, &device).unwrap();
+            steps(Trainer::new(config.clone(), run.path(), &device, part, streams()).unwrap())
+        }) {
+            assert_same(&found, &whole);
+        }
+    }
     // The loss is that of the labels that are learnt, counted by hand on the first step.
     let device = Device::flex();
     let model = fresh(&device.clone().autodiff());
@@ -167,6 +187,25 @@ fn changed(one: &YuanModel, other: &YuanModel) -> Vec<String> {
     };
     let pairs = values(one).into_iter().zip(values(other));
     pairs.filter(|((_, one), (_, other))| one != other).map(|((path, _), _)| path).collect()
+}
+
+/// What does not learn has no moments, which is no damage.
+#[test]
+fn a_run_in_which_a_part_learns_goes_on_from_its_checkpoint() {
+    let _turn = take_turns();
+    let config = TrainConfig { learns: Learns::Routers, checkpoint_every: Some(2), ..config(4, 1) };
+    let (device, run) = (Device::flex().autodiff(), tempdir().unwrap());
+    let mut trainer =
+        Trainer::new(config.clone(), run.path(), &device, fresh(&device), streams()).unwrap();
+    trainer.run().unwrap();
+    let saved = Checkpoint::list(run.path()).unwrap();
+    let again = tempdir().unwrap();
+    let resumed =
+        Trainer::resume(config, again.path(), &device, &saved[0], streams()).map(|mut trainer| {
+            trainer.run().unwrap();
+            trainer
+        });
+    assert!(changed(resumed.unwrap().model(), trainer.model()).is_empty());
 }
 
 #[test]

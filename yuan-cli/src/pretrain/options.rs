@@ -170,6 +170,7 @@ pub struct Options {
     pub data_parallel: usize,
     /// With several devices or workers: longest time without an event before the run is given up
     #[arg(long, default_value_t = 600, value_name = "SECONDS", help_heading = "Devices")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=crate::ranks::MOST_PATIENCE))]
     pub patience: u64,
     /// Type of activations and products: f32, or bf16 with everything sensitive and the parameters
     /// in f32

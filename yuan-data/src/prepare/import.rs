@@ -10,8 +10,8 @@ use crate::{DataError, Place, Sources, Split, TokenFile};
 
 /// Tokens that are read at once.
 const AT_ONCE: u64 = 1 << 20;
-/// Tokens after which the caller is asked and a note is taken.
-const BETWEEN_NOTES: u64 = 1 << 26;
+/// Bytes after which the caller is asked and a note is taken.
+const BETWEEN_NOTES: u64 = 1 << 27;
 
 /// Whether the sources are token files, `NAME.idx` or as Megatron names them without an ending;
 /// then all of them are, and they are returned by their indexes.
@@ -130,12 +130,16 @@ fn tokens_of(file: &TokenFile, document: usize) -> Result<Range<u64>, DataError>
         return Ok(0..0);
     }
     let begin = file.sequence(sequences.start)?.start;
-    let end = file.sequence(sequences.end - 1)?.end;
-    if begin > end {
-        return Err(DataError::damaged(
-            &file.path().with_extension("idx"),
-            format!("the sequences of document {document} do not follow each other"),
-        ));
+    let mut end = begin;
+    for sequence in sequences {
+        let tokens = file.sequence(sequence)?;
+        if tokens.start != end {
+            return Err(DataError::damaged(
+                &file.path().with_extension("idx"),
+                format!("the sequences of document {document} do not follow each other"),
+            ));
+        }
+        end = tokens.end;
     }
     Ok(begin..end)
 }

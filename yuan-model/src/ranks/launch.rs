@@ -7,8 +7,8 @@ use crate::TOKEN;
 
 impl Meeting {
     /// What `torchrun` (`RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `MASTER_ADDR`, `MASTER_PORT`) or Slurm's
-    /// `srun` (`SLURM_PROCID`, `SLURM_NTASKS`, `SLURM_LOCALID`, `SLURM_JOB_NODELIST`) says in the
-    /// environment, and the secret in [`TOKEN`](crate::TOKEN). None where no launcher started
+    /// `srun` (`SLURM_PROCID`, `SLURM_STEP_NUM_TASKS`, `SLURM_LOCALID`, `SLURM_JOB_NODELIST`; a script
+    /// that `sbatch` runs has no step and is no rank) says in the environment, and the secret in [`TOKEN`](crate::TOKEN). None where no launcher started
     /// several processes.
     ///
     /// # Errors
@@ -26,13 +26,13 @@ impl Meeting {
         // torchrun's names, or else Slurm's.
         let names = match get("WORLD_SIZE") {
             Some(_) => ["RANK", "WORLD_SIZE", "LOCAL_RANK"],
-            None => ["SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"],
+            None => ["SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"],
         };
         let number = |name: &str| -> Result<usize, RankError> {
             let value = get(name).ok_or_else(|| refuse(format!("the launcher set no {name}")))?;
             value.parse().map_err(|_| refuse(format!("{name}={value} is no number")))
         };
-        if get(names[0]).is_none() || number(names[1])? < 2 {
+        if get(names[0]).is_none() || get(names[1]).is_none() || number(names[1])? < 2 {
             return Ok(None);
         }
         let [rank, size, local_rank] = [number(names[0])?, number(names[1])?, number(names[2])?];
@@ -55,7 +55,8 @@ impl Meeting {
         }
         let address = if host.contains(':') { format!("[{host}]") } else { host };
         let (address, token) = (format!("{address}:{port}"), token.unwrap_or_default());
-        Ok(Some(Self { rank, size, local_rank, address, token, patience }))
+        let start = patience;
+        Ok(Some(Self { rank, size, local_rank, address, token, patience, start }))
     }
 }
 
@@ -97,7 +98,7 @@ mod tests {
         assert_eq!(found.address, "127.0.0.1:29501");
         let slurm = [
             ("SLURM_PROCID", "9"),
-            ("SLURM_NTASKS", "16"),
+            ("SLURM_STEP_NUM_TASKS", "16"),
             ("SLURM_LOCALID", "1"),
             ("SLURM_JOB_ID", "41234"),
             ("SLURM_JOB_NODELIST", "gpu[03-04]"),
@@ -106,6 +107,8 @@ mod tests {
         assert!(error.contains("set YUAN_TOKEN"), "{error}");
         let found = meeting(&[&slurm[..], &[(TOKEN, "secret")]].concat()).unwrap().unwrap();
         assert_eq!((found.address.as_str(), found.rank), ("gpu03:21234", 9));
+        // The script of a job, which no step runs.
+        assert!(meeting(&[("SLURM_PROCID", "0"), ("SLURM_NTASKS", "8")]).unwrap().is_none());
         let error = meeting(&[("RANK", "0"), ("WORLD_SIZE", "many")]).unwrap_err().to_string();
         assert_eq!(error, "WORLD_SIZE=many is no number");
     }

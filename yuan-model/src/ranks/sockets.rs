@@ -32,8 +32,10 @@ pub struct Meeting {
     pub address: String,
     /// What all ranks show each other.
     pub token: String,
-    /// How long to wait for a rank, at the start and in every collective.
+    /// How long to wait for a rank in every collective, and at the start once the first one listens.
     pub patience: Duration,
+    /// How long to wait until the first rank listens.
+    pub start: Duration,
 }
 
 impl fmt::Debug for Meeting {
@@ -49,6 +51,27 @@ const MAGIC: &[u8; 8] = b"yuanrank";
 const SHORT: u64 = 1 << 16;
 /// Time between two attempts to connect to a rank that does not listen yet.
 const RETRY: Duration = Duration::from_millis(20);
+/// What one attempt may take.
+const ATTEMPT: Duration = Duration::from_secs(5);
+
+/// A time in the future, however far.
+fn after(wait: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(wait).unwrap_or(now + Duration::from_secs(1 << 30))
+}
+
+/// A time to wait that is one: sockets take none for ever.
+fn patient(wait: Duration) -> Duration {
+    wait.max(Duration::from_millis(1))
+}
+
+/// All addresses of this machine of the kind of another one.
+fn any(like: &SocketAddr) -> IpAddr {
+    match like {
+        SocketAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
 
 /// Meets all ranks and returns once all are there.
 ///
@@ -75,41 +98,55 @@ fn failed(what: &str) -> impl Fn(io::Error) -> RankError {
 
 /// Connects this rank with all others.
 fn meet(meeting: &Meeting, streams: &mut [Option<TcpStream>]) -> Result<(), RankError> {
-    let (deadline, address) = (Instant::now() + meeting.patience, meeting.address.as_str());
-    let mut found = address.to_socket_addrs().map_err(failed(&format!("find {address}")))?;
-    let first = found.next().ok_or_else(|| RankError::Engine(format!("{address} is nowhere")))?;
+    let (deadline, address) = (after(meeting.patience), meeting.address.as_str());
+    let found = address.to_socket_addrs().map_err(failed(&format!("find {address}")))?;
+    let found: Vec<SocketAddr> = found.collect();
+    let first = found.first().ok_or_else(|| RankError::Engine(format!("{address} is nowhere")))?;
+    // A machine may know its own name as an address that others cannot reach: the first rank hears
+    // all of them, unless they are all on this machine.
+    let is_local = ["localhost", "127.0.0.1", "[::1]"]
+        .iter()
+        .any(|name| address.strip_prefix(name).is_some_and(|rest| rest.starts_with(':')));
     if meeting.rank == 0 {
-        let listener = TcpListener::bind(first).map_err(failed(&format!("listen at {address}")))?;
-        let mut places = vec![first; meeting.size];
+        let at = if is_local { *first } else { SocketAddr::new(any(first), first.port()) };
+        let listener = TcpListener::bind(at).map_err(failed(&format!("listen at {at}")))?;
+        let mut list = vec![String::new(); meeting.size];
         for _ in 1..meeting.size {
             let (rank, port, stream) = accept(&listener, meeting, deadline, streams)?;
-            let host = stream.peer_addr().map_err(failed("name a rank"))?.ip();
-            places[rank] = SocketAddr::new(host, port);
+            let host = stream.peer_addr().map_err(failed("name a rank"))?.ip().to_canonical();
+            // A rank on this machine is where the others find the first one.
+            list[rank] = match host.is_loopback() {
+                true => format!("{port}"),
+                false => SocketAddr::new(host, port).to_string(),
+            };
             streams[rank] = Some(stream);
         }
-        let list: Vec<String> = places.iter().map(SocketAddr::to_string).collect();
         let list = list.join("\n");
         return streams.iter_mut().flatten().try_for_each(|stream| {
             write_frame(stream, list.as_bytes()).map_err(failed("answer a rank"))
         });
     }
     // Ranks on one machine need not be heard from outside.
-    let any: IpAddr = match first.ip().is_loopback() {
-        true => first.ip(),
-        false if first.is_ipv6() => std::net::Ipv6Addr::UNSPECIFIED.into(),
-        false => std::net::Ipv4Addr::UNSPECIFIED.into(),
-    };
-    let listener = TcpListener::bind((any, 0)).map_err(failed("listen to other ranks"))?;
+    let at = if is_local { first.ip() } else { any(first) };
+    let listener = TcpListener::bind((at, 0)).map_err(failed("listen to other ranks"))?;
     let port = listener.local_addr().map_err(failed("listen to other ranks"))?.port();
-    let mut stream = call(first, 0, port, meeting, deadline)?;
+    let mut stream = call(&found, 0, port, meeting, after(meeting.start))?;
+    stream.set_read_timeout(Some(patient(meeting.patience))).map_err(failed("wait for rank 0"))?;
+    let first = stream.peer_addr().map_err(failed("name rank 0"))?;
+    let deadline = after(meeting.patience);
     let list = read_frame(&mut stream, SHORT).map_err(|error| refusal(0, meeting, &error))?;
     streams[0] = Some(stream);
     let list = String::from_utf8_lossy(&list).into_owned();
-    let places: Result<Vec<SocketAddr>, _> = list.lines().map(str::parse).collect();
-    let places = places.ok().filter(|places| places.len() == meeting.size);
+    let place = |line: &str| match line.parse::<u16>() {
+        Ok(port) => Some(SocketAddr::new(first.ip(), port)),
+        Err(_) if line.is_empty() => Some(first),
+        Err(_) => line.parse().ok(),
+    };
+    let places: Option<Vec<SocketAddr>> = list.split('\n').map(place).collect();
+    let places = places.filter(|places| places.len() == meeting.size);
     let places = places.ok_or_else(|| RankError::Engine("rank 0 sent no list of ranks".into()))?;
     for rank in 1..meeting.rank {
-        streams[rank] = Some(call(places[rank], rank, port, meeting, deadline)?);
+        streams[rank] = Some(call(&places[rank..=rank], rank, port, meeting, deadline)?);
     }
     for _ in meeting.rank + 1..meeting.size {
         let (rank, _, stream) = accept(&listener, meeting, deadline, streams)?;
@@ -123,7 +160,7 @@ fn meet(meeting: &Meeting, streams: &mut [Option<TcpStream>]) -> Result<(), Rank
 
 /// Connects to a rank and says who calls.
 fn call(
-    to: SocketAddr,
+    to: &[SocketAddr],
     rank: usize,
     port: u16,
     meeting: &Meeting,
@@ -134,13 +171,15 @@ fn call(
         if left.is_zero() {
             return Err(RankError::Silent { rank, seconds: meeting.patience.as_secs() });
         }
-        let Ok(mut stream) = TcpStream::connect_timeout(&to, left) else {
+        let connected =
+            to.iter().find_map(|to| TcpStream::connect_timeout(to, left.min(ATTEMPT)).ok());
+        let Some(mut stream) = connected else {
             thread::sleep(RETRY);
             continue;
         };
         let numbers = format!("{} {} {port}", meeting.rank, meeting.size);
         let mut say = || {
-            stream.set_read_timeout(Some(left))?;
+            stream.set_read_timeout(Some(patient(left)))?;
             stream.write_all(MAGIC)?;
             write_frame(&mut stream, meeting.token.as_bytes())?;
             write_frame(&mut stream, numbers.as_bytes())
@@ -176,27 +215,27 @@ fn accept(
     const HELLO: Duration = Duration::from_secs(5);
     listener.set_nonblocking(true).map_err(failed("listen"))?;
     loop {
-        let (mut stream, _) = match listener.accept() {
-            Ok(accepted) => accepted,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if Instant::now() >= deadline {
-                    let missing = |rank: &usize| *rank != meeting.rank && streams[*rank].is_none();
-                    let rank = (0..meeting.size).rev().find(missing).unwrap_or(0);
-                    return Err(RankError::Silent { rank, seconds: meeting.patience.as_secs() });
-                }
-                thread::sleep(RETRY / 10);
-                continue;
-            }
-            Err(error) => return Err(failed("listen")(error)),
+        if Instant::now() >= deadline {
+            let missing = |rank: &usize| *rank != meeting.rank && streams[*rank].is_none();
+            let rank = (0..meeting.size).rev().find(missing).unwrap_or(0);
+            return Err(RankError::Silent { rank, seconds: meeting.patience.as_secs() });
+        }
+        // What fails for one caller, or for want of descriptors, may not for the next one.
+        let Ok((stream, _)) = listener.accept() else {
+            thread::sleep(RETRY / 10);
+            continue;
         };
-        let mut hear = || {
+        let hear = || {
             stream.set_nonblocking(false)?;
-            stream.set_read_timeout(Some(HELLO))?;
+            let mut caller = Until { stream: &stream, deadline: after(HELLO) };
             let mut magic = [0; MAGIC.len()];
-            stream.read_exact(&mut magic)?;
-            let token = read_frame(&mut stream, SHORT)?;
-            let is_known = &magic == MAGIC && is_same(&token, meeting.token.as_bytes());
-            let numbers = if is_known { read_frame(&mut stream, SHORT)? } else { Vec::new() };
+            caller.read_exact(&mut magic)?;
+            if &magic != MAGIC {
+                return Ok(String::new());
+            }
+            let token = read_frame(&mut caller, meeting.token.len() as u64)?;
+            let is_known = is_same(&token, meeting.token.as_bytes());
+            let numbers = if is_known { read_frame(&mut caller, SHORT)? } else { Vec::new() };
             stream.set_read_timeout(None)?;
             Ok::<_, io::Error>(String::from_utf8_lossy(&numbers).into_owned())
         };
@@ -209,6 +248,23 @@ fn accept(
         {
             return Ok((rank, port, stream));
         }
+    }
+}
+
+/// What a caller says until some time, however slowly.
+struct Until<'a> {
+    stream: &'a TcpStream,
+    deadline: Instant,
+}
+
+impl Read for Until<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.stream.set_read_timeout(Some(left))?;
+        self.stream.read(buffer)
     }
 }
 
@@ -337,15 +393,9 @@ mod tests {
     }
 
     fn meeting(rank: usize, size: usize, address: &str) -> Meeting {
-        let patience = Duration::from_secs(60);
-        Meeting {
-            rank,
-            size,
-            local_rank: rank,
-            address: address.into(),
-            token: "secret".into(),
-            patience,
-        }
+        let (patience, start) = (Duration::from_secs(60), Duration::from_secs(60));
+        let token = "secret".into();
+        Meeting { rank, size, local_rank: rank, address: address.into(), token, patience, start }
     }
 
     fn on_sockets<T: Send>(size: usize, run: impl Fn(Communicator) -> T + Sync) -> Vec<T> {
@@ -400,7 +450,8 @@ mod tests {
 
     #[test]
     fn a_rank_that_does_not_come_is_named() {
-        let alone = Meeting { patience: Duration::ZERO, ..meeting(0, 3, &free_address()) };
+        let none = Duration::ZERO;
+        let alone = Meeting { patience: none, start: none, ..meeting(0, 3, &free_address()) };
         assert_eq!(connect(&alone).unwrap_err(), RankError::Silent { rank: 2, seconds: 0 });
         let nobody = Meeting { rank: 1, ..alone };
         assert_eq!(connect(&nobody).unwrap_err(), RankError::Silent { rank: 0, seconds: 0 });

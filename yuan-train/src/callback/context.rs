@@ -79,6 +79,11 @@ impl<M> Context<'_, M> {
         self.ranks.is_none_or(|ranks| ranks.world().is_first())
     }
 
+    /// Ranks that share the experts of a layer.
+    pub(crate) fn sharing(&self) -> usize {
+        self.ranks.map_or(1, Ranks::expert)
+    }
+
     /// Checks that all ranks have the same bytes, such as a decision that each of them made.
     ///
     /// # Errors

@@ -152,8 +152,11 @@ impl PruneExperts {
         if let Some(plan) = &self.config.plan {
             return Ok(plan.clone());
         }
-        let (layout, limits) = (self.layout(context.model()), &self.config.limits);
-        Ok(PrunePlan::new(&self.loads().layers, limits, layout)?)
+        // No rank is left without an expert, whatever the run was made for.
+        let min_experts = self.config.limits.min_experts.max(context.sharing());
+        let limits = PruneLimits { min_experts, ..self.config.limits.clone() };
+        let layout = self.layout(context.model());
+        Ok(PrunePlan::new(&self.loads().layers, &limits, layout)?)
     }
 
     fn layout<M: PrunableExperts>(&self, model: &M) -> ExpertLayout {

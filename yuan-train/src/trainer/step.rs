@@ -69,7 +69,9 @@ pub(super) fn take<M: LanguageModel>(
     for (micro_batch, rows) in rows.chunks(config.batch_size).enumerate() {
         let share = learnt(rows) / learnt_in_step;
         let batch = own_batch(rows, ranks.as_ref(), &devices[0])?;
-        let recompute_seed = seed.wrapping_add(micro_batch as u64) ^ RECOMPUTED;
+        let of_rank = (first as u64).wrapping_mul(OTHER_DEVICE);
+        let recompute_seed =
+            seed.wrapping_add(micro_batch as u64).wrapping_add(of_rank) ^ RECOMPUTED;
         let options = LossOptions {
             balance: config.balance,
             precision: config.precision,
