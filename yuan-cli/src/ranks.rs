@@ -81,14 +81,16 @@ pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
     let device = device_of(&meeting, &options.device)?;
     let run = Run::open(&options.run)?;
     let signals = Signals::listen_quietly().context("cannot listen to signals")?;
-    let trained = train(&run, device, ranks, patience, console, &signals);
-    if let Err(error) = &trained
-        && is_of_another(error)
-    {
-        console.note(format_args!("Error: {error}"));
-        process::exit(OTHER_FAILED);
-    }
-    trained
+    train(&run, device, ranks, patience, console, &signals)
+}
+
+/// Ends this process without the ceremonies of its libraries: a GPU may wait for a rank that is gone,
+/// and they would wait for the GPU.
+fn leave() -> ! {
+    #[cfg(unix)]
+    signal_hook::low_level::exit(OTHER_FAILED);
+    #[cfg(not(unix))]
+    process::exit(OTHER_FAILED);
 }
 
 /// Status of a rank that ends because another one did.
@@ -110,11 +112,11 @@ fn end_with_parent() {
     });
 }
 
-/// Trains on one rank to the end, to a signal, or until another rank is lost.
+/// Trains on one rank to the end or to a signal; when another rank is lost, the process ends.
 ///
 /// # Errors
 ///
-/// The first error of this rank, or which other one is gone.
+/// The first error of this rank.
 pub fn train(
     run: &Run,
     device: Device,
@@ -131,7 +133,7 @@ pub fn train(
         patience: patience.saturating_mul(2),
     };
     let (run, signals) = (run.clone(), signals.clone());
-    watch.supervise(move |pulse| {
+    let trained = watch.supervise(move |pulse| {
         let trainer = run.trainer_on_rank(&device, &ranks)?;
         let trainer = trainer.with_callback(pulse)?.with_callback(signals)?;
         let mut trainer = match display {
@@ -139,7 +141,14 @@ pub fn train(
             None => trainer,
         };
         Ok(trainer.run()?)
-    })
+    });
+    if let Err(error) = &trained
+        && is_of_another(error)
+    {
+        eprintln!("Error: {error}");
+        leave();
+    }
+    trained
 }
 
 /// How long the other ranks may take to end by themselves when one has failed.
