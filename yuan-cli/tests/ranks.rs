@@ -101,7 +101,18 @@ fn signal(name: &str, pid: u32) {
 }
 
 fn is_there(path: &Path) -> bool {
-    (0..1200).any(|_| path.exists() || (thread::sleep(Duration::from_millis(50)), false).1)
+    (0..12_000).any(|_| path.exists() || (thread::sleep(Duration::from_millis(5)), false).1)
+}
+
+/// A run on two ranks of so many steps that it goes on when its first checkpoints are seen.
+fn long(data: &Path, run: &Path, steps: &str) -> Command {
+    let mut command = yuan("pretrain");
+    command.arg("--data").arg(data).arg("--run").arg(run).args(["--steps", steps]);
+    let options = "--layers 2 --hidden 32 --experts 8 --vocab 300 --batch 2 --seq 32 \
+        --validate-every 50 --checkpoint-every 3 --window 2 --beta 0.4 --min-experts 2 \
+        --learning-rate 1e-2 --device flex,flex --groups 2";
+    command.args(options.split_whitespace());
+    command
 }
 
 #[test]
@@ -110,8 +121,8 @@ fn a_rank_that_is_killed_ends_all_and_the_run_goes_on_from_its_checkpoint() {
     let (data, whole) = (directory.path().join("data"), directory.path().join("whole"));
     write_corpus(&data);
     let on_ranks = |run: &Path| {
-        let mut command = tiny_plain(&data, run);
-        command.args(["--device", "flex,flex", "--groups", "2", "--prune-at", "12"]);
+        let mut command = long(&data, run, "150");
+        command.args(["--prune-at", "12"]);
         command
     };
     succeed(&mut on_ranks(&whole));
@@ -138,8 +149,8 @@ fn ranks_end_with_the_process_that_started_them_and_pause_on_its_signal() {
     let data = directory.path().join("data");
     write_corpus(&data);
     let start = |run: &Path| {
-        let mut command = tiny_plain(&data, run);
-        command.args(["--device", "flex,flex", "--no-laep"]).process_group(0);
+        let mut command = long(&data, run, "100000");
+        command.arg("--no-laep").process_group(0);
         command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
     };
     let run = directory.path().join("killed");
@@ -170,8 +181,11 @@ fn ranks_end_with_the_process_that_started_them_and_pause_on_its_signal() {
         let said = String::from_utf8_lossy(&ended.stderr);
         assert_eq!(ended.status.code(), Some(status), "{said}");
         assert!(said.contains("Interrupted after step"), "{said}");
-        succeed(yuan("pretrain").args(["--resume", "--run"]).arg(&run));
-        assert_eq!(losses(&run).0.len(), 24);
+        let steps = losses(&run).0.len() + 2;
+        let mut resume = yuan("pretrain");
+        resume.args(["--resume", "--steps", &steps.to_string(), "--run"]).arg(&run);
+        succeed(&mut resume);
+        assert_eq!(losses(&run).0.len(), steps);
     }
 }
 
