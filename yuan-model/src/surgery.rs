@@ -11,7 +11,10 @@ use burn::{
     tensor::{Device, Int, Tensor, TensorData},
 };
 
-use crate::{ModelError, YuanModel, named, ops, ranks::ExpertMove};
+use crate::{
+    ModelError, YuanConfig, YuanModel, named, ops,
+    ranks::{ExpertMove, evenly},
+};
 
 /// A parameter with an axis along which the experts of one layer lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -273,7 +276,7 @@ impl PrunableExperts for YuanModel {
         match self.ranks().cloned() {
             None => keep_slices(self, kept),
             Some(ranks) => {
-                let placement = Self::in_equal_parts(&ranks, kept);
+                let placement = in_equal_parts(kept, ranks.expert());
                 self.place_experts(&placement)
             }
         }
@@ -308,6 +311,41 @@ fn selections<M: PrunableExperts>(
         }
     }
     Ok(selections)
+}
+
+/// The kept experts of every layer in their order, cut into parts that are as equal as can be: the
+/// groups of a plan that has as many, or a multiple.
+pub(crate) fn in_equal_parts(kept: &[Vec<usize>], parts: usize) -> Vec<Vec<Vec<usize>>> {
+    let of_layer = |kept: &Vec<usize>| {
+        let mut rest = kept.as_slice();
+        let mut take = |size| {
+            let (part, behind) = rest.split_at(size);
+            rest = behind;
+            part.to_vec()
+        };
+        evenly(kept.len(), parts).into_iter().map(&mut take).collect()
+    };
+    kept.iter().map(of_layer).collect()
+}
+
+/// Checks that the experts of every layer, `placement[layer][device]`, are some of its own and are
+/// spread over all devices.
+pub(crate) fn check_placement(
+    config: &YuanConfig,
+    placement: &[Vec<Vec<usize>>],
+    devices: usize,
+) -> Result<(), ModelError> {
+    let layers = config.experts_per_layer.len();
+    if placement.len() != layers {
+        return Err(ModelError::LayerCount { expected: layers, found: placement.len() });
+    }
+    for (layer, groups) in placement.iter().enumerate() {
+        if groups.len() != devices || groups.iter().any(Vec::is_empty) {
+            return Err(ModelError::NotSpread { layer, devices });
+        }
+        check_kept(layer, &groups.concat(), config.experts_per_layer[layer], config.top_k)?;
+    }
+    Ok(())
 }
 
 pub(crate) fn check_kept(

@@ -267,7 +267,10 @@ proptest! {
             let group = if at < shape[1] { at } else { cuts[at % 3] % shape[1] };
             groups[group].push(expert);
         }
-        let second = if shape[1] == 2 { vec![vec![4, 0], vec![2, 1]] } else { vec![vec![3], vec![0], vec![4], vec![1]] };
+        let second = match shape[1] {
+            2 => vec![vec![4, 0], vec![2, 1]],
+            _ => vec![vec![3], vec![0], vec![4], vec![1]],
+        };
         let placement = [groups, second];
         let kept: Vec<Vec<usize>> = placement.iter().map(|groups| groups.concat()).collect();
         let (cut, _) = whole(&config(), &device).keep_experts(&kept).unwrap();

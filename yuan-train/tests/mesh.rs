@@ -13,9 +13,9 @@ use std::collections::HashMap;
 use burn::tensor::{Device, Tensor, TensorData};
 use proptest::prelude::*;
 use support::mesh::{
-    Gradients, TOKENS, TOLERANCE, assert_close, assert_same_story, devices, flat, fresh_mesh_model,
+    Gradients, TOLERANCE, assert_close, assert_same_story, devices, flat, fresh_mesh_model,
     fresh_model, gradients, home, model_config, open_on_mesh, open_on_one, state, story,
-    train_config,
+    train_config, two_epochs_around_a_rearrangement,
 };
 use tempfile::tempdir;
 use yuan_model::{
@@ -137,18 +137,7 @@ fn copy(from: &std::path::Path, to: &std::path::Path) {
 
 #[test]
 fn after_a_rearrangement_the_devices_of_a_mesh_are_loaded_as_the_plan_says() {
-    // Nothing is learned: the next steps route as those did that the plan rests on.
-    let mut config =
-        TrainConfig { learning_rate: 1e-30, min_learning_rate: 0.0, steps: 2, ..train_config() };
-    config.laep.trigger = yuan_train::Trigger::Steps(vec![1]);
-    config.laep.limits.beta = 0.0.into();
-    config.laep.groups = 2;
-    config.laep.limits.multiple_of = 2;
-    // One epoch is one step: both see the same rows.
-    let rows = (TOKENS - 1) / 16;
-    config.accumulation = rows.div_ceil(4);
-    config.batch_size = 4;
-    assert!(rows.is_multiple_of(4), "{rows} rows");
+    let config = two_epochs_around_a_rearrangement();
     let run = tempdir().unwrap();
     open_on_mesh(&config, run.path(), &mesh([1, 2])).run().unwrap();
     let history = History::read(run.path()).unwrap();

@@ -9,8 +9,8 @@ use std::{collections::HashMap, fs, path::Path};
 
 use burn::tensor::Device;
 use support::mesh::{
-    TOKENS, TOLERANCE, assert_close, assert_same_story, fresh_model, home, model_config,
-    open_on_one, state, story, streams, train_config,
+    TOLERANCE, assert_close, assert_same_story, fresh_model, home, model_config, open_on_one,
+    state, story, streams, train_config, two_epochs_around_a_rearrangement,
 };
 use tempfile::tempdir;
 use yuan_model::{
@@ -131,18 +131,7 @@ fn a_checkpoint_of_any_ranks_goes_on_on_any_others() {
 
 #[test]
 fn after_a_rearrangement_ranks_are_loaded_as_the_plan_says() {
-    // Nothing is learned: the next steps route as those did that the plan rests on.
-    let mut config =
-        TrainConfig { learning_rate: 1e-30, min_learning_rate: 0.0, steps: 2, ..train_config() };
-    config.laep.trigger = yuan_train::Trigger::Steps(vec![1]);
-    config.laep.limits.beta = 0.0.into();
-    config.laep.groups = 2;
-    config.laep.limits.multiple_of = 2;
-    // One epoch is one step: both see the same rows.
-    let rows = (TOKENS - 1) / 16;
-    config.batch_size = 4;
-    config.accumulation = rows / 4;
-    assert!(rows.is_multiple_of(4), "{rows} rows");
+    let config = two_epochs_around_a_rearrangement();
     let run = tempdir().unwrap();
     train_all(&config, run.path(), [2, 2]);
     let (mut measured, mut planned) = (Vec::new(), Vec::new());

@@ -19,7 +19,7 @@ use crate::{
     loss::masked_mean,
     moe::{BalanceLosses, Experts, Routed},
     named, ops,
-    ranks::DeviceRows,
+    ranks::{DeviceRows, evenly},
     rope::Rotary,
 };
 
@@ -406,9 +406,4 @@ fn sum_over_devices(counts: &[Vec<usize>]) -> Vec<u64> {
         }
     }
     sums
-}
-
-/// A number of experts or rows for each of `devices`, as equal as can be.
-pub(super) fn evenly(count: usize, devices: usize) -> Vec<usize> {
-    (0..devices).map(|device| count / devices + usize::from(device < count % devices)).collect()
 }

@@ -7,7 +7,7 @@ use burn::{
     tensor::Tensor,
 };
 
-use super::{MeshModel, model::evenly};
+use super::MeshModel;
 use crate::{
     ExpertAxis, ModelError, PrunableExperts, RefusedCut, Selection, YuanConfig,
     named::{self, StoredParameter, StoredPart},
@@ -97,19 +97,7 @@ impl MeshModel {
     }
 
     fn check_placement(&self, placement: &[Vec<Vec<usize>>]) -> Result<(), ModelError> {
-        let layers = self.config.experts_per_layer.len();
-        if placement.len() != layers {
-            return Err(ModelError::LayerCount { expected: layers, found: placement.len() });
-        }
-        for (layer, groups) in placement.iter().enumerate() {
-            let devices = self.mesh.expert();
-            if groups.len() != devices || groups.iter().any(Vec::is_empty) {
-                return Err(ModelError::NotSpread { layer, devices });
-            }
-            let (experts, top_k) = (self.config.experts_per_layer[layer], self.config.top_k);
-            surgery::check_kept(layer, &groups.concat(), experts, top_k)?;
-        }
-        Ok(())
+        surgery::check_placement(&self.config, placement, self.mesh.expert())
     }
 }
 
@@ -148,17 +136,7 @@ impl PrunableExperts for MeshModel {
     /// The kept experts are cut, in their order, into parts as equal as can be: the groups of a
     /// plan that has as many as a row has devices, or a multiple.
     fn keep_experts(self, kept: &[Vec<usize>]) -> Result<(Self, Vec<Selection>), RefusedCut<Self>> {
-        let width = self.mesh.expert();
-        let mut placement = Vec::with_capacity(kept.len());
-        for kept in kept {
-            let (mut groups, mut rest) = (Vec::with_capacity(width), kept.as_slice());
-            for size in evenly(kept.len(), width) {
-                let (group, behind) = rest.split_at(size);
-                groups.push(group.to_vec());
-                rest = behind;
-            }
-            placement.push(groups);
-        }
+        let placement = surgery::in_equal_parts(kept, self.mesh.expert());
         self.place_experts(&placement)
     }
 }

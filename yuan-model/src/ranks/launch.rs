@@ -8,8 +8,8 @@ use crate::TOKEN;
 impl Meeting {
     /// What `torchrun` (`RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `MASTER_ADDR`, `MASTER_PORT`) or Slurm's
     /// `srun` (`SLURM_PROCID`, `SLURM_STEP_NUM_TASKS`, `SLURM_LOCALID`, `SLURM_JOB_NODELIST`; a script
-    /// that `sbatch` runs has no step and is no rank) says in the environment, and the secret in [`TOKEN`](crate::TOKEN). None where no launcher started
-    /// several processes.
+    /// that `sbatch` runs has no step and is no rank) says in the environment, and the secret in
+    /// [`TOKEN`](crate::TOKEN). None where no launcher started several processes.
     ///
     /// # Errors
     ///

@@ -9,7 +9,7 @@ use crate::{
     ConfigError, ModelError, PrunableExperts, RefusedCut, Selection, YuanConfig, YuanModel,
     moe::Experts,
     named::{self, StoredParameter, StoredPart},
-    surgery::{check_kept, with_value},
+    surgery::{check_placement, with_value},
 };
 
 impl YuanModel {
@@ -191,35 +191,10 @@ impl YuanModel {
     }
 
     fn check_placement(&self, placement: &[Vec<Vec<usize>>]) -> Result<(), ModelError> {
-        let (layers, top_k) = (self.blocks.len(), self.config().top_k);
-        if placement.len() != layers {
-            return Err(ModelError::LayerCount { expected: layers, found: placement.len() });
+        let check = |devices| check_placement(self.config(), placement, devices);
+        match self.ranks() {
+            Some(ranks) => check(ranks.expert()),
+            None => check(1).and(Err(ModelError::NotSpread { layer: 0, devices: 1 })),
         }
-        for (layer, groups) in placement.iter().enumerate() {
-            let devices = self.ranks().map_or(1, Ranks::expert);
-            if self.blocks[layer].moe.ranks.is_none()
-                || groups.len() != devices
-                || groups.iter().any(Vec::is_empty)
-            {
-                return Err(ModelError::NotSpread { layer, devices });
-            }
-            check_kept(layer, &groups.concat(), self.config().experts_per_layer[layer], top_k)?;
-        }
-        Ok(())
-    }
-
-    /// The kept experts in their order, cut into parts for the ranks that are as equal as can be:
-    /// the groups of a plan that has as many as a row has ranks, or a multiple.
-    pub(crate) fn in_equal_parts(ranks: &Ranks, kept: &[Vec<usize>]) -> Vec<Vec<Vec<usize>>> {
-        let of_layer = |kept: &Vec<usize>| {
-            let (mut groups, mut rest) = (Vec::with_capacity(ranks.expert()), kept.as_slice());
-            for size in evenly(kept.len(), ranks.expert()) {
-                let (group, behind) = rest.split_at(size);
-                groups.push(group.to_vec());
-                rest = behind;
-            }
-            groups
-        };
-        kept.iter().map(of_layer).collect()
     }
 }

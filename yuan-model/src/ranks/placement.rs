@@ -75,10 +75,7 @@ impl ExpertMove {
         let rows = experts.reshape([shape[0], width]);
         // A tensor has a row even if nothing leaves.
         let leaving = if self.leave.is_empty() { rows } else { select(rows, 0, &self.leave) };
-        let arrived = match self.way.group.size() {
-            1 => leaving,
-            _ => ops::all_to_all(leaving, self.way.clone()),
-        };
+        let arrived = ops::all_to_all(leaving, self.way.clone());
         shape[0] = self.order.len();
         select(arrived, 0, &self.order).reshape(shape)
     }

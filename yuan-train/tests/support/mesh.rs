@@ -74,6 +74,23 @@ pub fn train_config() -> TrainConfig {
 /// Tokens to train on.
 pub const TOKENS: usize = 2000;
 
+/// Two steps, each of one epoch, with a prune between them that keeps all experts and rearranges
+/// them in two groups. Nothing is learned: the second step routes as the first did, which the plan
+/// rests on.
+pub fn two_epochs_around_a_rearrangement() -> TrainConfig {
+    let rows = (TOKENS - 1) / 16;
+    assert!(rows.is_multiple_of(4), "{rows} rows");
+    let mut config =
+        TrainConfig { learning_rate: 1e-30, min_learning_rate: 0.0, steps: 2, ..train_config() };
+    config.laep.trigger = Trigger::Steps(vec![1]);
+    config.laep.limits.beta = 0.0.into();
+    config.laep.groups = 2;
+    config.laep.limits.multiple_of = 2;
+    config.batch_size = 4;
+    config.accumulation = rows / 4;
+    config
+}
+
 pub fn streams(seq_len: usize) -> [RowStream; 2] {
     let token = |i: u32| (i * i / 3 + i * 5) % VOCAB as u32;
     let rows = |range: std::ops::Range<u32>, seed| {
