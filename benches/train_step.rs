@@ -15,10 +15,11 @@ use anyhow::{Context, anyhow, bail};
 use clap::Parser;
 use serde_json::{Value, json};
 use yuan::{
+    burn::tensor::Device,
     laep::{ExpertLayout, LayerLoad, LayerPlan, PruneLimits, PrunePlan, efficiency::PlacedLayer},
     model::{
-        DeviceMesh, MeshModel, PrunableExperts, YuanConfig, YuanModel, named, ops,
-        ranks::{Meeting, Ranks, connect},
+        PrunableExperts, YuanConfig, YuanModel, named, ops,
+        ranks::{Grid, Meeting, Ranks, connect},
     },
     train::{LanguageModel, SpeedModel, StepOutcome, TrainConfig, Trainer, data::RowStream},
 };
@@ -33,10 +34,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 struct Arguments {
     /// A model's config.json; absent: the toy of 29.9 M parameters
     config: Option<PathBuf>,
-    /// Where to compute; several devices share the batch and the experts
+    /// Where to compute; under torchrun, the devices of its processes on this machine
     #[arg(long, default_value = "flex", value_delimiter = ',')]
     device: Vec<String>,
-    /// Of several devices: rows that each hold all experts
+    /// Of several processes: rows that each hold all experts
     #[arg(long, default_value_t = 1)]
     data_parallel: usize,
     /// Measure again after pruning experts that carry this share of the load, and after rearranging
@@ -89,13 +90,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         Some(meeting) => Some(Ranks::new(connect(meeting)?, arguments.data_parallel)?),
         None => None,
     };
-    let names = match &meeting {
-        Some(meeting) => &arguments.device[meeting.local_rank % arguments.device.len()..][..1],
-        None => &arguments.device[..],
-    };
-    let devices = names.iter().map(|name| Ok(yuan::device(name)?));
-    let copies = if ranks.is_some() { 1 } else { arguments.data_parallel };
-    let mesh = DeviceMesh::new(devices.collect::<anyhow::Result<_>>()?, copies)?.autodiff();
+    let place = meeting.as_ref().map_or(0, |meeting| meeting.local_rank);
+    let device = yuan::device(&arguments.device[place % arguments.device.len()])?.autodiff();
     let config = TrainConfig {
         batch_size: arguments.batch,
         seq_len: arguments.seq,
@@ -108,12 +104,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let tokens = random_tokens(model.vocab_size, 256 * (arguments.seq + 1));
     let rows = || RowStream::new(tokens.clone(), u32::MAX, arguments.seq, Some(0));
     let streams = [rows()?, rows()?];
-    mesh.home().seed(0);
+    device.seed(0);
     let started = Instant::now();
-    let home = match ranks {
-        Some(_) => mesh.home().clone().inner(),
-        None => mesh.home().clone(),
-    };
+    let home = if ranks.is_some() { device.clone().inner() } else { device.clone() };
     let mut weights = named::initialized(YuanModel::new(&model, &home)?);
     if arguments.skew != 0.0 {
         let falling = |experts: usize| {
@@ -125,22 +118,17 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     let run_dir = std::env::temp_dir();
     if let Some(ranks) = &ranks {
-        weights = YuanModel::part_of(&weights, ranks, mesh.home())?;
+        weights = YuanModel::part_of(&weights, ranks, &device)?;
     }
-    let bench = Bench { arguments, model: &model, mesh: &mesh, ranks, config: &config, started };
-    match mesh.devices() {
-        [device] => bench.stages(Trainer::new(config.clone(), &run_dir, device, weights, streams)?),
-        _ => {
-            let weights = MeshModel::distribute(&weights, &mesh)?;
-            bench.stages(Trainer::new(config.clone(), &run_dir, &mesh, weights, streams)?)
-        }
-    }
+    let trainer = Trainer::new(config.clone(), &run_dir, &device, weights, streams)?;
+    Bench { arguments, model: &model, device: &device, ranks, config: &config, started }
+        .stages(trainer)
 }
 
 struct Bench<'a> {
     arguments: &'a Arguments,
     model: &'a YuanConfig,
-    mesh: &'a DeviceMesh,
+    device: &'a Device,
     ranks: Option<Ranks>,
     config: &'a TrainConfig,
     started: Instant,
@@ -155,7 +143,7 @@ impl Bench<'_> {
     ) -> anyhow::Result<()> {
         let loads = self.measure(&mut trainer, "base", json!({}))?;
         let Some(beta) = self.arguments.prune else { return Ok(()) };
-        let groups = self.ranks.as_ref().map_or(self.mesh.expert(), Ranks::expert);
+        let groups = self.grid().expert();
         let limits =
             PruneLimits { beta: beta.into(), multiple_of: groups, ..PruneLimits::default() };
         let plan = PrunePlan::new(
@@ -169,7 +157,8 @@ impl Bench<'_> {
             kept
         };
         let kept: Vec<Vec<usize>> = plan.layers.iter().map(in_old_order).collect();
-        let speed = SpeedModel::measure(self.model, self.mesh, self.config.work())?;
+        let speed =
+            SpeedModel::measure(self.model, self.device, self.ranks.as_ref(), self.config.work())?;
         let seconds = |placed| speed.seconds(&plan, placed);
         let base = seconds(PlacedLayer::before);
         let facts = |moved: u64, placed: fn(&LayerPlan) -> PlacedLayer| {
@@ -198,6 +187,10 @@ impl Bench<'_> {
             .map(drop)
     }
 
+    fn grid(&self) -> Grid {
+        self.ranks.as_ref().map_or(Grid::ONE, Ranks::grid)
+    }
+
     /// Takes steps, prints their line and returns the loads of the last.
     fn measure<M: LanguageModel + PrunableExperts>(
         &self,
@@ -206,8 +199,7 @@ impl Bench<'_> {
         facts: Value,
     ) -> anyhow::Result<Vec<LayerLoad>> {
         let arguments = self.arguments;
-        let (mut times, mut first, mut last, mut peak) =
-            (Vec::new(), None, None, vec![0; self.mesh.devices().len()]);
+        let (mut times, mut first, mut last, mut peak) = (Vec::new(), None, None, 0);
         let (mut busiest, mut busiest_device) = (0.0_f64, Vec::new());
         for step in 0..arguments.warmup + arguments.steps {
             let metrics = match trainer.train_step()? {
@@ -221,10 +213,8 @@ impl Bench<'_> {
                 busiest_device.extend(metrics.device_max_over_mean.iter().copied());
             }
             last = Some(metrics);
-            for (peak, device) in peak.iter_mut().zip(self.mesh.devices()) {
-                *peak =
-                    (*peak).max(device.memory_pool_usage().map_or(0, |usage| usage.bytes_reserved));
-            }
+            let used = self.device.memory_pool_usage().map_or(0, |usage| usage.bytes_reserved);
+            peak = used.max(peak);
         }
         let last = last.context("no step was taken")?;
         times.sort_by(f64::total_cmp);
@@ -235,13 +225,13 @@ impl Bench<'_> {
             + 6.0 * (layers * width * arguments.seq * tokens) as f64;
         let gib = |bytes: u64| round(bytes as f64 / f64::from(1 << 30), 2);
         let ranks = self.ranks.as_ref();
-        let devices = ranks.map_or(self.mesh.devices().len(), |ranks| ranks.world().size());
+        let grid = self.grid();
         let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
         let mut line = json!({
             "stage": stage,
             "device": arguments.device.join(","),
-            "ranks": ranks.map(|ranks| ranks.world().size()),
-            "data_parallel": ranks.map_or(self.mesh.data(), Ranks::data),
+            "ranks": ranks.map(|_| grid.size()),
+            "data_parallel": grid.data(),
             "precision": arguments.precision,
             "portable": arguments.portable,
             "recompute": arguments.recompute,
@@ -254,8 +244,8 @@ impl Bench<'_> {
             "median_step_s": round(median, 5),
             "min_step_s": round(times[0], 5),
             "tokens_per_s": round(tokens as f64 / median, 1),
-            "tflops_per_device": round(flops / median / 1e12 / devices as f64, 3),
-            "device_gib": peak.iter().map(|&bytes| gib(bytes)).collect::<Vec<_>>(),
+            "tflops_per_device": round(flops / median / 1e12 / grid.size() as f64, 3),
+            "device_gib": gib(peak),
             "host_gib": yuan::train::peak_resident().map(gib),
             "last_loss": round(last.loss, 4),
         });

@@ -9,7 +9,6 @@
 use std::{error::Error, path::Path};
 
 use yuan::{
-    model::DeviceMesh,
     prelude::*,
     toy,
     train::{Claim, Display},
@@ -27,8 +26,9 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     // What a run is: settings, a model, and text. It lives in a directory of its own.
     let device = yuan::device("flex")?.autodiff();
-    let new = NewRun::new(toy::train_config(), toy::model(), documents)
-        .with_speed_prediction(DeviceMesh::new(vec![device.clone()], 1)?);
+    let mut config = toy::train_config();
+    config.laep.predict_speed = true;
+    let new = NewRun::new(config, toy::model(), documents);
     let run = Run::create_in(Claim::first_free(Path::new("runs/pretrain"))?, new)?;
 
     // The trainer does what the settings say: validations, checkpoints, LAEP. Callbacks add to it.

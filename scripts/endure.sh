@@ -7,4 +7,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_PROFILE_DEV_DEBUG=false CARGO_INCREMENTAL=0
-YUAN_INTERRUPTIONS=${1:-25} cargo test --workspace --features wgpu,remote --test kill
+YUAN_INTERRUPTIONS=${1:-25} cargo test --workspace --features wgpu --test kill

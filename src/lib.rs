@@ -45,8 +45,7 @@ pub mod prelude {
         ExpertLayout, LayerLoad, LoadTracker, PerLayer, PruneLimits, PrunePlan, StabilityTest,
     };
     pub use yuan_model::{
-        DeviceMesh, ForwardOptions, GenerationOptions, MeshModel, PrunableExperts, YuanConfig,
-        YuanModel,
+        ForwardOptions, GenerationOptions, PrunableExperts, YuanConfig, YuanModel, ranks::Ranks,
     };
     #[cfg(feature = "report")]
     pub use yuan_report::Report;

@@ -26,7 +26,6 @@ mod resume;
 mod signals;
 mod text;
 mod weights;
-mod worker;
 
 /// Every step allocates and frees the same large tensors, which glibc returns to the system each
 /// time.
@@ -73,9 +72,6 @@ enum Command {
     /// Train as one of several processes, which `yuan pretrain` starts
     #[command(hide = true)]
     Rank(ranks::Options),
-    /// Serve a device to trainings of other processes
-    #[cfg_attr(not(feature = "remote"), command(hide = true))]
-    Worker(worker::Options),
 }
 
 fn main() -> ExitCode {
@@ -114,7 +110,6 @@ fn main() -> ExitCode {
         Command::Efficiency(options) => efficiency::run(&options, &console),
         Command::Ablation(options) => ablation::run(&options, &console),
         Command::Rank(options) => ranks::run(&options, &console),
-        Command::Worker(options) => worker::run(&options, &console),
     };
     console::exit(done)
 }

@@ -6,14 +6,14 @@ use anyhow::{Context, anyhow, bail};
 use yuan::{
     data::tokenizer::SMALLEST_VOCABULARY,
     model::{
-        DeviceMesh, REMOTE, ops,
-        ranks::{Meeting, Ranks, connect},
+        ops,
+        ranks::{Grid, Meeting, Ranks, connect},
     },
     prelude::*,
     report::History,
     toy,
     train::{
-        Checkpoint, Claim, Display, ModelDirectory, RunData, Watch, check_mesh, check_rows,
+        Checkpoint, Claim, Display, ModelDirectory, RunData, check_ranks, check_rows,
         check_settings,
         data::{ChatFiles, ConversationCounts, DataKind},
         peak_resident,
@@ -61,21 +61,20 @@ pub fn run(
     if let Some(meeting) = Meeting::of_environment(patience).wrong_option()? {
         return run_on_rank(options, console, given, tuning, &meeting);
     }
-    let mesh = mesh(options, options.device.len())?;
+    let grid = grid(options, options.device.len())?;
     let run = match options.resume {
-        true => reopen(options, console, &mesh, &given.names)?,
-        false => create(options, console, &mesh, given.file, tuning)?,
+        true => reopen(options, console, grid, &given.names)?,
+        false => create(options, console, grid, given.file, tuning)?,
     };
-    finish(run, options, console, mesh)
+    finish(run, options, console)
 }
 
-/// The devices of a run in rows; those of several ranks are of one kind.
-fn mesh(options: &Options, ranks: usize) -> anyhow::Result<DeviceMesh> {
-    let mut devices = Vec::new();
-    for name in options.device.iter().cycle().take(ranks) {
-        devices.push(yuan::device(name).wrong_option()?);
+/// So many ranks in rows, whose devices are there.
+fn grid(options: &Options, ranks: usize) -> anyhow::Result<Grid> {
+    for name in &options.device {
+        yuan::device(name).wrong_option()?;
     }
-    Ok(DeviceMesh::new(devices, options.data_parallel).wrong_option()?.autodiff())
+    Grid::new(ranks, options.data_parallel).wrong_option()
 }
 
 /// How long a run may be prepared before its ranks meet.
@@ -92,10 +91,10 @@ fn run_on_rank(
     let mut run = None;
     // The others wait for the first rank to listen, however long it prepares.
     if meeting.rank == 0 {
-        let mesh = mesh(options, meeting.size)?;
+        let grid = Grid::new(meeting.size, options.data_parallel).wrong_option()?;
         let prepared = match options.resume {
-            true => reopen(options, console, &mesh, &given.names)?,
-            false => create(options, console, &mesh, given.file, tuning)?,
+            true => reopen(options, console, grid, &given.names)?,
+            false => create(options, console, grid, given.file, tuning)?,
         };
         run = Some(prepared.unlocked()?);
     }
@@ -128,7 +127,7 @@ fn run_on_rank(
 }
 
 /// Trains a run that is prepared, and tells what came of it.
-fn finish(run: Run, options: &Options, console: &Console, mesh: DeviceMesh) -> anyhow::Result<()> {
+fn finish(run: Run, options: &Options, console: &Console) -> anyhow::Result<()> {
     if steps_taken(&run)? >= run.config().steps {
         if let Some(checkpoint) = Checkpoint::latest(run.directory())? {
             // Nobody would look at it before it is needed.
@@ -142,10 +141,8 @@ fn finish(run: Run, options: &Options, console: &Console, mesh: DeviceMesh) -> a
         return close(&run, console, false);
     }
     let signals = Signals::listen().context("cannot listen to signals")?;
-    let is_remote = options.device.iter().any(|name| name.starts_with(REMOTE));
-    let run = match options.device.len() {
-        ranks if ranks > 1 && !is_remote => {
-            drop(mesh);
+    let run = match &options.device[..] {
+        [_, _, ..] => {
             let run = run.unlocked()?;
             let Options { device, data_parallel, patience, portable, .. } = options;
             ranks::start(
@@ -160,7 +157,13 @@ fn finish(run: Run, options: &Options, console: &Console, mesh: DeviceMesh) -> a
             run
         }
         _ => {
-            train(&run, options, console, mesh, &signals)?;
+            let device = yuan::device(&options.device[0]).wrong_option()?.autodiff();
+            let trainer = run.trainer(&device)?.with_callback(signals.clone())?;
+            let mut trainer = match console.is_quiet() {
+                true => trainer,
+                false => trainer.with_callback(Display::new(console.steps_between_lines()))?,
+            };
+            trainer.run()?;
             run
         }
     };
@@ -181,7 +184,7 @@ fn steps_taken(run: &Run) -> Result<u64, TrainError> {
 fn reopen(
     options: &Options,
     console: &Console,
-    mesh: &DeviceMesh,
+    grid: Grid,
     given: &BTreeSet<String>,
 ) -> anyhow::Result<Run> {
     let Some(directory) = &options.run else {
@@ -198,7 +201,7 @@ fn reopen(
         ))
         .wrong_option();
     }
-    check_rows(&config, mesh).wrong_option()?;
+    check_rows(&config, grid).wrong_option()?;
     run.reconfigure(|config| *config = options.changed(config, given)).wrong_option()?;
     if config.steps != run.config().steps {
         console.note(format_args!(
@@ -207,7 +210,7 @@ fn reopen(
             run.config().steps
         ));
     }
-    let (groups, sharing) = (run.config().laep.groups, mesh.expert());
+    let (groups, sharing) = (run.config().laep.groups, grid.expert());
     if !groups.is_multiple_of(sharing) {
         console.note(format_args!(
             "The run's {groups} groups of experts cannot be shared equally by {sharing} devices, \
@@ -221,7 +224,7 @@ fn reopen(
 fn create(
     options: &Options,
     console: &Console,
-    mesh: &DeviceMesh,
+    grid: Grid,
     given: String,
     tuning: Option<Tuning>,
 ) -> anyhow::Result<Run> {
@@ -232,7 +235,7 @@ fn create(
         (None, None) => options.model_config(),
     };
     model.validate().wrong_option()?;
-    let config = options.train_config(&model)?;
+    let config = options.train_config(&model, grid)?;
     let is_fresh = init.is_none() && tuning.is_none();
     if is_fresh && options.vocab < SMALLEST_VOCABULARY {
         let (vocab, smallest) = (options.vocab, SMALLEST_VOCABULARY);
@@ -241,13 +244,12 @@ fn create(
     }
     options.check_plan(&config, &model)?;
     check_settings(&config, &model).wrong_option()?;
-    check_mesh(&config, &model, mesh).wrong_option()?;
+    check_ranks(&config, &model, grid).wrong_option()?;
     // From here on nobody else makes a run there.
     let claim = match &options.run {
         Some(directory) => Claim::take(directory)?,
         None => Claim::first_free(&Path::new(RUNS).join("pretrain"))?,
     };
-    let prunes = config.laep.trigger != Trigger::Never;
     let bar = Bar::new(console, None);
     let new = match tuning {
         Some(tuning) => tuning.new_run(config),
@@ -262,11 +264,7 @@ fn create(
             }
         }
     };
-    let mut new = new.with_progress(&bar);
-    if prunes {
-        // Measuring takes a moment, which only a prediction is worth.
-        new = new.with_speed_prediction(mesh.clone());
-    }
+    let new = new.with_progress(&bar);
     let run = Run::create_in(claim, new.with_options_file(given))?;
     for set in run.data().sets.iter().filter(|set| set.kind == DataKind::Text) {
         note_dataset(console, &set.open(run.directory())?);
@@ -289,47 +287,6 @@ fn data(options: &Options, console: &Console) -> anyhow::Result<RunData> {
     let megabytes = bytes as f64 / 1e6;
     console.note(format_args!("{} documents, {megabytes:.1} MB of text", documents.len()));
     Ok(RunData::Documents(documents))
-}
-
-/// Trains to the end or to a signal; devices of other processes are watched, and given up when one
-/// is lost.
-fn train(
-    run: &Run,
-    options: &Options,
-    console: &Console,
-    mesh: DeviceMesh,
-    signals: &Signals,
-) -> anyhow::Result<()> {
-    let display = || {
-        let display = Display::new(console.steps_between_lines());
-        if console.is_quiet() { None } else { Some(display) }
-    };
-    let is_remote = options.device.iter().any(|name| name.starts_with(REMOTE));
-    if let ([device], false) = (mesh.devices(), is_remote) {
-        let trainer = run.trainer(device)?.with_callback(signals.clone())?;
-        return Ok(shown(trainer, display())?.run()?);
-    }
-    let servers = options.device.iter().filter_map(|name| name.strip_prefix(REMOTE));
-    let watch = Watch {
-        servers: servers.map(str::to_owned).collect(),
-        ranks: None,
-        patience: Duration::from_secs(options.patience),
-    };
-    let (run, display, signals) = (run.clone(), display(), signals.clone());
-    watch.supervise(move |pulse| {
-        let trainer = run.trainer_on_mesh(&mesh)?.with_callback(pulse)?.with_callback(signals)?;
-        Ok(shown(trainer, display)?.run()?)
-    })
-}
-
-fn shown<M: LanguageModel>(
-    trainer: Trainer<M>,
-    display: Option<Display>,
-) -> Result<Trainer<M>, TrainError> {
-    match display {
-        Some(display) => trainer.with_callback(display),
-        None => Ok(trainer),
-    }
 }
 
 /// Writes the report and says what came of the run.

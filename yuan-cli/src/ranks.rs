@@ -19,8 +19,8 @@ use rand::RngExt;
 use yuan::{
     burn::tensor::Device,
     model::{
-        TOKEN, ops,
-        ranks::{Meeting, RankError, Ranks, connect},
+        ops,
+        ranks::{Meeting, RankError, Ranks, TOKEN, connect},
     },
     prelude::*,
     train::{Display, Watch},
@@ -127,11 +127,7 @@ pub fn train(
 ) -> anyhow::Result<()> {
     let is_shown = ranks.world().is_first() && !console.is_quiet();
     let display = is_shown.then(|| Display::new(console.steps_between_lines()));
-    let watch = Watch {
-        servers: Vec::new(),
-        ranks: Some(ranks.world().clone()),
-        patience: patience.saturating_mul(2),
-    };
+    let watch = Watch { ranks: Some(ranks.world().clone()), patience: patience.saturating_mul(2) };
     let (run, signals) = (run.clone(), signals.clone());
     let trained = watch.supervise(move |pulse| {
         let trainer = run.trainer_on_rank(&device, &ranks)?;

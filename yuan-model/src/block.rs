@@ -10,7 +10,7 @@ use crate::{
     YuanConfig,
     attention::{Attention, DocumentMask},
     cache::{LayerCache, Span},
-    layered::{ExpertLoad, LayerOutput},
+    layers::LayerOutput,
     moe::{MoeLayer, MoeOptions},
     norm::RmsNorm,
     rope::Rotary,
@@ -49,7 +49,7 @@ impl Block {
         rotary: &Rotary,
         documents: Option<&DocumentMask>,
         options: MoeOptions,
-    ) -> LayerOutput<Tensor<3>> {
+    ) -> LayerOutput {
         let x = self.attend(x, rotary, documents);
         self.visit_experts(x, options)
     }
@@ -63,7 +63,7 @@ impl Block {
         span: &Span<'_>,
         real: Option<&Tensor<3>>,
         options: MoeOptions,
-    ) -> LayerOutput<Tensor<3>> {
+    ) -> LayerOutput {
         let normed = self.attention_norm.forward(x.clone());
         let attended = self.attention.forward_cached(normed, rotary, cache, span, real);
         self.visit_experts(self.add(x, attended), options)
@@ -86,11 +86,11 @@ impl Block {
         x + self.dropout.forward(branch)
     }
 
-    fn visit_experts(&self, x: Tensor<3>, options: MoeOptions) -> LayerOutput<Tensor<3>> {
+    fn visit_experts(&self, x: Tensor<3>, options: MoeOptions) -> LayerOutput {
         let moe = self.moe.forward(self.moe_norm.forward(x.clone()), options);
         LayerOutput {
             hidden: self.add(x, moe.hidden),
-            load: ExpertLoad::Device(moe.tokens_per_expert),
+            tokens_per_expert: moe.tokens_per_expert,
             rows_per_device: moe.rows_per_rank,
             balance_loss: moe.balance_loss,
         }

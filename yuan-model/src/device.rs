@@ -1,14 +1,8 @@
 //! Devices by name, and a plain sentence where one is missing.
 
-#[cfg(feature = "remote")]
-mod serve;
-
 use burn::tensor::Device;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 use burn::tensor::DeviceType;
-
-#[cfg(feature = "remote")]
-pub use serve::serve;
 
 /// A device that is not there.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -25,18 +19,11 @@ pub struct NoDevice {
 /// A device by name: `flex`, `ndarray`, `wgpu` or `cuda`, each behind the feature of its name; the
 /// GPUs of a machine with several are `cuda:0`, `cuda:1`, …
 ///
-/// `ws://host:port` is a device that another process serves (`device::serve`), behind the feature
-/// `remote`.
-///
 /// # Errors
 ///
-/// If this build or this machine has no such device, the error lists those that it has. A server
-/// that does not answer is tried for some 15 seconds.
+/// If this build or this machine has no such device, the error lists those that it has.
 pub fn device(name: &str) -> Result<Device, NoDevice> {
     let refuse = |reason: String| Err(NoDevice { wanted: name.into(), reason, found: available() });
-    if name.starts_with(REMOTE) {
-        return remote(name).or_else(refuse);
-    }
     let (kind, index) = match name.split_once(':') {
         Some((kind, index)) => match index.parse::<usize>() {
             Ok(index) => (kind, index),
@@ -69,42 +56,6 @@ pub fn host_device() -> Device {
     let first = available().into_iter().next();
     let name = first.expect("one of the features flex, ndarray, wgpu and cuda must be on");
     device(&name).expect("it was found a moment ago")
-}
-
-/// How the name of a device of another process begins.
-pub const REMOTE: &str = "ws://";
-
-/// The environment variable with the secret of a training's processes: where it is set, [`device`]
-/// shows it to servers, and `serve` turns away clients that have another one or none.
-pub const TOKEN: &str = "YUAN_TOKEN";
-
-/// What a process shows to a server: the secret, and that both have the same operations, which are
-/// sent by name.
-#[cfg(feature = "remote")]
-fn credential() -> String {
-    let token = std::env::var(TOKEN).unwrap_or_default();
-    format!(
-        "yuan-model {} {:016x} {token}",
-        env!("CARGO_PKG_VERSION"),
-        crate::fnv1a(crate::ops::OPERATIONS)
-    )
-}
-
-#[cfg(feature = "remote")]
-fn remote(url: &str) -> Result<Device, String> {
-    use burn::tensor::remote::{ConnectError, RemoteHost};
-    let host = RemoteHost::websocket(url).with_credential(credential());
-    Device::remote_options(&host).init().map_err(|error| match error {
-        ConnectError::Unauthorized => {
-            format!("its {TOKEN} is not the one that this process has, or it was built from another version")
-        }
-        error => error.to_string(),
-    })
-}
-
-#[cfg(not(feature = "remote"))]
-fn remote(_: &str) -> Result<Device, String> {
-    Err("this program was built without the feature `remote`".into())
 }
 
 /// Names of the devices of this build that this machine has.

@@ -74,18 +74,15 @@ pub enum ConfigError {
         /// Experts that each token visits.
         top_k: usize,
     },
-    /// A layer has fewer experts than devices that are to share them.
-    #[error(
-        "layer {layer} has {experts} experts, too few for the {devices} devices of the mesh that \
-         share them"
-    )]
-    TooFewForMesh {
+    /// A layer has fewer experts than ranks that are to share them.
+    #[error("layer {layer} has {experts} experts, too few for the {ranks} ranks that share them")]
+    TooFewForRanks {
         /// Index of the layer.
         layer: usize,
         /// Its experts.
         experts: usize,
-        /// Devices of a row of the mesh.
-        devices: usize,
+        /// Ranks of a row.
+        ranks: usize,
     },
     /// The list of experts is not as long as the model has layers.
     #[error("{key} lists {listed} layers, but num_hidden_layers = {layers}")]
@@ -176,13 +173,13 @@ pub enum ModelError {
         /// The expert.
         expert: usize,
     },
-    /// A device of a mesh would get no expert of a layer.
-    #[error("layer {layer}: its experts must be spread over all {devices} devices of a row")]
+    /// A rank would get no expert of a layer.
+    #[error("layer {layer}: its experts must be spread over all {ranks} ranks of a row")]
     NotSpread {
         /// Index of the layer.
         layer: usize,
         /// Devices of a row.
-        devices: usize,
+        ranks: usize,
     },
     /// A model says that its experts lie where no parameter has room for them.
     #[error(
@@ -206,9 +203,6 @@ pub enum ModelError {
     /// A device failed to compute or to hand over its results.
     #[error("the device failed: {0}")]
     Device(String),
-    /// Several devices cannot be one mesh, or a batch cannot be spread over them.
-    #[error("{0}")]
-    Mesh(String),
 }
 
 impl ModelError {

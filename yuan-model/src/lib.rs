@@ -3,7 +3,8 @@
 //!
 //! Start with [`YuanConfig`] (what a model is) and [`YuanModel`] (embedding → blocks → norm →
 //! head): a [`Block`] is [`Attention`] on a [`LocalizedFilter`] and the experts of [`moe`].
-//! [`layered`] is the one loop over layers, on one device or, with [`MeshModel`], on many.
+//! [`layers`] is what goes through the layers and the one loop over them; [`ranks`] spreads a model
+//! over devices.
 //! [`PrunableExperts`] cuts the experts of any model; [`Cache`], [`generate`] and [`text`] make
 //! text; [`hf`] has Hugging Face's names, keys and checkpoints. Beneath them are [`ops`] (the
 //! operations that matter for speed), [`loss`], [`masks`] (packed rows), [`named`] (parameters by
@@ -33,10 +34,9 @@ mod error;
 mod filter;
 pub mod generate;
 pub mod hf;
-pub mod layered;
+pub mod layers;
 pub mod loss;
 pub mod masks;
-mod mesh;
 mod model;
 pub mod moe;
 pub mod named;
@@ -56,17 +56,11 @@ pub use attention::{Attention, DocumentMask, QueryKeyValue};
 pub use block::Block;
 pub use cache::{Cache, FilterCache};
 pub use config::{RouterType, SpecialTokens, YarnConfig, YuanConfig};
-#[cfg(feature = "remote")]
-pub use device::serve;
-pub use device::{NoDevice, REMOTE, TOKEN, available, device, host_device};
+pub use device::{NoDevice, available, device, host_device};
 pub use error::{ConfigError, ModelError};
 pub use filter::{LocalizedFilter, PairConv};
 pub use generate::{GenerateError, GenerationOptions};
-pub use layered::{Batch, ExpertLoad, Layered, LossMask, LossOutput};
-pub use mesh::{
-    DeviceMesh, MeshModel, Shard,
-    exchange::{Arrived, Exchange},
-};
+pub use layers::{Batch, LossMask, LossOutput};
 pub use model::{ForwardOptions, HiddenOutput, Inputs, ModelOutput, YuanModel};
 pub use moe::BalanceLosses;
 pub use norm::RmsNorm;
@@ -80,8 +74,8 @@ pub use surgery::{ExpertAxis, PrunableExperts, RefusedCut, Selection};
 /// What a program that builds, runs and prunes models imports.
 pub mod prelude {
     pub use crate::{
-        DeviceMesh, ForwardOptions, GenerationOptions, MeshModel, PrunableExperts, YuanConfig,
-        YuanModel, device,
+        ForwardOptions, GenerationOptions, PrunableExperts, YuanConfig, YuanModel, device,
+        ranks::Ranks,
     };
 }
 

@@ -1,7 +1,5 @@
 //! The whole language model: embedding → blocks → norm → head.
 
-use std::convert::Infallible;
-
 use burn::{
     module::{Initializer, Module},
     nn::{Embedding, EmbeddingConfig, Linear, LinearConfig},
@@ -9,9 +7,9 @@ use burn::{
 };
 
 use crate::{
-    Batch, Block, Cache, ConfigError, ModelError, YuanConfig,
+    Batch, Block, Cache, ConfigError, LossOutput, YuanConfig,
     attention::{DocumentMask, project},
-    layered::{ExpertLoad, LayerOutput, LayerSums, Layered, through_layers},
+    layers::{LayerOutput, LayerSums, through_layers},
     loss::{ROWS_AT_ONCE, masked_mean, token_losses},
     moe::{BalanceLosses, MoeOptions},
     norm::RmsNorm,
@@ -146,22 +144,21 @@ impl YuanModel {
         };
         let rotary = Rotary::new(&self.config, options.position_ids, seq, &input_ids.device());
         let x = self.embed(input_ids, options.compute_dtype);
-        let layers = through_layers(self.blocks.len(), x, |layer, x| {
+        let (x, sums) = through_layers(self.blocks.len(), x, |layer, x| {
             let moe = MoeOptions {
                 selection_bias: options.selection_bias.as_ref().map(|bias| bias[layer].clone()),
                 padding: options.padding.clone(),
                 balance: options.balance,
             };
-            Ok::<_, Infallible>(self.blocks[layer].forward(x, &rotary, documents.as_ref(), moe))
+            self.blocks[layer].forward(x, &rotary, documents.as_ref(), moe)
         });
-        let Ok((x, sums)) = layers;
         self.hidden_output(x, sums)
     }
 
     fn hidden_output(&self, x: Tensor<3>, sums: LayerSums) -> HiddenOutput {
         HiddenOutput {
             hidden: self.final_norm.forward(x),
-            tokens_per_expert: sums.loads.into_iter().map(ExpertLoad::into_tensor).collect(),
+            tokens_per_expert: sums.tokens_per_expert,
             balance_loss: sums.balance_loss,
         }
     }
@@ -184,13 +181,12 @@ impl YuanModel {
         let padding = span.padding_mask(&device);
         let real = padding.clone().map(|padding| padding.bool_not().float().unsqueeze_dim::<3>(2));
         let x = self.embed(input_ids, None);
-        let passed = through_layers(self.blocks.len(), x, |layer, x| {
+        let (x, sums) = through_layers(self.blocks.len(), x, |layer, x| {
             let options = MoeOptions { padding: padding.clone(), ..MoeOptions::default() };
             let (block, cached) = (&self.blocks[layer], &mut layers[layer]);
             let real = real.as_ref();
-            Ok::<_, Infallible>(block.forward_cached(x, &rotary, cached, &span, real, options))
+            block.forward_cached(x, &rotary, cached, &span, real, options)
         });
-        let Ok((x, sums)) = passed;
         cache.advance(tokens);
         self.hidden_output(x, sums)
     }
@@ -274,53 +270,62 @@ pub struct Inputs {
     documents: Option<DocumentMask>,
 }
 
-impl Layered for YuanModel {
-    type Inputs = Inputs;
-
-    fn inputs(&self, batch: Batch) -> Result<Inputs, ModelError> {
+/// The model as its layers, for what runs them one by one: embedding → layers → loss.
+impl YuanModel {
+    /// Prepares a batch: positions and documents.
+    pub fn inputs(&self, batch: Batch) -> Inputs {
         let ([_, seq], device) = (batch.input_ids.dims(), batch.input_ids.device());
         let positions = batch.position_ids.clone();
         let documents = self.config.isolate_documents.then(|| DocumentMask::new(positions.clone()));
         let rotary = Rotary::new(&self.config, Some(positions), seq, &device);
-        Ok(Inputs { batch, rotary, documents })
+        Inputs { batch, rotary, documents }
     }
 
-    fn num_layers(&self) -> usize {
-        self.blocks.len()
+    /// The embedding of a batch's tokens in the type to compute in, `[batch, seq, hidden]`.
+    pub fn embed_inputs(&self, inputs: &Inputs, dtype: FloatDType) -> Tensor<3> {
+        self.embed(inputs.batch.input_ids.clone(), Some(dtype))
     }
 
-    fn embed(&self, inputs: &Inputs, dtype: FloatDType) -> Vec<Tensor<3>> {
-        vec![YuanModel::embed(self, inputs.batch.input_ids.clone(), Some(dtype))]
-    }
-
-    fn layer(
+    /// One layer; `x` is the residual stream, `[batch, seq, hidden]`.
+    ///
+    /// # Panics
+    ///
+    /// If the device fails, or a rank is gone.
+    pub fn layer(
         &self,
         layer: usize,
-        x: Vec<Tensor<3>>,
+        x: Tensor<3>,
         inputs: &Inputs,
         balance: BalanceLosses,
-    ) -> Result<LayerOutput<Vec<Tensor<3>>>, ModelError> {
+    ) -> LayerOutput {
         let padding = inputs.batch.mask.as_ref().and_then(|mask| mask.padding.clone());
         let options = MoeOptions { balance, padding, ..MoeOptions::default() };
-        let (rotary, documents) = (&inputs.rotary, inputs.documents.as_ref());
-        let output = self.blocks[layer].forward(only(x), rotary, documents, options);
-        let LayerOutput { hidden, load, rows_per_device, balance_loss } = output;
-        Ok(LayerOutput { hidden: vec![hidden], load, rows_per_device, balance_loss })
+        self.blocks[layer].forward(x, &inputs.rotary, inputs.documents.as_ref(), options)
     }
 
-    fn loss_of_hidden(&self, x: Vec<Tensor<3>>, inputs: &Inputs) -> Result<Tensor<1>, ModelError> {
-        let hidden = self.final_norm.forward(only(x));
+    /// Mean cross-entropy over the learnt labels, `[1]`, of what the last layer left, `[batch, seq,
+    /// hidden]`; over ranks, the share of this one.
+    pub fn loss_of_hidden(&self, x: Tensor<3>, inputs: &Inputs) -> Tensor<1> {
+        let hidden = self.final_norm.forward(x);
         let mask = inputs.batch.mask.as_ref().map(|mask| mask.learnt.clone());
         let loss = masked_mean(self.token_losses(hidden, inputs.batch.labels.clone()), mask);
-        Ok(match inputs.batch.share {
+        match inputs.batch.share {
             Some(share) => loss.mul_scalar(share),
             None => loss,
-        })
+        }
     }
-}
 
-/// The residual stream of the one device.
-fn only(x: Vec<Tensor<3>>) -> Tensor<3> {
-    let [x] = <[Tensor<3>; 1]>::try_from(x).expect("a model on one device has one stream");
-    x
+    /// Loss of a batch, with a graph of all layers where the device records one; activations and
+    /// products are in `dtype`.
+    ///
+    /// # Panics
+    ///
+    /// If the device fails, or a rank is gone.
+    pub fn loss(&self, batch: Batch, balance: BalanceLosses, dtype: FloatDType) -> LossOutput {
+        let inputs = self.inputs(batch);
+        let embedded = self.embed_inputs(&inputs, dtype);
+        let layer = |layer, x| self.layer(layer, x, &inputs, balance);
+        let (x, sums) = through_layers(self.blocks.len(), embedded, layer);
+        sums.with_loss(self.loss_of_hidden(x, &inputs))
+    }
 }

@@ -1,18 +1,17 @@
 //! Parameters by path, such as `blocks.0.moe.router.weight`: for checkpoints and for loading.
 
+use std::ops::Range;
+
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId},
-    tensor::{DType, Device, FloatDType, Shape, Tensor, TensorData},
+    tensor::{DType, FloatDType, Shape, Tensor, TensorData},
 };
 
 use crate::ModelError;
 
 mod stored;
 
-pub use stored::{
-    StoredParameter, StoredPart, dtypes_by_id, joined, parameter_devices, read_stored, slices_of,
-    stored_parameters, write_stored,
-};
+pub use stored::{StoredParameter, dtypes_by_id, read_by_id, stored_parameters, write_stored};
 
 /// Where a parameter is, what it is called and how large it is; naming it allocates nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,15 +69,53 @@ pub fn parameter_dtypes<M: Module>(module: &M) -> Vec<(String, DType)> {
     found
 }
 
-/// The data of one float parameter, or of one slice along its first axis; nothing else is copied.
-pub fn read_part<M: Module>(module: &M, path: &str, index: Option<usize>) -> Option<TensorData> {
+/// The data of one float parameter, or of slices along its first axis; nothing else is copied.
+pub fn read_part<M: Module>(
+    module: &M,
+    path: &str,
+    slices: Option<Range<usize>>,
+) -> Option<TensorData> {
     let mut found = None;
     for_each(module, |this, param| {
         if found.is_none() && this() == path {
-            found = Some(param.data(index));
+            found = Some(param.data(slices.clone()));
         }
     });
     found
+}
+
+/// The data of one float parameter, drawn now if it was not yet, and the module without it: a single
+/// number stands in its place.
+pub fn take_parameter<M: Module>(module: M, path: &str) -> (M, Option<TensorData>) {
+    let mut take = Take { path: Vec::new(), wanted: path, found: None };
+    let module = module.map(&mut take);
+    (module, take.found)
+}
+
+struct Take<'a> {
+    path: Vec<String>,
+    wanted: &'a str,
+    found: Option<TensorData>,
+}
+
+impl ModuleMapper for Take<'_> {
+    fn enter_module(&mut self, name: &str, _container_type: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        if self.found.is_some() || self.path.join(".") != self.wanted {
+            return param;
+        }
+        let (id, value) = (param.id, param.val());
+        let nothing = Tensor::zeros([1; D], &value.device().inner());
+        self.found = Some(value.into_data());
+        param.transform_for_load(nothing, id)
+    }
 }
 
 /// Replaces every float parameter for which `write` has data, keeping id, device and gradient
@@ -115,10 +152,8 @@ trait FloatParam {
     fn id(&self) -> ParamId;
     fn shape(&self) -> Shape;
     fn dtype(&self) -> DType;
-    fn device(&self) -> Device;
-    fn is_trained(&self) -> bool;
-    /// All of it, or one slice along its first axis.
-    fn data(&self, index: Option<usize>) -> TensorData;
+    /// All of it, or slices along its first axis.
+    fn data(&self, slices: Option<Range<usize>>) -> TensorData;
     /// All of it, unless the device fails.
     fn try_data(&self) -> Result<TensorData, ModelError>;
 }
@@ -136,22 +171,14 @@ impl<const D: usize> FloatParam for Param<Tensor<D>> {
         self.val().dtype()
     }
 
-    fn device(&self) -> Device {
-        self.lazy_device()
-    }
-
-    fn is_trained(&self) -> bool {
-        self.val().is_require_grad()
-    }
-
     fn try_data(&self) -> Result<TensorData, ModelError> {
         self.val().try_into_data().map_err(ModelError::device)
     }
 
-    fn data(&self, index: Option<usize>) -> TensorData {
+    fn data(&self, slices: Option<Range<usize>>) -> TensorData {
         let value = self.val();
-        let part = match index {
-            Some(index) => value.slice_dim(0, index..index + 1),
+        let part = match slices {
+            Some(slices) => value.slice_dim(0, slices),
             None => value,
         };
         part.into_data()

@@ -31,11 +31,11 @@ mod step;
 
 mod attention;
 mod autodiff;
+mod backward;
 mod collective;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod dense;
-mod exchange;
 mod filter;
 #[cfg(feature = "flex")]
 mod flex;
@@ -44,26 +44,24 @@ mod moe;
 mod norm;
 mod optimizer;
 mod parts;
-#[cfg(feature = "remote")]
-mod remote;
 mod rotary;
-mod transfer;
 
 /// The portable forms of all operations: the truth, which runs on every backend.
 #[doc(hidden)]
 pub mod portable {
     pub use super::{
-        attention::portable::*, collective::portable::*, dense::portable::*, filter::portable::*,
-        loss::portable::*, moe::portable::*, norm::portable::*, optimizer::portable::*,
-        rotary::portable::*, transfer::portable::*,
+        attention::portable::*, backward::portable::*, collective::portable::*, dense::portable::*,
+        filter::portable::*, loss::portable::*, moe::portable::*, norm::portable::*,
+        optimizer::portable::*, rotary::portable::*,
     };
 }
 
 pub use attention::{cached_attention, causal_attention, rotary_attention};
-pub use collective::{RowsToRanks, all_gather, all_reduce, all_to_all, reduce_scatter};
+pub use backward::continue_backward;
+pub use collective::{
+    PendingSums, RowsToRanks, TensorList, all_gather, all_reduce, all_to_all, reduce_scatter,
+};
 pub use dense::{dense, embed};
-
-pub use exchange::{Target, TensorList, exchange};
 pub use filter::add_previous;
 pub use loss::{cross_entropy, linear_cross_entropy};
 pub use moe::{
@@ -71,10 +69,7 @@ pub use moe::{
 };
 pub use norm::rms_norm;
 pub use optimizer::{AdamWStep, adamw_update, sum_of_squares};
-#[cfg(feature = "remote")]
-pub(crate) use remote::{OPERATIONS, served_operations};
 pub use rotary::rotate;
-pub use transfer::{transfer, transfer_int};
 
 use crate::ranks::Communicator;
 use attention::packed;
@@ -97,28 +92,9 @@ pub fn set_fast_paths(on: bool) {
     Flex: cfg(feature = "flex"),
     NdArray: cfg(feature = "ndarray"),
     Cube: cfg(any(feature = "wgpu", feature = "cuda")),
-    Remote: cfg(feature = "remote"),
     Autodiff
 )]
 pub trait YuanOps: Backend {
-    /// See [`transfer`]; `to` is any tensor on the device.
-    fn transfer(x: FloatTensor<Self>, to: IntTensor<Self>) -> FloatTensor<Self> {
-        portable::transfer::<Self>(x, to)
-    }
-
-    /// See [`transfer_int`]; `to` is any tensor on the device.
-    fn transfer_int(x: IntTensor<Self>, to: IntTensor<Self>) -> IntTensor<Self> {
-        portable::transfer_int::<Self>(x, to)
-    }
-
-    /// See [`exchange`]; a target without rows gets some tensor that nobody reads.
-    fn exchange(
-        #[extension_type] sources: TensorList<Self>,
-        targets: Vec<Target>,
-    ) -> TensorList<Self> {
-        TensorList(exchange::portable::<Self>(&sources.0, &targets))
-    }
-
     /// See [`all_to_all`].
     fn all_to_all(rows: FloatTensor<Self>, to: RowsToRanks) -> FloatTensor<Self> {
         portable::all_to_all::<Self>(rows, &to)
@@ -135,6 +111,16 @@ pub trait YuanOps: Backend {
         group: Communicator,
     ) -> TensorList<Self> {
         TensorList(portable::reduce_scatter::<Self>(tensors.0, &group))
+    }
+
+    /// Where sums that were begun are there: see [`PendingSums`].
+    fn sums_arrived(#[extension_type] sums: TensorList<Self>) -> TensorList<Self> {
+        sums
+    }
+
+    /// See [`continue_backward`].
+    fn continue_backward(x: FloatTensor<Self>, gradient: FloatTensor<Self>) -> FloatTensor<Self> {
+        portable::continue_backward::<Self>(x, gradient)
     }
 
     /// See [`all_gather`].

@@ -19,8 +19,9 @@ mod sockets;
 mod threads;
 
 pub use communicator::{Communicator, Engine, RankError};
+pub use launch::TOKEN;
 pub use layer::{Arrival, LayerRanks};
-pub use layout::{Ranks, evenly};
+pub use layout::{Grid, Ranks, evenly};
 pub use placement::ExpertMove;
 pub use rows::DeviceRows;
 pub use sockets::{Meeting, connect};

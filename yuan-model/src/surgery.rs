@@ -8,11 +8,11 @@ use std::fmt;
 
 use burn::{
     module::{Module, ModuleMapper, Param, ParamId},
-    tensor::{Device, Int, Tensor, TensorData},
+    tensor::{Int, Tensor, TensorData},
 };
 
 use crate::{
-    ModelError, YuanConfig, YuanModel, named, ops,
+    ModelError, YuanConfig, YuanModel, named,
     ranks::{ExpertMove, evenly},
 };
 
@@ -52,7 +52,7 @@ pub trait PrunableExperts: Module {
     /// For every layer: the parameters in which its experts lie, the router's included.
     fn expert_axes(&self) -> Vec<Vec<ExpertAxis>>;
 
-    /// Parameters of the model; what several devices hold copies of counts once.
+    /// Parameters of the model; what several ranks hold counts once.
     fn num_parameters(&self) -> u64 {
         named::parameter_names(self).iter().map(|name| name.shape.num_elements() as u64).sum()
     }
@@ -129,15 +129,11 @@ impl<M> From<RefusedCut<M>> for ModelError {
 pub struct Selection {
     /// The parameter.
     pub param: ParamId,
-    /// The parameters that the slices come from: itself, or those of several devices among which
-    /// experts move.
-    pub sources: Vec<ParamId>,
     /// Axis that is cut.
     pub axis: usize,
-    /// Old indices along the axis, in the new order, counted through all sources one after the
-    /// other.
+    /// Old indices along the axis, in the new order.
     pub kept: Vec<usize>,
-    /// How many of these slices came from another device.
+    /// How many of these slices came from another rank.
     pub moved: usize,
     /// How the slices travel, where ranks hold them; they are the first axis then.
     pub over_ranks: Option<ExpertMove>,
@@ -146,7 +142,7 @@ pub struct Selection {
 impl Selection {
     /// A selection among a parameter's own slices.
     pub fn within(param: ParamId, axis: usize, kept: Vec<usize>) -> Self {
-        Self { param, sources: vec![param], axis, kept, moved: 0, over_ranks: None }
+        Self { param, axis, kept, moved: 0, over_ranks: None }
     }
 
     /// The remaining slices of a tensor of the parameter's shape, on its device and without a
@@ -157,44 +153,22 @@ impl Selection {
             None => select(tensor.inner(), self.axis, &self.kept),
         }
     }
+}
 
-    /// The selected slices of the sources' tensors, on `device` and without a graph, and how many
-    /// of them came from another device: those, and no others, travel.
+impl Selection {
+    /// The same of a tensor that holds the values of this shape one after the other.
     ///
     /// # Panics
     ///
-    /// If there is not one tensor for every source, or an index lies behind the last of them.
-    pub fn gather<const D: usize>(
-        &self,
-        sources: &[Tensor<D>],
-        device: &Device,
-    ) -> (Tensor<D>, usize) {
-        assert_eq!(sources.len(), self.sources.len(), "a tensor for every source");
-        let (mut start, mut moved) = (0, 0);
-        let (mut parts, mut order) = (Vec::new(), Vec::with_capacity(self.kept.len()));
-        for source in sources {
-            let source = source.clone().inner();
-            let range = start..start + source.dims()[self.axis];
-            let wanted = (0..self.kept.len()).filter(|&place| range.contains(&self.kept[place]));
-            let places: Vec<usize> = wanted.collect();
-            start = range.end;
-            if places.is_empty() {
-                continue;
-            }
-            let indices: Vec<usize> =
-                places.iter().map(|&place| self.kept[place] - range.start).collect();
-            if source.device() != *device {
-                moved += indices.len();
-            }
-            parts.push(ops::transfer(select(source, self.axis, &indices), device));
-            order.extend(places);
+    /// As [`apply`](Self::apply), and if the shape has not as many elements.
+    pub fn apply_flat(&self, flat: Tensor<1>, shape: &[usize]) -> Tensor<1> {
+        let axis = self.axis;
+        let (outer, inner) = (shape[..axis].iter().product(), shape[axis + 1..].iter().product());
+        // What travels lies along the first axis, which no outer one precedes.
+        match &self.over_ranks {
+            Some(experts) => experts.apply(flat.reshape([shape[axis], inner])).flatten(0, 1),
+            None => select(flat.reshape([outer, shape[axis], inner]), 1, &self.kept).flatten(0, 2),
         }
-        assert_eq!(order.len(), self.kept.len(), "an index lies behind the last source");
-        let joined =
-            if parts.len() == 1 { parts.swap_remove(0) } else { Tensor::cat(parts, self.axis) };
-        let mut place_of = vec![0; order.len()];
-        order.iter().enumerate().for_each(|(at, &place)| place_of[place] = at);
-        (select(joined, self.axis, &place_of), moved)
     }
 }
 
@@ -328,20 +302,20 @@ pub(crate) fn in_equal_parts(kept: &[Vec<usize>], parts: usize) -> Vec<Vec<Vec<u
     kept.iter().map(of_layer).collect()
 }
 
-/// Checks that the experts of every layer, `placement[layer][device]`, are some of its own and are
-/// spread over all devices.
+/// Checks that the experts of every layer, `placement[layer][rank]`, are some of its own and are
+/// spread over all ranks.
 pub(crate) fn check_placement(
     config: &YuanConfig,
     placement: &[Vec<Vec<usize>>],
-    devices: usize,
+    ranks: usize,
 ) -> Result<(), ModelError> {
     let layers = config.experts_per_layer.len();
     if placement.len() != layers {
         return Err(ModelError::LayerCount { expected: layers, found: placement.len() });
     }
     for (layer, groups) in placement.iter().enumerate() {
-        if groups.len() != devices || groups.iter().any(Vec::is_empty) {
-            return Err(ModelError::NotSpread { layer, devices });
+        if groups.len() != ranks || groups.iter().any(Vec::is_empty) {
+            return Err(ModelError::NotSpread { layer, ranks });
         }
         check_kept(layer, &groups.concat(), config.experts_per_layer[layer], config.top_k)?;
     }

@@ -11,8 +11,7 @@ use burn::{
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use yuan_model::{
-    BalanceLosses, Batch, Layered, LossMask, PrunableExperts, RouterType, YuanConfig, YuanModel,
-    named,
+    BalanceLosses, Batch, LossMask, PrunableExperts, RouterType, YuanConfig, YuanModel, named,
     ops::{self, RowsToRanks},
     ranks::{Communicator, RankError, Ranks, on_threads},
 };
@@ -111,7 +110,7 @@ fn compute(model: &YuanModel, seq: usize, balance: BalanceLosses, device: &Devic
     let ranks = model.ranks().cloned();
     let own = ranks.as_ref().map_or(0..ROWS, |ranks| ranks.share(ROWS).unwrap());
     let batch = batch(own, ROWS, seq, device);
-    let output = model.loss_by_layers(batch, balance, FloatDType::F32).unwrap();
+    let output = model.loss(batch, balance, FloatDType::F32);
     let number = |x: &Tensor<1>| x.clone().into_data().as_slice::<f32>().unwrap()[0];
     let loss = number(&output.loss);
     let balance = output.balance_loss.as_ref().map(number);
@@ -122,7 +121,10 @@ fn compute(model: &YuanModel, seq: usize, balance: BalanceLosses, device: &Devic
     let grads = GradientsParams::from_grads(objective.backward(), model);
     let mut by_path = ByPath(Vec::new(), &grads, HashMap::new());
     model.visit(&mut by_path);
-    let loads = output.loads.into_iter().map(|load| load.read().unwrap());
+    let counts = output.tokens_per_expert.into_iter();
+    let loads = counts.map(|counts| -> Vec<u64> {
+        counts.into_data().convert::<i64>().iter::<i64>().map(|count| count as u64).collect()
+    });
     let Some(ranks) = ranks else {
         let gradients =
             by_path.2.into_iter().map(|(path, data)| (path, data.try_to_vec().unwrap()));
@@ -208,7 +210,7 @@ fn ranks_take_their_weights_from_the_first_one() {
     on_grid([2, 2], |ranks| {
         let expected = YuanModel::part_of(&model, &ranks, &Device::flex()).unwrap();
         let empty = YuanModel::new_on_rank(&config(), &ranks, &Device::flex()).unwrap();
-        let first = ranks.world().is_first().then_some(&model);
+        let first = ranks.world().is_first().then(|| model.clone());
         let filled = empty.filled_from_first(first).unwrap();
         let weights = |model: &YuanModel| {
             let mut found = Vec::new();
@@ -242,7 +244,7 @@ fn a_bad_placement_over_ranks_leaves_the_model_as_it_was() {
         let refused = refused.model.place_experts(&[vec![vec![0, 1], vec![]], vec![]]).unwrap_err();
         assert_eq!(
             refused.to_string(),
-            "layer 0: its experts must be spread over all 2 devices of a row"
+            "layer 0: its experts must be spread over all 2 ranks of a row"
         );
         assert_eq!(refused.model.experts_per_layer(), [8, 5]);
     });
@@ -305,7 +307,7 @@ proptest! {
             let sum = ops::all_reduce(own.clone(), &group).into_data().try_to_vec::<f32>().unwrap();
             // Tensors of several lengths at once, each a multiple of the ranks.
             let long = own.clone().repeat(&[ranks]);
-            let parts = ops::reduce_scatter(vec![long.clone(), long], &group);
+            let parts = ops::reduce_scatter(vec![long.clone(), long], &group).wait();
             let gathered = ops::all_gather(parts, &group).into_iter();
             (sum, gathered.map(|x| x.into_data().try_to_vec::<f32>().unwrap()).collect::<Vec<_>>())
         });

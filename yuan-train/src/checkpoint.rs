@@ -5,40 +5,39 @@
 //! - `config.json`, the model's configuration (after a prune, its new expert counts),
 //! - `model.safetensors`, parameters by path,
 //! - `optimizer.safetensors`, both moments of every parameter by path,
+//! - of several ranks, in place of these two, `model-00003.safetensors` and
+//!   `optimizer-00003.safetensors` of each of them with the elements that it updates, and
+//!   `index.json`, which says what is where,
 //! - `state.json`, everything else,
 //! - `checksums.json`, what the files were when they were written. They are compared when a
 //!   checkpoint is loaded, by a thread of its own beside the loading.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     fs,
-    ops::Range,
     path::{Path, PathBuf},
     thread,
 };
 
-use burn::{
-    module::ParamId,
-    tensor::{DType, TensorData},
-};
+use burn::tensor::{Device, TensorData};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use yuan_files::{Checksum, remove_directory, remove_leftovers_in, write_directory};
-use yuan_model::{
-    hf::Shards,
-    named::{self, StoredParameter},
-    ranks::Ranks,
-    storage::{Dtype, OutgoingTensor, TensorBytes, TensorFile, stored_dtype, write_tensors},
-};
+use yuan_files::{remove_directory, remove_leftovers_in};
+use yuan_model::{hf::Shards, named, ranks::Ranks};
 
 use crate::{
     AdamW, AdamWConfig, LanguageModel, TrainError, checksums::Checksums,
     language_model::optimizer_for, names::CONFIG, optim::SUFFIXES, run::lock::RunLock,
 };
 
-mod whole;
+mod index;
+mod share;
+mod tensors;
+mod writing;
 
-use whole::Whole;
+use index::Index;
+use tensors::{Kind, Tensors};
+pub(crate) use writing::Writing;
 
 /// What a checkpoint carries beside tensors.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -152,8 +151,7 @@ impl Checkpoint {
         optimizer: &AdamW,
         state: &CheckpointState,
     ) -> Result<Self, TrainError> {
-        let path = run_dir.join(format!("{PREFIX}{:08}", state.step));
-        Self::write(path, model, optimizer, state)
+        Self::write(Self::path_of(run_dir, state.step), model, optimizer, state)
     }
 
     /// Writes a model that has not been trained here: step 0, with a fresh optimizer.
@@ -196,36 +194,27 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// Begins to write a checkpoint that is completed while training goes on.
+    pub(crate) fn begin<M: LanguageModel>(
+        run_dir: &Path,
+        model: &M,
+        optimizer: &AdamW,
+        state: &CheckpointState,
+    ) -> Result<Writing, TrainError> {
+        Writing::begin(Self::path_of(run_dir, state.step), model, optimizer, state, true)
+    }
+
+    fn path_of(run_dir: &Path, step: u64) -> PathBuf {
+        run_dir.join(format!("{PREFIX}{step:08}"))
+    }
+
     fn write<M: LanguageModel>(
         path: PathBuf,
         model: &M,
         optimizer: &AdamW,
         state: &CheckpointState,
     ) -> Result<Self, TrainError> {
-        let state = CheckpointState { layout: LAYOUT, ..state.clone() };
-        let text = serde_json::to_string_pretty(&state);
-        let text = text.map_err(|error| damaged(&path, error.to_string()))?;
-        let whole = Whole::of(model, optimizer);
-        if !whole.is_first_rank() {
-            whole.serve()?;
-            return Ok(Self { path, step: state.step });
-        }
-        let dtypes = named::dtypes_by_id(model);
-        write_directory(&path, |directory| {
-            let mut checksums = Checksums::default();
-            for (name, text) in [("config.json", model.config_json()), (STATE, text)] {
-                let file = directory.join(name);
-                fs::write(&file, &text).map_err(TrainError::io("write", &file))?;
-                checksums.add(name, Checksum::of(text.as_bytes()));
-            }
-            let step = [(STEP, state.step.to_string())];
-            let saved = save_parameters(&directory.join(MODEL), &step, &whole, &dtypes)?;
-            checksums.add(MODEL, saved);
-            let saved = save_moments(&directory.join(OPTIMIZER), &step, &whole)?;
-            checksums.add(OPTIMIZER, saved);
-            checksums.save(directory)
-        })?;
-        Ok(Self { path, step: state.step })
+        Writing::begin(path, model, optimizer, state, false)?.finish()
     }
 
     /// Removes all but the latest `keep` checkpoints of a run, and what a killed run left
@@ -268,13 +257,24 @@ impl Checkpoint {
     ///
     /// Names the files that are missing or not those that were written.
     pub fn verify(&self) -> Result<(), TrainError> {
+        self.verify_share(0, 1)
+    }
+
+    /// Of every so many files one, so that several ranks verify all of them together.
+    fn verify_share(&self, rank: usize, of: usize) -> Result<(), TrainError> {
+        let share = (rank, of);
         let has_checksums = self.path.join(Checksums::FILE).exists();
         if !has_checksums && self.state()?.layout == 0 {
             return Ok(());
         }
         let checksums = Checksums::load(&self.path)?;
-        let missing = checksums.missing(&["config.json", STATE, MODEL, OPTIMIZER]);
-        self.refuse(&[missing, checksums.problems(&self.path)].concat())
+        let mut files = vec!["config.json".to_owned(), STATE.to_owned()];
+        match Index::load(&self.path)? {
+            Some(index) => files.extend(index.files()),
+            None => files.extend([MODEL, OPTIMIZER].map(str::to_owned)),
+        }
+        let missing = checksums.missing(&files);
+        self.refuse(&[missing, checksums.problems(&self.path, share)].concat())
     }
 
     /// Compares the sizes of all files with those that were written, which reads none of them.
@@ -306,46 +306,68 @@ impl Checkpoint {
     pub fn load<M: LanguageModel>(
         &self,
         optimizer: &AdamWConfig,
-        place: &M::Place,
+        device: &Device,
     ) -> Result<(M, AdamW, CheckpointState), TrainError> {
-        self.load_at(optimizer, place, None)
+        self.load_at(optimizer, device, None)
     }
 
     /// The same for the part of one rank, if there are several.
     pub(crate) fn load_at<M: LanguageModel>(
         &self,
         optimizer: &AdamWConfig,
-        place: &M::Place,
+        device: &Device,
         ranks: Option<&Ranks>,
     ) -> Result<(M, AdamW, CheckpointState), TrainError> {
-        let load = || {
+        let (rank, of) = ranks.map_or((0, 1), |ranks| (ranks.world().rank(), ranks.world().size()));
+        self.beside_verifying((rank, of), || {
             let state = self.state()?;
-            let model: M = self.load_model_of(place, ranks, Some(state.step))?;
-            let stored = model.stored_parameters();
-            let moments = self.open_tensors(OPTIMIZER, Some(state.step))?;
+            let model: M = self.load_model_of(device, ranks, Some(state.step))?;
             let mut optimizer = optimizer_for(optimizer, &model);
-            optimizer
-                .restore(&model, &stored, state.optimizer_updates, |name| {
-                    read_slices(&moments, name, None).ok()
-                })
-                .map_err(|reason| damaged(&self.path, format!("{OPTIMIZER}: {reason}")))?;
+            if state.optimizer_updates > 0 {
+                let moments = Tensors::open(&self.path, Kind::Optimizer, Some(state.step))?;
+                optimizer.restore(
+                    &model,
+                    state.optimizer_updates,
+                    device,
+                    |parameter, elements| {
+                        let of = |suffix| (moments.shape(&parameter.path, Some(suffix)), suffix);
+                        let found = SUFFIXES.map(of);
+                        if found.iter().all(|(shape, _)| shape.is_none()) {
+                            return Ok(None);
+                        }
+                        for (shape, suffix) in &found {
+                            let name = format!("{}.{suffix}", parameter.path);
+                            let reason = match shape {
+                                None => format!("{OPTIMIZER}: `{name}` is missing"),
+                                Some(shape) if *shape != parameter.shape => {
+                                    let expected = &parameter.shape;
+                                    format!(
+                                        "{OPTIMIZER}: `{name}` is {shape:?}, expected {expected:?}"
+                                    )
+                                }
+                                Some(_) => continue,
+                            };
+                            return Err(damaged(&self.path, reason));
+                        }
+                        let read =
+                            |suffix| moments.read(&parameter.path, Some(suffix), elements.clone());
+                        Ok(Some([read(SUFFIXES[0])?, read(SUFFIXES[1])?]))
+                    },
+                )?;
+            }
             Ok((model, optimizer, state))
-        };
-        match ranks {
-            // One rank reads all of it for that.
-            Some(ranks) if !ranks.world().is_first() => load(),
-            _ => self.beside_verifying(load),
-        }
+        })
     }
 
-    /// Loads while a thread compares the files with their checksums; what it finds explains what
-    /// else went wrong.
+    /// Loads while a thread compares a share of the files with their checksums; what it finds
+    /// explains what else went wrong.
     fn beside_verifying<T>(
         &self,
+        (rank, of): (usize, usize),
         load: impl FnOnce() -> Result<T, TrainError>,
     ) -> Result<T, TrainError> {
         thread::scope(|scope| {
-            let verified = scope.spawn(|| self.verify());
+            let verified = scope.spawn(|| self.verify_share(rank, of));
             let loaded = load();
             verified.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
             loaded
@@ -357,52 +379,39 @@ impl Checkpoint {
     /// # Errors
     ///
     /// As [`load`](Self::load).
-    pub fn load_model<M: LanguageModel>(&self, place: &M::Place) -> Result<M, TrainError> {
-        self.beside_verifying(|| self.load_model_of(place, None, None))
+    pub fn load_model<M: LanguageModel>(&self, device: &Device) -> Result<M, TrainError> {
+        self.beside_verifying((0, 1), || self.load_model_of(device, None, None))
     }
 
     fn load_model_of<M: LanguageModel>(
         &self,
-        place: &M::Place,
+        device: &Device,
         ranks: Option<&Ranks>,
         step: Option<u64>,
     ) -> Result<M, TrainError> {
         let file = self.path.join("config.json");
         let config = fs::read_to_string(&file).map_err(TrainError::io("read", &file))?;
         let model = match ranks {
-            Some(ranks) => M::from_config_json_on_rank(&config, place, ranks),
-            None => M::from_config_json(&config, place),
+            Some(ranks) => M::from_config_json_on_rank(&config, device, ranks),
+            None => M::from_config_json(&config, device),
         };
         let model = model.map_err(|error| damaged(&self.path, format!("config.json: {error}")))?;
         self.fill(model, step)
     }
 
-    /// Opens a file of tensors, which must be of this step; those of earlier versions do not say.
-    fn open_tensors(&self, name: &str, step: Option<u64>) -> Result<TensorFile, TrainError> {
-        let file = TensorFile::open(&self.path.join(name))?;
-        match (file.metadata().get(STEP), step) {
-            (Some(found), Some(step)) if *found != step.to_string() => {
-                let reason = format!("{name} is of step {found}, but {STATE} of step {step}");
-                Err(damaged(&self.path, reason))
-            }
-            _ => Ok(file),
-        }
-    }
-
     /// The model's parameters from the checkpoint, all of them and no others.
     fn fill<M: LanguageModel>(&self, model: M, step: Option<u64>) -> Result<M, TrainError> {
-        let file = self.open_tensors(MODEL, step)?;
+        let tensors = Tensors::open(&self.path, Kind::Model, step)?;
         let stored = model.stored_parameters();
         let expected =
             stored.iter().map(|parameter| (parameter.path.clone(), parameter.shape.clone()));
-        let mut wrong = file.mismatches(expected);
-        if !wrong.is_empty() {
-            wrong.sort_unstable();
-            return Err(damaged(&self.path, format!("{MODEL}: {}", wrong.join("; "))));
-        }
+        tensors.check(expected)?;
         let mut result = Ok(());
-        let model = named::write_stored(model, &stored, |name, slices| {
-            read_slices(&file, name, Some(slices)).map_err(|error| result = Err(error)).ok()
+        let model = named::write_stored(model, &stored, |parameter| {
+            let read = tensors.read(&parameter.path, None, parameter.elements());
+            let data = read.map_err(|error| result = Err(error)).ok()?;
+            let (bytes, _, dtype) = data.into_parts();
+            Some(TensorData::from_bytes(bytes, parameter.held_shape(), dtype))
         });
         result.map(|()| model)
     }
@@ -415,75 +424,4 @@ fn step_of(path: &Path) -> Option<u64> {
 
 fn damaged(path: &Path, reason: impl Into<String>) -> TrainError {
     TrainError::Checkpoint { path: path.to_path_buf(), reason: reason.into() }
-}
-
-fn save_parameters<M: LanguageModel>(
-    path: &Path,
-    metadata: &[(&str, String)],
-    whole: &Whole<'_, M>,
-    dtypes: &HashMap<ParamId, DType>,
-) -> Result<Checksum, TrainError> {
-    let described = whole.stored.iter().map(|parameter| {
-        let held = parameter.parts.iter().find_map(|part| part.copies.first());
-        let dtype = held.and_then(|id| dtypes.get(id)).copied().unwrap_or(DType::F32);
-        outgoing(parameter.path.clone(), dtype, parameter.shape.clone())
-    });
-    write_tensors(path, &described.collect::<Vec<_>>(), metadata, |index| {
-        whole.parameter(index).map(TensorBytes::Data)
-    })
-}
-
-fn save_moments<M: LanguageModel>(
-    path: &Path,
-    metadata: &[(&str, String)],
-    whole: &Whole<'_, M>,
-) -> Result<Checksum, TrainError> {
-    let (with_moments, mut tensors) = (whole.with_moments(), Vec::new());
-    for &index in &with_moments {
-        let StoredParameter { path, shape, .. } = &whole.stored[index];
-        for suffix in SUFFIXES {
-            tensors.push(outgoing(format!("{path}.{suffix}"), DType::F32, shape.clone()));
-        }
-    }
-    write_tensors(path, &tensors, metadata, |index| {
-        whole.moment(with_moments[index / 2], index % 2).map(TensorBytes::Data)
-    })
-}
-
-fn outgoing(name: String, dtype: DType, shape: Vec<usize>) -> OutgoingTensor {
-    let dtype = stored_dtype(dtype).unwrap_or(Dtype::F32);
-    OutgoingTensor { name, dtype, shape }
-}
-
-fn dtype_of(stored: Dtype) -> Option<DType> {
-    match stored {
-        Dtype::F64 => Some(DType::F64),
-        Dtype::F32 => Some(DType::F32),
-        Dtype::F16 => Some(DType::F16),
-        Dtype::BF16 => Some(DType::BF16),
-        _ => None,
-    }
-}
-
-/// A tensor, or some of its slices along the first axis.
-fn read_slices(
-    file: &TensorFile,
-    name: &str,
-    slices: Option<Range<usize>>,
-) -> Result<TensorData, TrainError> {
-    let bytes = file.map(name)?;
-    let stored = &file.tensors()[name];
-    let dtype = dtype_of(stored.dtype).ok_or_else(|| {
-        damaged(file.path(), format!("`{name}` is {:?}, which no parameter is", stored.dtype))
-    })?;
-    let (bytes, mut shape) = (bytes.as_ref(), stored.shape.clone());
-    let bytes = match (slices, shape.first_mut()) {
-        (Some(slices), Some(all)) => {
-            let size = bytes.len() / (*all).max(1);
-            *all = slices.len();
-            &bytes[slices.start * size..slices.end * size]
-        }
-        _ => bytes,
-    };
-    Ok(TensorData::from_bytes_vec(bytes.to_vec(), shape, dtype))
 }

@@ -52,6 +52,9 @@ pub struct TrainConfig {
     pub checkpoint_every: Option<u64>,
     /// Checkpoints that are kept.
     pub keep_checkpoints: usize,
+    /// Whether checkpoints are written while training goes on, from a copy on the host.
+    #[serde(default)]
+    pub async_checkpoint: bool,
     /// Layer-adaptive expert pruning.
     pub laep: LaepConfig,
     /// Coefficients of the losses that pull the experts towards equal load.
@@ -101,6 +104,7 @@ impl Default for TrainConfig {
             validation_batches: 8,
             checkpoint_every: Some(60),
             keep_checkpoints: 2,
+            async_checkpoint: false,
             laep: LaepConfig::default(),
             balance: BalanceLosses::default(),
             precision: Precision::F32,

@@ -102,21 +102,21 @@ pub enum TrainError {
         /// Steps of the run.
         steps: u64,
     },
-    /// A device would get no row of a batch.
-    #[error("a batch of {rows} rows is too small for {devices} devices")]
+    /// A rank would get no row of a batch.
+    #[error("a batch of {rows} rows is too small for {ranks} ranks")]
     TooFewRows {
         /// Rows of a micro-batch.
         rows: usize,
-        /// Devices of the mesh.
-        devices: usize,
+        /// Ranks of the run.
+        ranks: usize,
     },
-    /// The groups of a plan cannot be spread over the devices that share the experts.
-    #[error("{groups} groups cannot be spread over the {devices} devices that share the experts")]
+    /// The groups of a plan cannot be spread over the ranks that share the experts.
+    #[error("{groups} groups cannot be spread over the {ranks} ranks that share the experts")]
     UnevenGroups {
         /// Device groups of the plan.
         groups: usize,
-        /// Devices of a row of the mesh.
-        devices: usize,
+        /// Ranks of a row.
+        ranks: usize,
     },
     /// A tokenizer has more entries than the model has rows for.
     #[error("the tokenizer has {entries} entries, the model only {rows}")]

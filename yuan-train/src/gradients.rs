@@ -1,25 +1,28 @@
-//! Loss and gradients of a batch: with one graph for all layers, or with one graph a layer.
+//! Loss and gradients of a batch, layer by layer.
 //!
-//! A graph a layer is activation recomputation: memory of one layer's activations instead of all
-//! layers'. The forward pass keeps each layer's input and nothing else. Backwards, a layer is
-//! computed once more from its input, now with a graph, and differentiated for the gradient that
-//! came from above: a third more arithmetic. Burn's own checkpointing replays single operations and
-//! keeps all products, so it would save little here.
+//! Every layer has a graph of its own, from its input to its output, and is differentiated for the
+//! gradient that came from above. So its parameters' gradients are there while the layers beneath are
+//! still to come, and ranks add them up meanwhile.
+//!
+//! With activation recomputation the forward pass keeps each layer's input and nothing else, and the
+//! layer is computed once more, now with its graph, when its turn comes: memory of one layer's
+//! activations instead of all layers', for a third more arithmetic. Burn's own checkpointing replays
+//! single operations and keeps all products, so it would save little here.
 
 use std::collections::HashSet;
 
 use burn::{
     module::{Module, ModuleVisitor, Param, ParamId},
-    optim::{GradientsAccumulator, GradientsParams},
-    tensor::{Device, FloatDType, Gradients, Tensor},
+    optim::GradientsParams,
+    tensor::{Device, Tensor},
 };
 use yuan_model::{
-    BalanceLosses, Batch, Layered, LossOutput, ModelError, Precision,
-    layered::{LayerOutput, through_layers},
+    BalanceLosses, Batch, Inputs, LossOutput, Precision, YuanModel,
+    layers::{LayerOutput, LayerSums, through_layers},
     named, ops,
 };
 
-use crate::{Learns, TrainError};
+use crate::Learns;
 
 /// How a loss is computed.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -79,122 +82,130 @@ impl ModuleVisitor for DropGradients {
     }
 }
 
-/// Loss of a batch and the gradients of `share` times its objective, by layer if that is asked for.
-pub(crate) fn of_layers<M: Layered>(
-    model: &M,
+/// Loss of a batch; the gradients of `share` times its objective are handed to `take` layer by layer,
+/// the last layer's first.
+pub(crate) fn of_layers(
+    model: &YuanModel,
     batch: Batch,
     options: LossOptions,
     share: f64,
-) -> Result<(LossOutput, GradientsParams), TrainError> {
-    let dtype = options.precision.dtype();
-    let Some(seed) = options.recompute else {
-        let output = model.loss_by_layers(batch, options.balance, dtype)?;
-        return Ok(of_loss(model, output, share));
+    take: &mut dyn FnMut(GradientsParams),
+) -> LossOutput {
+    let inputs = model.inputs(batch);
+    let embedded = model.embed_inputs(&inputs, options.precision.dtype());
+    let device = embedded.device();
+    let layers = Layers { model, inputs: &inputs, balance: options.balance, device: &device };
+
+    let (last, passed, sums) = layers.forward(embedded.clone().inner(), options.recompute);
+    let last = leaf(last);
+    let loss = model.loss_of_hidden(last.clone(), &inputs);
+    let output = sums.with_loss(loss.clone().inner());
+    let mut differentiate = |objective: Tensor<1>, input: Option<&Tensor<3>>| {
+        let mut gradients = objective.backward();
+        let of_input = input.and_then(|input| input.grad_remove(&mut gradients));
+        take(GradientsParams::from_grads(gradients, model));
+        of_input
     };
-    let inputs = model.inputs(batch)?;
-    let embedded = model.embed(&inputs, dtype);
-    let devices = embedded.iter().map(Tensor::device).collect();
-    let recomputation = Recomputation { inputs, balance: options.balance, devices, seed };
-    Ok(recomputation.run(model, embedded, share)?)
+    let mut above = differentiate(loss.mul_scalar(share), Some(&last));
+    for (index, layer) in passed.into_iter().enumerate().rev() {
+        let Layer { input, hidden, balance_loss } = match layer {
+            Passed::Kept(layer) => layer,
+            Passed::Input { input, seed } => layers.pass(index, input, Some(seed)).0,
+        };
+        let from_above =
+            above.map(|above| ops::continue_backward(hidden, Tensor::from_inner(above)));
+        let balance_loss = balance_loss.map(|loss| loss.mul_scalar(share));
+        let objective = match (from_above, balance_loss) {
+            (Some(above), Some(balance_loss)) => above + balance_loss,
+            (above, balance_loss) => match above.or(balance_loss) {
+                Some(objective) => objective,
+                None => return output,
+            },
+        };
+        above = differentiate(objective, Some(&input));
+    }
+    if let Some(above) = above {
+        differentiate(ops::continue_backward(embedded, Tensor::from_inner(above)), None);
+    }
+    output
 }
 
-/// What both passes over a layer need.
-struct Recomputation<M: Layered> {
-    inputs: M::Inputs,
+/// What every pass over a layer needs.
+struct Layers<'a> {
+    model: &'a YuanModel,
+    inputs: &'a Inputs,
     balance: BalanceLosses,
-    devices: Vec<Device>,
-    /// Decides dropout, which has to draw alike in both passes.
-    seed: u64,
+    device: &'a Device,
 }
 
-impl<M: Layered> Recomputation<M> {
-    fn run(
+/// A layer's graph: from its input, which begins it, to what it made of it.
+struct Layer {
+    input: Tensor<3>,
+    hidden: Tensor<3>,
+    balance_loss: Option<Tensor<1>>,
+}
+
+/// What the forward pass leaves of a layer.
+#[expect(clippy::large_enum_variant, reason = "there is one of them for each layer")]
+enum Passed {
+    /// Its graph.
+    Kept(Layer),
+    /// What it was given, to compute it again, and what seeds its dropout.
+    Input { input: Tensor<3>, seed: u64 },
+}
+
+impl Layers<'_> {
+    /// All layers, with a graph for each or, where they are computed again, with none; the residual
+    /// stream goes in and comes out without one.
+    fn forward(
         &self,
-        model: &M,
-        embedded: Vec<Tensor<3>>,
-        share: f64,
-    ) -> Result<(LossOutput, GradientsParams), ModelError> {
+        start: Tensor<3>,
+        recompute: Option<u64>,
+    ) -> (Tensor<3>, Vec<Passed>, LayerSums) {
+        let num_layers = self.model.blocks.len();
         // Parameters that want no gradient leave no graph, whose memory Burn would free no earlier
         // than at the next backward pass; dropout is on all the same.
-        let without_graph = model.clone().no_grad();
-        let mut inputs_of_layers = Vec::with_capacity(model.num_layers());
-        let start = inner(embedded.clone());
-        let (last, mut sums) = through_layers(model.num_layers(), start, |layer, x| {
-            inputs_of_layers.push(x.clone());
-            let x = x.into_iter().map(Tensor::from_inner).collect();
-            let output = self.layer(&without_graph, layer, x)?;
-            Ok::<_, ModelError>(LayerOutput { hidden: inner(output.hidden), ..output })
-        })?;
-        drop(without_graph);
-        sums.balance_loss = sums.balance_loss.map(Tensor::inner);
-
-        let mut gradients = GradientsAccumulator::new();
-        let last = leaves(&last);
-        let loss = model.loss_of_hidden(last.clone(), &self.inputs)?;
-        let output = sums.with_loss(loss.clone().inner());
-        let mut grads = loss.mul_scalar(share).backward();
-        let mut from_above = take_gradients(&last, &mut grads);
-        gradients.accumulate(model, GradientsParams::from_grads(grads, model));
-        for (layer, input) in inputs_of_layers.into_iter().enumerate().rev() {
-            let Some(above) = from_above.take() else { break };
-            let input = leaves(&input);
-            let computed = self.layer(model, layer, input.clone())?;
-            let balance = computed.balance_loss.map(|balance| balance.mul_scalar(share));
-            let objective = match (self.weighted(computed.hidden, above), balance) {
-                (Some(weighted), Some(balance)) => weighted + balance,
-                (weighted, balance) => match weighted.or(balance) {
-                    Some(objective) => objective,
-                    None => break,
-                },
+        let without_graph = recompute.map(|_| self.model.clone().no_grad());
+        let mut passed = Vec::with_capacity(num_layers);
+        let (last, mut sums) = through_layers(num_layers, start, |index, x| {
+            let seed = recompute
+                .map(|seed| seed.wrapping_add((index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+            let output = match (&without_graph, seed) {
+                (Some(model), Some(seed)) => {
+                    passed.push(Passed::Input { input: x.clone(), seed });
+                    let layers = Layers { model, ..*self };
+                    layers.output(index, Tensor::from_inner(x), Some(seed))
+                }
+                _ => {
+                    let (layer, output) = self.pass(index, x, None);
+                    passed.push(Passed::Kept(layer));
+                    output
+                }
             };
-            let mut grads = objective.backward();
-            from_above = take_gradients(&input, &mut grads);
-            gradients.accumulate(model, GradientsParams::from_grads(grads, model));
-        }
-        if let Some(objective) = from_above.and_then(|above| self.weighted(embedded, above)) {
-            gradients.accumulate(model, GradientsParams::from_grads(objective.backward(), model));
-        }
-        Ok((output, gradients.grads()))
+            LayerOutput { hidden: output.hidden.inner(), ..output }
+        });
+        sums.balance_loss = sums.balance_loss.map(Tensor::inner);
+        (last, passed, sums)
     }
 
-    fn layer(
-        &self,
-        model: &M,
-        layer: usize,
-        x: Vec<Tensor<3>>,
-    ) -> Result<LayerOutput<Vec<Tensor<3>>>, ModelError> {
-        let seed = self.seed.wrapping_add((layer as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        for (index, device) in self.devices.iter().enumerate() {
-            device.seed(seed.wrapping_add((index as u64).wrapping_mul(0xd1b5_4a32_d192_ed03)));
-        }
-        model.layer(layer, x, &self.inputs, self.balance)
+    /// One layer with its graph.
+    fn pass(&self, index: usize, input: Tensor<3>, seed: Option<u64>) -> (Layer, LayerOutput) {
+        let input = leaf(input);
+        let output = self.output(index, input.clone(), seed);
+        let (hidden, balance_loss) = (output.hidden.clone(), output.balance_loss.clone());
+        (Layer { input, hidden, balance_loss }, output)
     }
 
-    /// A sum whose gradient for the outputs `x` is `grads`, which came from above, `[1]`.
-    fn weighted(&self, x: Vec<Tensor<3>>, grads: Vec<Tensor<3>>) -> Option<Tensor<1>> {
-        let mut total: Option<Tensor<1>> = None;
-        for (x, grad) in x.into_iter().zip(grads) {
-            let sum = (x * Tensor::from_inner(grad)).sum().cast(FloatDType::F32);
-            let sum = ops::transfer(sum, &self.devices[0]);
-            total = Some(match total {
-                Some(total) => total + sum,
-                None => sum,
-            });
+    fn output(&self, index: usize, x: Tensor<3>, seed: Option<u64>) -> LayerOutput {
+        if let Some(seed) = seed {
+            // Dropout has to draw alike in both passes.
+            self.device.seed(seed);
         }
-        total
+        self.model.layer(index, x, self.inputs, self.balance)
     }
 }
 
-fn inner(x: Vec<Tensor<3>>) -> Vec<Tensor<3>> {
-    x.into_iter().map(Tensor::inner).collect()
-}
-
-/// The tensors as the start of a graph of their own.
-fn leaves(x: &[Tensor<3>]) -> Vec<Tensor<3>> {
-    x.iter().map(|x| Tensor::from_inner(x.clone()).require_grad()).collect()
-}
-
-/// The gradients of leaves, if they have any.
-fn take_gradients(leaves: &[Tensor<3>], grads: &mut Gradients) -> Option<Vec<Tensor<3>>> {
-    leaves.iter().map(|leaf| leaf.grad_remove(grads)).collect()
+/// A tensor as the start of a graph of its own.
+fn leaf(x: Tensor<3>) -> Tensor<3> {
+    Tensor::from_inner(x).require_grad()
 }

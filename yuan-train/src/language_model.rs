@@ -2,9 +2,13 @@
 //!
 //! To be pruned as well, a model implements [`PrunableExperts`](yuan_model::PrunableExperts).
 
-use burn::{module::Module, optim::GradientsParams, tensor::Device};
+use burn::{
+    module::Module,
+    optim::{GradientsAccumulator, GradientsParams},
+    tensor::Device,
+};
 use yuan_model::{
-    Batch, ConfigError, DeviceMesh, LossOutput, PrunableExperts,
+    Batch, ConfigError, LossOutput, PrunableExperts,
     named::{self, StoredParameter},
     ranks::Ranks,
 };
@@ -18,7 +22,7 @@ mod yuan;
 /// What a model is, in numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelSummary {
-    /// Parameters; what several devices hold copies of counts once.
+    /// Parameters; what several ranks hold counts once.
     pub parameters: u64,
     /// Experts of every mixture-of-experts layer; empty for a model without any.
     pub experts_per_layer: Vec<usize>,
@@ -31,39 +35,37 @@ impl ModelSummary {
     }
 }
 
-/// Where a model lives: on one device or on many.
-pub trait Place: Clone + std::fmt::Debug {
-    /// All devices; the first is where batches come from and where losses and norms are added up.
-    fn devices(&self) -> Vec<Device>;
-}
-
-impl Place for Device {
-    fn devices(&self) -> Vec<Device> {
-        vec![self.clone()]
-    }
-}
-
-impl Place for DeviceMesh {
-    fn devices(&self) -> Vec<Device> {
-        DeviceMesh::devices(self).to_vec()
-    }
-}
-
 /// A model that the [`Trainer`](crate::Trainer) can train and restore.
 pub trait LanguageModel: Module {
-    /// One device, or a mesh of them.
-    type Place: Place;
-
     /// Loss of a batch, and the balancing losses that are asked for.
     ///
     /// # Errors
     ///
-    /// If a device fails, or the batch does not fit the devices.
+    /// If the device fails, or the batch does not fit it.
     fn loss(&self, batch: Batch, options: LossOptions) -> Result<LossOutput, TrainError>;
 
-    /// Loss of a batch without a graph, and the gradients of `share` times what is minimised.
+    /// Loss of a batch without a graph. The gradients of `share` times what is minimised are handed
+    /// to `take`, all at once or part by part as they come: the gradients of one parameter in one
+    /// part.
     ///
     /// A model that can save memory by [`recompute`](LossOptions::recompute) does so here.
+    ///
+    /// # Errors
+    ///
+    /// As [`loss`](Self::loss).
+    fn gradients(
+        &self,
+        batch: Batch,
+        options: LossOptions,
+        share: f64,
+        take: &mut dyn FnMut(GradientsParams),
+    ) -> Result<LossOutput, TrainError> {
+        let (output, gradients) = gradients::of_loss(self, self.loss(batch, options)?, share);
+        take(gradients);
+        Ok(output)
+    }
+
+    /// The same with the gradients of all parameters together.
     ///
     /// # Errors
     ///
@@ -74,7 +76,10 @@ pub trait LanguageModel: Module {
         options: LossOptions,
         share: f64,
     ) -> Result<(LossOutput, GradientsParams), TrainError> {
-        Ok(gradients::of_loss(self, self.loss(batch, options)?, share))
+        let mut all = GradientsAccumulator::new();
+        let mut take = |part| all.accumulate(self, part);
+        let output = self.gradients(batch, options, share, &mut take)?;
+        Ok((output, all.grads()))
     }
 
     /// What the settings of a run ask of this kind of model: pruning and balancing by biases.
@@ -122,7 +127,7 @@ pub trait LanguageModel: Module {
     /// # Errors
     ///
     /// If the text is no configuration of this kind of model.
-    fn from_config_json(text: &str, place: &Self::Place) -> Result<Self, ConfigError>;
+    fn from_config_json(text: &str, device: &Device) -> Result<Self, ConfigError>;
 
     /// The same for the part of one rank.
     ///
@@ -132,7 +137,7 @@ pub trait LanguageModel: Module {
     /// the default.
     fn from_config_json_on_rank(
         _text: &str,
-        _place: &Self::Place,
+        _device: &Device,
         _ranks: &Ranks,
     ) -> Result<Self, ConfigError> {
         Err(ConfigError::Unsupported {

@@ -3,8 +3,8 @@
 //! Start with [`TrainConfig`] (settings) and [`Run`] (a run on disk). [`Trainer`] is the loop,
 //! [`LanguageModel`] what it trains, [`Callback`] with [`Context`] and [`Event`] the place to
 //! observe and change a run, [`PruneExperts`] LAEP as a callback. [`data`] turns text into batches,
-//! [`AdamW`] has moments that can be cut, [`Checkpoint`] resumes exactly; [`all_reduce`] sums
-//! gradients of several devices, [`Watch`] ends runs that hang, [`SpeedModel`] predicts what a
+//! [`AdamW`] has moments that can be cut, [`Checkpoint`] resumes exactly; [`Watch`]
+//! ends runs that hang, [`SpeedModel`] predicts what a
 //! prune is worth, [`ModelDirectory`] and [`Inventory`] read models on disk. `docs/architecture.md`
 //! walks through the code.
 
@@ -23,7 +23,6 @@ mod memory;
 mod model_directory;
 mod names;
 mod optim;
-mod reduce;
 mod run;
 mod session;
 mod sharded;
@@ -55,20 +54,19 @@ pub use error::TrainError;
 pub use event::{Event, StepMetrics};
 pub use gradients::LossOptions;
 pub use inventory::{FileEntry, Inventory, TypeEntry};
-pub use language_model::{LanguageModel, ModelSummary, Place, SelectionBias};
+pub use language_model::{LanguageModel, ModelSummary, SelectionBias};
 pub use memory::peak_resident;
 pub use model_directory::ModelDirectory;
 pub use optim::{AdamW, AdamWConfig, clip_factor, global_norm_squared};
-pub use reduce::{all_reduce, reduce_gradients};
 pub use run::{
     Run,
-    check::{CHANGEABLE_SETTINGS, check_mesh, check_rows, check_settings},
+    check::{CHANGEABLE_SETTINGS, check_ranks, check_rows, check_settings},
     claim::Claim,
     fresh_model,
     lock::RunLock,
     new::{NewRun, RunData},
 };
-pub use speed::{SpeedModel, StepWork, measure_device, measure_link, model_shape};
+pub use speed::{SpeedModel, StepWork, measure_device, measure_links, model_shape};
 pub use trainer::{NotFinite, StepOutcome, Trainer};
 pub use watch::{Pulse, Watch};
 

@@ -4,16 +4,16 @@
 //! makes a dozen passes over memory; this one keeps them in reach and updates in one pass
 //! ([`ops::adamw_update`]).
 
-use std::collections::{HashMap, HashSet};
+use std::{collections::HashMap, ops::Range};
 
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId},
     optim::GradientsParams,
-    tensor::{FloatDType, Shape, Tensor, TensorData},
+    tensor::{Device, FloatDType, Shape, Tensor, TensorData},
 };
 use yuan_model::{
     ModelError, Selection,
-    named::{self, StoredParameter, StoredPart},
+    named::StoredParameter,
     ops::{self, AdamWStep},
     with_value,
 };
@@ -21,7 +21,7 @@ use yuan_model::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    TrainError,
+    LanguageModel, TrainError,
     sharded::{Holders, Parts},
 };
 
@@ -153,24 +153,17 @@ impl AdamW {
         if let Some(holders) = self.holders.clone() {
             return self.cut_parts(selections, &holders);
         }
-        let mut moved = 0;
-        // Parameters that take slices from each other change together.
-        for selections in selections.chunk_by(|a, b| a.sources.len() > 1 && a.sources == b.sources)
-        {
-            let sources = &selections[0].sources;
-            let Some(old) =
-                sources.iter().map(|id| self.moments.remove(id)).collect::<Option<Vec<_>>>()
+        for selection in selections {
+            let Some(Moments { mut shape, first, second }) = self.moments.remove(&selection.param)
             else {
                 continue;
             };
-            for selection in selections {
-                let own = sources.iter().position(|&id| id == selection.param).unwrap_or(0);
-                let (moments, bytes) = Moments::gather(&old, own, selection);
-                self.moments.insert(selection.param, moments);
-                moved += bytes;
-            }
+            let cut = |moment: Tensor<1>| selection.apply_flat(moment, &shape);
+            let (first, second) = (cut(first), cut(second));
+            shape[selection.axis] = selection.kept.len();
+            self.moments.insert(selection.param, Moments { shape, first, second });
         }
-        moved
+        0
     }
 
     /// Every rank gets the moments of whole parameters, cuts them as the parameters were cut, and
@@ -184,21 +177,8 @@ impl AdamW {
             };
             let cut = |moment: Tensor<1>| {
                 let flat = holders.whole(vec![(id, moment)], &[shape.num_elements()]);
-                let (outer, axis) = (shape[..selection.axis].iter().product(), selection.axis);
-                let inner: usize = shape[axis + 1..].iter().product();
                 let flat = flat.into_iter().map(|(_, flat)| flat).next().expect("one went in");
-                let blocks = flat.reshape([outer, shape[axis], inner]);
-                // What travels lies along the first axis, which the outer one does not precede.
-                let cut = match &selection.over_ranks {
-                    Some(experts) => {
-                        experts.apply(blocks.reshape([shape[axis], inner])).flatten::<1>(0, 1)
-                    }
-                    None => {
-                        let along = Selection { axis: 1, ..selection.clone() };
-                        along.apply(blocks).flatten::<1>(0, 2)
-                    }
-                };
-                holders.own_part(id, cut)
+                holders.own_part(id, selection.apply_flat(flat, &shape))
             };
             let (first, second) = (cut(first), cut(second));
             shape[selection.axis] = selection.kept.len();
@@ -223,8 +203,8 @@ impl AdamW {
         Some([shaped(&moments.first), shaped(&moments.second)])
     }
 
-    /// Hands every moment to `write` under the path of its parameter and a suffix, but for those that
-    /// other ranks hold.
+    /// Hands every moment to `write` under the path of its parameter and a suffix; over ranks, of which
+    /// each has a part of all, they cannot be asked for.
     ///
     /// # Errors
     ///
@@ -235,125 +215,53 @@ impl AdamW {
         mut write: impl FnMut(String, TensorData) -> Result<(), TrainError>,
     ) -> Result<(), TrainError> {
         for parameter in parameters {
-            let held = |part: &StoredPart| part.copies.first().and_then(|id| self.moments.get(id));
-            let of_parts = parameter.parts.iter().map(held);
-            let Some(of_parts) = of_parts.collect::<Option<Vec<_>>>() else { continue };
-            for (suffix, moment) in SUFFIXES.into_iter().zip([Moments::first, Moments::second]) {
-                let read = |moments: &&Moments| {
-                    let data =
-                        moment(moments).clone().try_into_data().map_err(ModelError::device)?;
-                    Ok(reshaped(data, moments.shape.clone()))
-                };
-                let parts = of_parts.iter().map(read).collect::<Result<Vec<_>, ModelError>>()?;
-                write(
-                    format!("{}.{suffix}", parameter.path),
-                    named::joined(parts, &parameter.shape),
-                )?;
+            let Some(moments) = self.moments.get(&parameter.id) else { continue };
+            for (suffix, moment) in SUFFIXES.into_iter().zip([&moments.first, &moments.second]) {
+                let data = moment.clone().try_into_data().map_err(ModelError::device)?;
+                let data = reshaped(data, moments.shape.clone());
+                write(format!("{}.{suffix}", parameter.path), data)?;
             }
         }
         Ok(())
     }
 
-    /// Takes the moments of a model's parameters, which are saved as `stored` says, from `read`,
-    /// and the number of updates.
+    /// Takes the moments of a model's parameters from `read`, and the number of updates. It is asked
+    /// for the elements of a parameter that this process updates, and has none of one that never
+    /// learnt.
     ///
     /// # Errors
     ///
-    /// Names a moment that is missing beside the other one of its parameter, or has another shape than
-    /// it. A parameter that never learnt has none, and before the first update none has.
-    pub fn restore<M: Module>(
+    /// The first error of `read`.
+    pub(crate) fn restore<M: LanguageModel>(
         &mut self,
         model: &M,
-        stored: &[StoredParameter],
         updates: u64,
-        mut read: impl FnMut(&str) -> Option<TensorData>,
-    ) -> Result<(), String> {
+        device: &Device,
+        mut read: impl FnMut(
+            &StoredParameter,
+            Range<usize>,
+        ) -> Result<Option<[TensorData; 2]>, TrainError>,
+    ) -> Result<(), TrainError> {
         self.updates = updates;
         self.moments.clear();
-        if updates == 0 {
-            return Ok(());
-        }
-        let devices = named::parameter_devices(model);
-        for parameter in stored {
-            let held = parameter.parts.iter().find_map(|part| part.copies.first());
-            let is_trained = |id| devices.get(id).is_some_and(|(_, trained)| *trained);
-            if !held.is_some_and(is_trained) {
-                continue;
-            }
-            let moments = SUFFIXES.map(|suffix| read(&format!("{}.{suffix}", parameter.path)));
-            if moments.iter().all(Option::is_none) {
-                continue;
-            }
-            let flat = |suffix: &str, data: Option<TensorData>| {
-                let name = format!("{}.{suffix}", parameter.path);
-                let data = data.ok_or_else(|| format!("`{name}` is missing"))?;
-                if data.shape()[..] != parameter.shape[..] {
-                    return Err(format!(
-                        "`{name}` is {:?}, expected {:?}",
-                        &data.shape()[..],
-                        parameter.shape
-                    ));
-                }
-                let elements = data.shape().num_elements();
-                Ok(reshaped(data, [elements].into()))
+        let device = device.clone().inner();
+        for parameter in model.stored_parameters() {
+            let own = match &self.holders {
+                Some(holders) => holders.own_elements(&parameter),
+                None => parameter.elements(),
             };
-            let [first, second] = moments;
-            let data = [flat(SUFFIXES[0], first)?, flat(SUFFIXES[1], second)?];
-            for (slices, part) in parameter.ranges() {
-                let mut shape = parameter.shape.clone();
-                if let Some(first) = shape.first_mut() {
-                    *first = part.slices;
-                }
-                let elements =
-                    slices.start * parameter.slice_len()..slices.end * parameter.slice_len();
-                for id in &part.copies {
-                    let device = devices[id].0.clone().inner();
-                    let [first, second] = data.each_ref().map(|data| {
-                        let flat =
-                            Tensor::from_data(named::slices_of(data, elements.clone()), &device);
-                        match &self.holders {
-                            Some(holders) => holders.own_part(*id, flat),
-                            None => flat,
-                        }
-                    });
-                    let shape = shape.clone().into();
-                    self.moments.insert(*id, Moments { shape, first, second });
-                }
-            }
+            let Some(moments) = read(&parameter, own)? else { continue };
+            let [first, second] = moments.map(|data| {
+                let part = match &self.holders {
+                    Some(holders) => holders.filled_up(&parameter, data),
+                    None => data,
+                };
+                Tensor::from_data(part, &device)
+            });
+            let shape = parameter.held_shape().into();
+            self.moments.insert(parameter.id, Moments { shape, first, second });
         }
         Ok(())
-    }
-}
-
-impl Moments {
-    fn first(&self) -> &Tensor<1> {
-        &self.first
-    }
-
-    fn second(&self) -> &Tensor<1> {
-        &self.second
-    }
-
-    /// The selected slices of the sources' moments on the device of `sources[own]`, and the bytes
-    /// that went there from others.
-    fn gather(sources: &[Self], own: usize, selection: &Selection) -> (Self, u64) {
-        let (mut shape, axis) = (sources[own].shape.clone(), selection.axis);
-        let (outer, inner): (usize, usize) =
-            (shape[..axis].iter().product(), shape[axis + 1..].iter().product());
-        let device = sources[own].first.device();
-        let along_axis = Selection { axis: 1, ..selection.clone() };
-        let mut bytes = 0;
-        let mut gather = |moment: fn(&Self) -> &Tensor<1>| {
-            let block =
-                |source: &Self| moment(source).clone().reshape([outer, source.shape[axis], inner]);
-            let blocks: Vec<Tensor<3>> = sources.iter().map(block).collect();
-            let (gathered, moved) = along_axis.gather(&blocks, &device);
-            bytes += (moved * outer * inner * gathered.dtype().size()) as u64;
-            gathered.flatten(0, 2)
-        };
-        let (first, second) = (gather(Self::first), gather(Self::second));
-        shape[axis] = selection.kept.len();
-        (Self { shape, first, second }, bytes)
     }
 }
 
@@ -420,44 +328,26 @@ impl ModuleVisitor for UpdateParts<'_> {
     }
 }
 
-/// Square of the global norm: the sum of squares over all gradients, `[1]`, on the device of the
-/// first.
-///
-/// Of copies of a parameter the first one counts; their gradients are the same once
-/// [reduced](crate::reduce::reduce_gradients).
-pub fn global_norm_squared<M: Module>(
-    model: &M,
-    gradients: &GradientsParams,
-    stored: &[StoredParameter],
-) -> Option<Tensor<1>> {
-    let counted =
-        stored.iter().flat_map(|parameter| &parameter.parts).filter_map(|part| part.copies.first());
-    let mut visitor =
-        SumOfSquares { gradients, counted: counted.copied().collect(), sums: Vec::new() };
+/// Square of the global norm: the sum of squares over all gradients, `[1]`.
+pub fn global_norm_squared<M: Module>(model: &M, gradients: &GradientsParams) -> Option<Tensor<1>> {
+    let mut visitor = SumOfSquares { gradients, sum: None };
     model.visit(&mut visitor);
-    let sums = visitor.sums.into_iter();
-    sums.reduce(|sum, more| sum.clone() + ops::transfer(more, &sum.device()))
+    visitor.sum
 }
 
 struct SumOfSquares<'a> {
     gradients: &'a GradientsParams,
-    counted: HashSet<ParamId>,
-    /// Of every device.
-    sums: Vec<Tensor<1>>,
+    sum: Option<Tensor<1>>,
 }
 
 impl ModuleVisitor for SumOfSquares<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if !self.counted.contains(&param.id) {
-            return;
-        }
         let Some(gradient) = self.gradients.get::<D>(param.id) else { return };
         let squares = ops::sum_of_squares(gradient.cast(FloatDType::F32));
-        let device = squares.device();
-        match self.sums.iter_mut().find(|sum| sum.device() == device) {
-            Some(sum) => *sum = sum.clone() + squares,
-            None => self.sums.push(squares),
-        }
+        self.sum = Some(match self.sum.take() {
+            Some(sum) => sum + squares,
+            None => squares,
+        });
     }
 }
 

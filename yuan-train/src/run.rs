@@ -17,11 +17,13 @@ use std::{
 
 use burn::tensor::{Device, FloatDType};
 use yuan_files::{copy_into, write_whole};
-use yuan_model::{DeviceMesh, MeshModel, YuanConfig, YuanModel, named, ranks::Ranks};
+use yuan_model::{
+    YuanConfig, YuanModel, named,
+    ranks::{Grid, Ranks},
+};
 
 use crate::{
-    Checkpoint, Event, LanguageModel, MetricsFile, Place, SpeedModel, TrainConfig, TrainError,
-    Trainer,
+    Checkpoint, Event, MetricsFile, SpeedModel, TrainConfig, TrainError, Trainer,
     data::{DataSets, Streams},
     names::{CONFIG, MODEL, OPTIONS},
 };
@@ -146,10 +148,7 @@ impl Run {
             }
         }
         write_whole(&directory.join(MODEL), model.to_json().as_bytes())?;
-        let mut config = new.config;
-        if let Some(mesh) = &new.speed_on {
-            config.laep.speed = Some(SpeedModel::measure(&model, mesh, config.work())?);
-        }
+        let config = new.config;
         let directory = directory.to_path_buf();
         let run = Self { directory, config, model, data, is_changed: false, lock: None };
         // Last, since a directory with this file is a run that can be resumed.
@@ -262,24 +261,31 @@ impl Run {
     ///
     /// If the run's tokens or its latest checkpoint are damaged.
     pub fn trainer(&self, device: &Device) -> Result<Trainer<YuanModel>, TrainError> {
-        self.trainer_at(device, Ok)
-    }
-
-    /// The same on a mesh of devices: any whose rows have no more devices than each layer has
-    /// experts. Where the groups of the run cannot be spread over them in equal parts
-    /// ([`check_mesh`](crate::check_mesh)), its devices have unequal loads.
-    ///
-    /// # Errors
-    ///
-    /// As [`trainer`](Self::trainer), or that there are too few rows or experts for the devices.
-    pub fn trainer_on_mesh(&self, mesh: &DeviceMesh) -> Result<Trainer<MeshModel>, TrainError> {
-        check_rows(&self.config, mesh)?;
-        self.trainer_at(mesh, |model| Ok(MeshModel::distribute(&model, mesh)?))
+        // Before anything is read that another process may be about to change.
+        let _lock = RunLock::take(&self.directory)?;
+        let config = self.with_speed(self.current_config()?, device, None)?;
+        let streams = self.streams(&config)?;
+        let trainer = match Checkpoint::latest(&self.directory)? {
+            Some(checkpoint) => {
+                Trainer::resume(config, &self.directory, device, &checkpoint, streams)
+                    .map_err(|error| self.with_way_out(error, &checkpoint))?
+            }
+            None if tells_of_checkpoints(&self.directory) => {
+                return Err(TrainError::CheckpointsGone(self.directory.clone()));
+            }
+            None => {
+                let model = fresh_model(&self.model, config.seed, device)?;
+                Trainer::new(config, &self.directory, device, model, streams)?
+            }
+        };
+        let trainer = trainer.with_callback(MetricsFile::default())?;
+        self.write_current(trainer.config())?;
+        Ok(trainer)
     }
 
     /// The same on one of several ranks, with its device; all of them call it together. The first
-    /// one writes the files of the run. A fresh model is drawn on the first rank's device, which must
-    /// hold all of it for a moment.
+    /// one writes the files of the run. A fresh model is drawn on the first rank's device, parameter by
+    /// parameter.
     ///
     /// # Errors
     ///
@@ -290,13 +296,14 @@ impl Run {
         device: &Device,
         ranks: &Ranks,
     ) -> Result<Trainer<YuanModel>, TrainError> {
-        ranks.share(self.config.batch_size)?;
+        check_rows(&self.config, ranks.grid())?;
         let is_first = ranks.world().is_first();
         // Before anything is read that another process may be about to change.
         let lock = if is_first { Some(RunLock::take(&self.directory)?) } else { None };
         ranks.world().barrier()?;
         let config = self.current_config()?;
         ranks.world().agree("settings of the run", text_of(&config).as_bytes())?;
+        let config = self.with_speed(config, device, Some(ranks))?;
         let streams = self.streams(&config)?;
         let latest = Checkpoint::latest(&self.directory)?;
         let step = latest.as_ref().map_or(0, |latest| latest.step);
@@ -313,10 +320,10 @@ impl Run {
             None => {
                 let empty = YuanModel::new_on_rank(&self.model, ranks, device)?;
                 let whole = match is_first {
-                    true => Some(fresh_model(&self.model, config.seed, &device.clone().inner())?),
+                    true => Some(undrawn_model(&self.model, config.seed, &device.clone().inner())?),
                     false => None,
                 };
-                let model = empty.filled_from_first(whole.as_ref())?;
+                let model = empty.filled_from_first(whole)?;
                 Trainer::new(config, &self.directory, device, model, streams)?
             }
         };
@@ -324,13 +331,28 @@ impl Run {
         match is_first {
             true => {
                 let trainer = trainer.with_callback(MetricsFile::default())?;
-                if self.is_changed {
-                    self.write_config()?;
-                }
+                self.write_current(trainer.config())?;
                 Ok(trainer)
             }
             false => Ok(trainer),
         }
+    }
+
+    /// Measures what the devices sustain, if the run wants predictions of speed and was not measured
+    /// on as many ranks yet; the same numbers on all of them.
+    fn with_speed(
+        &self,
+        mut config: TrainConfig,
+        device: &Device,
+        ranks: Option<&Ranks>,
+    ) -> Result<TrainConfig, TrainError> {
+        let grid = ranks.map_or(Grid::ONE, Ranks::grid);
+        let laep = &mut config.laep;
+        if laep.predict_speed && !laep.speed.as_ref().is_some_and(|speed| speed.is_of(grid)) {
+            let work = config.work();
+            config.laep.speed = Some(SpeedModel::measure(&self.model, device, ranks, work)?);
+        }
+        Ok(config)
     }
 
     /// The settings as they are now: another process may have changed them since this one opened the
@@ -342,43 +364,20 @@ impl Run {
         }
     }
 
+    /// Writes down the settings that a trainer begins with, if they are not those that the run has.
+    fn write_current(&self, config: &TrainConfig) -> Result<(), TrainError> {
+        match self.is_changed || *config != self.config {
+            true => Self { config: config.clone(), ..self.clone() }.write_config(),
+            false => Ok(()),
+        }
+    }
+
     fn streams(&self, config: &TrainConfig) -> Result<Streams, TrainError> {
         let eod = self.model.tokens.eod.ok_or_else(|| {
             let path = self.directory.join(MODEL);
             TrainError::Damaged { path, reason: "eod_token_id is missing".into() }
         })?;
         self.data.streams(&self.directory, config, eod, self.model.vocab_size)
-    }
-
-    /// `spread` brings a fresh model to where it is trained.
-    fn trainer_at<M: LanguageModel>(
-        &self,
-        place: &M::Place,
-        spread: impl FnOnce(YuanModel) -> Result<M, TrainError>,
-    ) -> Result<Trainer<M>, TrainError> {
-        // Before anything is read that another process may be about to change.
-        let _lock = RunLock::take(&self.directory)?;
-        let config = self.current_config()?;
-        let streams = self.streams(&config)?;
-        let trainer = match Checkpoint::latest(&self.directory)? {
-            Some(checkpoint) => {
-                Trainer::resume(config, &self.directory, place, &checkpoint, streams)
-                    .map_err(|error| self.with_way_out(error, &checkpoint))?
-            }
-            None if tells_of_checkpoints(&self.directory) => {
-                return Err(TrainError::CheckpointsGone(self.directory.clone()));
-            }
-            None => {
-                let home = &place.devices()[0];
-                let model = spread(fresh_model(&self.model, config.seed, home)?)?;
-                Trainer::new(config, &self.directory, place, model, streams)?
-            }
-        };
-        let trainer = trainer.with_callback(MetricsFile::default())?;
-        if self.is_changed {
-            self.write_config()?;
-        }
-        Ok(trainer)
     }
 }
 
@@ -423,7 +422,12 @@ pub fn fresh_model(
     seed: u64,
     device: &Device,
 ) -> Result<YuanModel, TrainError> {
+    Ok(named::initialized(undrawn_model(config, seed, device)?))
+}
+
+/// The same before any of its weights is drawn, which their first use does.
+fn undrawn_model(config: &YuanConfig, seed: u64, device: &Device) -> Result<YuanModel, TrainError> {
     // The seed of the first step (`trainer::step`); another one changes the weights of every run.
     device.seed(seed.wrapping_add(1));
-    Ok(named::initialized(YuanModel::new(config, device)?))
+    Ok(YuanModel::new(config, device)?)
 }

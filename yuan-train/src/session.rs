@@ -56,7 +56,7 @@ impl<M: Module> Session<M> {
     }
 
     /// Cuts the model and, by the same selections, the moments; returns the bytes that went from
-    /// one device to another.
+    /// one rank to another.
     pub(crate) fn cut(
         &mut self,
         cut: impl FnOnce(M) -> Result<(M, Vec<Selection>), RefusedCut<M>>,
@@ -78,7 +78,7 @@ impl<M: Module> Session<M> {
     }
 }
 
-/// Bytes of a cut model's parameters that came from other devices.
+/// Bytes of a cut model's parameters that came from other ranks.
 fn bytes_moved<M: Module>(model: &M, selections: &[Selection]) -> u64 {
     if selections.iter().all(|selection| selection.moved == 0) {
         return 0;

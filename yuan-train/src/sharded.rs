@@ -5,16 +5,19 @@
 //! added up part by part where each part belongs (reduce-scatter), the part is updated there, and
 //! the updated parts are put together again on every rank (all-gather).
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    ops::Range,
+};
 
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId},
     optim::GradientsParams,
-    tensor::{DType, Tensor},
+    tensor::{DType, Tensor, TensorData},
 };
 use yuan_model::{
     named::{self, StoredParameter},
-    ops,
+    ops::{self, PendingSums},
     ranks::{Communicator, RankError, Ranks},
     with_value,
 };
@@ -33,9 +36,8 @@ pub(crate) type Parts = Vec<(ParamId, Tensor<1>)>;
 impl Holders {
     /// Those of a model that is spread over ranks, with the parameters that this one holds.
     pub fn new(ranks: &Ranks, stored: &[StoredParameter]) -> Self {
-        let spread = stored.iter().filter(|parameter| parameter.parts.len() > 1);
-        let own = spread.flat_map(|parameter| parameter.parts.iter().flat_map(|part| &part.copies));
-        Self { spread: own.copied().collect(), ranks: ranks.clone() }
+        let spread = stored.iter().filter(|parameter| parameter.is_spread());
+        Self { spread: spread.map(|parameter| parameter.id).collect(), ranks: ranks.clone() }
     }
 
     pub fn ranks(&self) -> &Ranks {
@@ -50,22 +52,6 @@ impl Holders {
         }
     }
 
-    /// Adds up the gradients of the parameters that learn, by their paths, over the ranks that hold
-    /// them. A gradient that is missing is zero, as it would be if all tokens were on one device.
-    pub fn sum_gradients<M: Module>(
-        &self,
-        model: &M,
-        gradients: GradientsParams,
-        learns: impl Fn(&str) -> bool,
-    ) -> Parts {
-        let names = named::parameter_names(model).into_iter();
-        let learning: HashSet<ParamId> =
-            names.filter(|name| learns(&name.path)).map(|name| name.id).collect();
-        let mut flat = Flat { gradients, learning, found: Vec::new(), holders: self };
-        model.visit(&mut flat);
-        self.in_groups(flat.found, ops::reduce_scatter)
-    }
-
     /// Square of the global norm of the gradients, each element counted once.
     ///
     /// # Errors
@@ -75,36 +61,46 @@ impl Holders {
         Ok(self.ranks.world().sum(&[own])?[0])
     }
 
-    /// Calls a collective with as many tensors at once as memory allows, group by group.
-    fn in_groups(
-        &self,
-        tensors: Parts,
-        collective: fn(Vec<Tensor<1>>, &Communicator) -> Vec<Tensor<1>>,
-    ) -> Parts {
-        let order: Vec<ParamId> = tensors.iter().map(|(id, _)| *id).collect();
+    /// Cuts tensors into as few lists as memory allows, each of tensors with one group.
+    fn in_groups(&self, tensors: Parts) -> Vec<(&Communicator, Parts)> {
         let (spread, whole): (Parts, Parts) =
             tensors.into_iter().partition(|(id, _)| self.spread.contains(id));
-        let mut done = HashMap::new();
+        let mut lists: Vec<(&Communicator, Parts)> = Vec::new();
         for (tensors, group) in [(whole, self.ranks.world()), (spread, self.ranks.column())] {
-            let (mut ids, mut list, mut elements) = (Vec::new(), Vec::new(), 0);
-            let mut flush = |ids: &mut Vec<ParamId>, list: &mut Vec<Tensor<1>>| {
-                let results = collective(std::mem::take(list), group);
-                done.extend(ids.drain(..).zip(results));
-            };
+            let (mut list, mut elements) = (Vec::new(), 0);
             for (id, tensor) in tensors {
                 let more = tensor.dims()[0];
                 if elements + more > AT_ONCE && !list.is_empty() {
-                    flush(&mut ids, &mut list);
+                    lists.push((group, std::mem::take(&mut list)));
                     elements = 0;
                 }
                 elements += more;
-                ids.push(id);
-                list.push(tensor);
+                list.push((id, tensor));
             }
-            flush(&mut ids, &mut list);
+            if !list.is_empty() {
+                lists.push((group, list));
+            }
         }
-        let take = |id| (id, done.remove(&id).expect("every tensor has a result"));
-        order.into_iter().map(take).collect()
+        lists
+    }
+
+    /// The elements of a parameter, counted through all of it, that this rank updates.
+    pub fn own_elements(&self, parameter: &StoredParameter) -> Range<usize> {
+        let (group, held) = (self.group(parameter.id), parameter.elements());
+        let part = held.len().div_ceil(group.size());
+        let start = (held.start + group.rank() * part).min(held.end);
+        start..(start + part).min(held.end)
+    }
+
+    /// Those elements with the zeros behind them that make all parts equally long.
+    pub fn filled_up(&self, parameter: &StoredParameter, own: TensorData) -> TensorData {
+        let part = parameter.elements().len().div_ceil(self.group(parameter.id).size());
+        if own.num_elements() == part {
+            return own;
+        }
+        let (dtype, mut bytes) = (own.dtype(), own.as_bytes().to_vec());
+        bytes.resize(part * dtype.size(), 0);
+        TensorData::from_bytes_vec(bytes, [part], dtype)
     }
 
     /// The part of a flat tensor that belongs to this rank; behind its end there are zeros.
@@ -118,10 +114,21 @@ impl Holders {
         }
     }
 
-    /// Whole flat tensors of the parts that the ranks hold, of the lengths that are given.
+    /// Whole flat tensors of the parts that the ranks hold, of the lengths that are given, in some
+    /// order.
     pub fn whole(&self, parts: Parts, lengths: &[usize]) -> Parts {
-        let whole = self.in_groups(parts, ops::all_gather).into_iter().zip(lengths);
-        whole.map(|((id, flat), &length)| (id, flat.slice_dim(0, 0..length))).collect()
+        let lengths: HashMap<ParamId, usize> =
+            parts.iter().zip(lengths).map(|((id, _), &length)| (*id, length)).collect();
+        let mut whole = Vec::with_capacity(parts.len());
+        for (group, list) in self.in_groups(parts) {
+            let (ids, tensors): (Vec<_>, Vec<_>) = list.into_iter().unzip();
+            for (id, flat) in ids.into_iter().zip(ops::all_gather(tensors, group)) {
+                let length = lengths[&id];
+                let is_padded = flat.dims()[0] > length;
+                whole.push((id, if is_padded { flat.slice_dim(0, 0..length) } else { flat }));
+            }
+        }
+        whole
     }
 
     /// Gives every parameter its new value, of which each rank has made its part.
@@ -152,29 +159,113 @@ fn padded(flat: Tensor<1>, of: usize) -> Tensor<1> {
     }
 }
 
-/// Takes the gradients of all parameters that learn.
-struct Flat<'a> {
-    gradients: GradientsParams,
-    learning: HashSet<ParamId>,
-    found: Parts,
+/// Gradients that are added up over the ranks while others are still to come.
+pub(crate) struct Sums<'a> {
     holders: &'a Holders,
+    /// Parameters that learn, of which no gradient came yet.
+    missing: HashSet<ParamId>,
+    /// What is on its way, the oldest first, with whose sums it is.
+    pending: VecDeque<(Vec<ParamId>, PendingSums)>,
+    done: HashMap<ParamId, Tensor<1>>,
 }
 
-impl ModuleVisitor for Flat<'_> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let gradient = self.gradients.remove::<D>(param.id);
-        let value = param.val();
-        if !self.learning.contains(&param.id) || !value.is_require_grad() {
-            return;
-        }
-        let gradient = match gradient {
-            Some(gradient) => gradient.flatten::<1>(0, D - 1),
-            None => {
-                Tensor::zeros([param.shape().num_elements()], (&value.device().inner(), DType::F32))
+/// Lists that are on their way at once: what they are made from is kept in memory.
+const ON_THE_WAY: usize = 4;
+
+impl<'a> Sums<'a> {
+    /// Those of the parameters that learn, by their paths.
+    pub fn new<M: Module>(holders: &'a Holders, model: &M, learns: impl Fn(&str) -> bool) -> Self {
+        let names = named::parameter_names(model).into_iter();
+        let learning = names.filter(|name| learns(&name.path)).map(|name| name.id).collect();
+        let mut trained = Trained { learning, found: HashSet::new() };
+        model.visit(&mut trained);
+        let (pending, done) = (VecDeque::new(), HashMap::new());
+        Self { holders, missing: trained.found, pending, done }
+    }
+
+    /// Takes the gradients of some parameters, the same ones on every rank.
+    pub fn add<M: Module>(&mut self, model: &M, gradients: GradientsParams) {
+        let mut flat = Flat { gradients, sums: self, found: Vec::new() };
+        model.visit(&mut flat);
+        let found = flat.found;
+        self.begin(found);
+    }
+
+    fn begin(&mut self, gradients: Parts) {
+        for (group, list) in self.holders.in_groups(gradients) {
+            let (ids, tensors) = list.into_iter().unzip();
+            self.pending.push_back((ids, ops::reduce_scatter(tensors, group)));
+            while self.pending.len() > ON_THE_WAY {
+                self.finish_oldest();
             }
-        };
-        let group = self.holders.group(param.id);
-        self.found.push((param.id, padded(gradient, group.size())));
+        }
+    }
+
+    fn finish_oldest(&mut self) {
+        if let Some((ids, sums)) = self.pending.pop_front() {
+            self.done.extend(ids.into_iter().zip(sums.wait()));
+        }
+    }
+
+    /// The part of every sum that this rank updates, in the order of the parameters. A gradient that
+    /// is missing is zero, as it would be if all tokens were on one device.
+    pub fn finish<M: Module>(mut self, model: &M) -> Parts {
+        let mut zeros = Zeros { missing: std::mem::take(&mut self.missing), found: Vec::new() };
+        model.visit(&mut zeros);
+        let padded = |(id, zeros)| (id, padded(zeros, self.holders.group(id).size()));
+        let zeros = zeros.found.into_iter().map(padded).collect();
+        self.begin(zeros);
+        while !self.pending.is_empty() {
+            self.finish_oldest();
+        }
+        let names = named::parameter_names(model).into_iter();
+        names.filter_map(|name| Some((name.id, self.done.remove(&name.id)?))).collect()
+    }
+}
+
+/// The parameters of some that want gradients.
+struct Trained {
+    learning: HashSet<ParamId>,
+    found: HashSet<ParamId>,
+}
+
+impl ModuleVisitor for Trained {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if self.learning.contains(&param.id) && param.val().is_require_grad() {
+            self.found.insert(param.id);
+        }
+    }
+}
+
+/// Takes the gradients that are there of parameters that learn.
+struct Flat<'a, 'b> {
+    gradients: GradientsParams,
+    sums: &'a mut Sums<'b>,
+    found: Parts,
+}
+
+impl ModuleVisitor for Flat<'_, '_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let Some(gradient) = self.gradients.remove::<D>(param.id) else { return };
+        if self.sums.missing.remove(&param.id) {
+            let group = self.sums.holders.group(param.id);
+            self.found.push((param.id, padded(gradient.flatten::<1>(0, D - 1), group.size())));
+        }
+    }
+}
+
+/// Makes gradients of zeros.
+struct Zeros {
+    missing: HashSet<ParamId>,
+    found: Parts,
+}
+
+impl ModuleVisitor for Zeros {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if self.missing.contains(&param.id) {
+            let on = (&param.val().device().inner(), DType::F32);
+            self.found.push((param.id, Tensor::zeros([param.shape().num_elements()], on)));
+        }
     }
 }
 

@@ -8,7 +8,11 @@ use yuan_laep::{
     LayerPlan, PrunePlan,
     efficiency::{Cluster, DeviceSpeed, ModelShape, PlacedLayer},
 };
-use yuan_model::{DeviceMesh, Precision, YuanConfig, ops};
+use yuan_model::{
+    Precision, YuanConfig,
+    ops::{self, RowsToRanks},
+    ranks::{Communicator, Grid, Ranks, evenly},
+};
 
 use crate::TrainError;
 
@@ -19,7 +23,7 @@ pub struct SpeedModel {
     pub cluster: Cluster,
     /// The model.
     pub shape: ModelShape,
-    /// Devices that share the experts of a layer; each holds as many of a plan's groups.
+    /// Ranks that share the experts of a layer; each holds as many of a plan's groups.
     #[serde(default = "one")]
     pub sharing: usize,
 }
@@ -44,28 +48,29 @@ fn one() -> usize {
 }
 
 impl SpeedModel {
-    /// Measures what the devices of a mesh and the link between them sustain now, for a model that
-    /// is trained there.
+    /// Measures what this device sustains now, for a model that is trained there; over ranks, which
+    /// all call it together, what the slowest of them does and the links between them.
     ///
     /// # Errors
     ///
-    /// If a device fails.
+    /// If a device fails, or a rank is gone.
     pub fn measure(
         model: &YuanConfig,
-        mesh: &DeviceMesh,
+        device: &Device,
+        ranks: Option<&Ranks>,
         work: StepWork,
     ) -> Result<Self, TrainError> {
-        let devices: Vec<Device> =
-            mesh.devices().iter().map(|device| device.clone().inner()).collect();
-        let mut device = measure_device(&devices[0], work.precision.dtype())?;
-        if let [first, .., last] = &devices[..] {
-            device.link_bandwidth = measure_link(first, last)?;
+        let (device, grid) = (device.clone().inner(), ranks.map_or(Grid::ONE, Ranks::grid));
+        let mut speed = measure_device(&device, work.precision.dtype())?;
+        if let Some(ranks) = ranks.filter(|_| grid.size() > 1) {
+            speed.link_bandwidth = measure_links(&device, ranks.world())?;
+            speed = slowest(speed, ranks.world())?;
         }
         let cluster = Cluster {
-            device,
-            tokens_per_device: (work.batch_size * work.seq_len) as f64 / devices.len() as f64,
+            device: speed,
+            tokens_per_device: (work.batch_size * work.seq_len) as f64 / grid.size() as f64,
             micro_batches: work.accumulation as f64,
-            data_parallel: mesh.data() as f64,
+            data_parallel: grid.data() as f64,
             passes: if work.recompute { 4.0 } else { 3.0 },
             weight_bytes: 4.0,
             // Value, both moments and gradient are read, value and moments written.
@@ -75,8 +80,13 @@ impl SpeedModel {
         Ok(Self {
             cluster,
             shape: model_shape(model, work.seq_len, row_bytes),
-            sharing: mesh.expert(),
+            sharing: grid.expert(),
         })
+    }
+
+    /// Whether it was measured on ranks of this shape.
+    pub fn is_of(&self, grid: Grid) -> bool {
+        (self.cluster.data_parallel, self.sharing) == (grid.data() as f64, grid.expert())
     }
 
     /// Seconds of a step with the experts of every layer as `placed` says.
@@ -140,21 +150,42 @@ pub fn measure_device(device: &Device, dtype: FloatDType) -> Result<DeviceSpeed,
     Ok(DeviceSpeed { flops: flops?, memory_bandwidth: memory_bandwidth?, link_bandwidth: f64::MAX })
 }
 
-/// Bytes a second from one device to another, measured with 64 MB, waiting included.
+/// Bytes a second that leave each of the ranks when all of them send 64 MB to all others at once,
+/// waiting included. All ranks call it together.
 ///
 /// # Errors
 ///
-/// If a device fails.
-pub fn measure_link(from: &Device, to: &Device) -> Result<f64, TrainError> {
-    let source = Tensor::<2>::full([1 << 12, 1 << 12], 0.5, from);
+/// If the device fails, or a rank is gone.
+pub fn measure_links(device: &Device, group: &Communicator) -> Result<f64, TrainError> {
+    const ROWS: usize = 1 << 12;
+    let counts = evenly(ROWS, group.size());
+    let to = RowsToRanks {
+        group: group.clone(),
+        send: counts.clone(),
+        receive: vec![counts[group.rank()]; group.size()],
+    };
+    let source = Tensor::<2>::full([ROWS, 1 << 12], 0.5, device);
     finish(source.clone())?;
     let mut seconds = f64::INFINITY;
     for _ in 0..4 {
+        group.barrier()?;
         let start = Instant::now();
-        finish(ops::transfer(source.clone(), to))?;
+        finish(ops::all_to_all(source.clone(), to.clone()))?;
         seconds = seconds.min(start.elapsed().as_secs_f64());
     }
-    Ok(f64::from(1 << 26) / seconds)
+    let sent = ROWS - counts[group.rank()];
+    Ok((sent << 14) as f64 / seconds)
+}
+
+/// What the slowest rank sustains in everything.
+fn slowest(speed: DeviceSpeed, world: &Communicator) -> Result<DeviceSpeed, TrainError> {
+    let DeviceSpeed { flops, memory_bandwidth, link_bandwidth } = speed;
+    let own = [flops, memory_bandwidth, link_bandwidth].map(f64::to_bits);
+    let all = world.gather_counts(&own)?;
+    let least = |index: usize| {
+        all.iter().map(|rank| f64::from_bits(rank[index])).fold(f64::INFINITY, f64::min)
+    };
+    Ok(DeviceSpeed { flops: least(0), memory_bandwidth: least(1), link_bandwidth: least(2) })
 }
 
 /// Waits for a result by reading one number of it.

@@ -7,14 +7,16 @@ use std::{
     time::Instant,
 };
 
+use burn::tensor::Device;
 use serde_json::Value;
 use yuan_files::remove_leftovers_in;
 use yuan_model::{RefusedCut, Selection, ranks::Ranks};
 
 use crate::{
-    AdamW, Callback, Checkpoint, CheckpointState, Event, LanguageModel, Learns, LossOptions, Place,
+    AdamW, Callback, Checkpoint, CheckpointState, Event, LanguageModel, Learns, LossOptions,
     StepMetrics, TrainConfig, TrainError,
     callback::schedule::{CheckpointEvery, ValidateEvery},
+    checkpoint::Writing,
     data::{Row, RowStream, Streams},
     language_model::optimizer_for,
     run::{check, check::CHANGEABLE_SETTINGS, lock::RunLock},
@@ -62,8 +64,10 @@ pub struct Trainer<M: LanguageModel> {
     lock: Option<RunLock>,
     /// Whether there is a state to go back to.
     has_snapshot: bool,
-    place: M::Place,
+    device: Device,
     session: Session<M>,
+    /// The checkpoint that is being written beside the training.
+    writing: Option<Writing>,
     train: RowStream,
     /// Sets that are measured on, by name, with their shares.
     validation: Vec<(String, f64, RowStream)>,
@@ -82,9 +86,8 @@ pub struct Trainer<M: LanguageModel> {
 
 impl<M: LanguageModel> Trainer<M> {
     /// A run from the start; the trainer writes into `run_dir`, which no other process may use as
-    /// long as the trainer lives. `place` is a device that computes gradients
-    /// (`device.autodiff()`), or a mesh of them, and holds `model`. `streams` are the rows to train
-    /// on and to validate with.
+    /// long as the trainer lives. `device` computes gradients (`device.autodiff()`) and holds `model`.
+    /// `streams` are the rows to train on and to validate with.
     ///
     /// # Errors
     ///
@@ -92,14 +95,14 @@ impl<M: LanguageModel> Trainer<M> {
     pub fn new(
         config: TrainConfig,
         run_dir: &Path,
-        place: &M::Place,
+        device: &Device,
         model: M,
         streams: impl Into<Streams>,
     ) -> Result<Self, TrainError> {
         config.validate()?;
         let optimizer = optimizer_for(&config.optimizer, &model);
         let session = Session::new(model, optimizer);
-        Self::open(config, run_dir, place, session, streams.into(), CheckpointState::default())
+        Self::open(config, run_dir, device, session, streams.into(), CheckpointState::default())
     }
 
     /// A run that goes on from a checkpoint: model, optimizer, data position and callbacks.
@@ -110,11 +113,11 @@ impl<M: LanguageModel> Trainer<M> {
     pub fn resume(
         config: TrainConfig,
         run_dir: &Path,
-        place: &M::Place,
+        device: &Device,
         checkpoint: &Checkpoint,
         streams: impl Into<Streams>,
     ) -> Result<Self, TrainError> {
-        Self::resume_at(config, run_dir, place, None, checkpoint, streams)
+        Self::resume_at(config, run_dir, device, None, checkpoint, streams)
     }
 
     /// The same on one of several ranks, which all call it; the checkpoint may be one of any other
@@ -126,38 +129,39 @@ impl<M: LanguageModel> Trainer<M> {
     pub fn resume_on_rank(
         config: TrainConfig,
         run_dir: &Path,
-        place: &M::Place,
+        device: &Device,
         ranks: &Ranks,
         checkpoint: &Checkpoint,
         streams: impl Into<Streams>,
     ) -> Result<Self, TrainError> {
-        Self::resume_at(config, run_dir, place, Some(ranks), checkpoint, streams)
+        Self::resume_at(config, run_dir, device, Some(ranks), checkpoint, streams)
     }
 
     fn resume_at(
         config: TrainConfig,
         run_dir: &Path,
-        place: &M::Place,
+        device: &Device,
         ranks: Option<&Ranks>,
         checkpoint: &Checkpoint,
         streams: impl Into<Streams>,
     ) -> Result<Self, TrainError> {
         config.validate()?;
-        let (model, optimizer, state) = checkpoint.load_at::<M>(&config.optimizer, place, ranks)?;
+        let (model, optimizer, state) =
+            checkpoint.load_at::<M>(&config.optimizer, device, ranks)?;
         let session = Session::new(model, optimizer);
-        Self::open(config, run_dir, place, session, streams.into(), state)
+        Self::open(config, run_dir, device, session, streams.into(), state)
     }
 
     fn open(
         config: TrainConfig,
         run_dir: &Path,
-        place: &M::Place,
+        device: &Device,
         session: Session<M>,
         Streams { train, validation }: Streams,
         state: CheckpointState,
     ) -> Result<Self, TrainError> {
         let dtype = config.precision.dtype();
-        if !place.devices().iter().all(|device| device.supports_dtype(dtype)) {
+        if !device.supports_dtype(dtype) {
             return Err(TrainError::Precision(dtype));
         }
         fs::create_dir_all(run_dir).map_err(TrainError::io("create", run_dir))?;
@@ -170,8 +174,9 @@ impl<M: LanguageModel> Trainer<M> {
             run_dir: run_dir.to_path_buf(),
             lock,
             has_snapshot: Checkpoint::has_snapshot(run_dir),
-            place: place.clone(),
+            device: device.clone(),
             session,
+            writing: None,
             train,
             validation,
             callbacks: Vec::new(),
@@ -217,7 +222,7 @@ impl<M: LanguageModel> Trainer<M> {
                 (name.to_owned(), value.map_or_else(|| "never".to_owned(), Value::to_string))
             })
             .collect();
-        let devices = self.ranks().map_or(self.place.devices().len(), |all| all.world().size());
+        let devices = self.ranks().map_or(1, |ranks| ranks.world().size());
         values.insert("devices".into(), devices.to_string());
         values
     }
@@ -291,7 +296,7 @@ impl<M: LanguageModel> Trainer<M> {
     }
 
     /// Cuts or rearranges the model and, by the selections that `cut` returns, the optimizer's
-    /// moments; returns the bytes that went from one device to another. In a run it is a callback
+    /// moments; returns the bytes that went from one rank to another. In a run it is a callback
     /// that does this ([`Context::cut`](crate::Context::cut)).
     ///
     /// # Errors
@@ -317,9 +322,9 @@ impl<M: LanguageModel> Trainer<M> {
     /// If the device fails, or the batch does not fit the devices.
     pub fn train_step(&mut self) -> Result<StepOutcome, TrainError> {
         let started = Instant::now();
-        let (devices, config) = (self.place.devices(), &self.config);
+        let (device, config) = (&self.device, &self.config);
         let position = step::Position { step: self.step, learns: self.learns };
-        let taken = step::take(&mut self.session, &devices, &mut self.train, config, position)?;
+        let taken = step::take(&mut self.session, device, &mut self.train, config, position)?;
         let StepOutcome::Taken(metrics) = taken else { return Ok(taken) };
         self.step = metrics.step;
         let seconds = started.elapsed().as_secs_f64();
@@ -340,7 +345,7 @@ impl<M: LanguageModel> Trainer<M> {
     fn validate_sets(&mut self) -> Result<Validated, TrainError> {
         let model = self.session.model().valid();
         let ranks = self.ranks().cloned();
-        let device = self.place.devices()[0].clone().inner();
+        let device = self.device.clone().inner();
         let options = LossOptions { precision: self.config.precision, ..LossOptions::default() };
         let (mut total, mut shares, mut sets) = (0.0, 0.0, BTreeMap::new());
         for (name, share, stream) in &mut self.validation {

@@ -1,11 +1,10 @@
-//! A run that cannot hang: it ends when a device is lost or nothing moves any more.
+//! A run that cannot hang: it ends when a rank is lost or nothing moves any more.
 //!
-//! A dead process is seen by its port within seconds; one that is stopped, or a link that swallows
+//! A dead process is seen by its connection at once; one that is stopped, or a link that swallows
 //! everything, by a time without an event. The run itself may then be stuck in a device for ever,
 //! so it has a thread of its own that is left behind.
 
 use std::{
-    net::{TcpStream, ToSocketAddrs},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
@@ -23,8 +22,6 @@ use crate::{Callback, Event, TrainError};
 /// What a run is watched for.
 #[derive(Debug, Clone)]
 pub struct Watch {
-    /// Addresses of the processes that serve its devices, `host:port`.
-    pub servers: Vec<String>,
     /// The ranks that train together with this one, if there are any.
     pub ranks: Option<Communicator>,
     /// Longest time without any event of the run; the first step compiles, and a validation is one
@@ -47,10 +44,9 @@ impl<M> Callback<M> for Pulse {
     }
 }
 
-/// How often the servers are looked at, and how long one may take to accept a connection.
+/// How often the ranks are looked at.
 const INTERVAL: Duration = Duration::from_millis(500);
-const ANSWER: Duration = Duration::from_secs(5);
-/// What a run gets to end with an error of its own once a server is gone.
+/// What a run gets to end with an error of its own once a rank is gone.
 const GRACE: Duration = Duration::from_secs(5);
 
 impl Watch {
@@ -59,7 +55,7 @@ impl Watch {
     ///
     /// # Errors
     ///
-    /// Those of `run`; [`TrainError::Lost`] if a server is gone, if there was no event for too
+    /// Those of `run`; [`TrainError::Lost`] if a rank is gone, if there was no event for too
     /// long, or if the run panicked, which devices make it do when they fail in the middle of an
     /// operation.
     pub fn supervise<T, E>(
@@ -82,13 +78,7 @@ impl Watch {
         let (mut count, mut since) = (0, Instant::now());
         loop {
             match wait.recv_timeout(INTERVAL) {
-                Ok(Ok(value)) => return Ok(value),
-                // An error is most likely that of a server that is gone, which says more; a rank
-                // that fails itself is left by the others.
-                Ok(Err(error)) if self.ranks.is_some() => return Err(error),
-                Ok(Err(error)) => {
-                    return Err(self.gone().map_or(error, |gone| TrainError::Lost(gone).into()));
-                }
+                Ok(result) => return result,
                 Err(RecvTimeoutError::Disconnected) => {
                     return Err(TrainError::Lost("the run ended without a result".into()).into());
                 }
@@ -113,17 +103,8 @@ impl Watch {
     }
 
     fn gone(&self) -> Option<String> {
-        if let Some(rank) = self.ranks.as_ref().and_then(Communicator::lost) {
-            return Some(RankError::Gone { rank }.to_string());
-        }
-        let answers = |server: &&String| {
-            let addresses = server.to_socket_addrs();
-            addresses.is_ok_and(|mut addresses| {
-                addresses.any(|address| TcpStream::connect_timeout(&address, ANSWER).is_ok())
-            })
-        };
-        let gone = self.servers.iter().find(|server| !answers(server));
-        gone.map(|server| format!("the device served at {server} does not answer any more"))
+        let rank = self.ranks.as_ref().and_then(Communicator::lost)?;
+        Some(RankError::Gone { rank }.to_string())
     }
 }
 
@@ -138,7 +119,6 @@ fn message(panic: &(dyn std::any::Any + Send)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::TcpListener;
 
     const PATIENT: Duration = Duration::from_secs(600);
 
@@ -151,7 +131,7 @@ mod tests {
 
     #[test]
     fn what_a_run_returns_is_returned() {
-        let watch = Watch { servers: Vec::new(), ranks: None, patience: PATIENT };
+        let watch = Watch { ranks: None, patience: PATIENT };
         assert_eq!(watch.supervise(|_| Ok::<_, TrainError>(7)).unwrap(), 7);
         let error = watch
             .supervise::<(), TrainError>(|_| Err(TrainError::Device("no".into())))
@@ -162,24 +142,11 @@ mod tests {
 
     #[test]
     fn a_run_that_is_stuck_is_left_behind() {
-        let watch = Watch { servers: Vec::new(), ranks: None, patience: Duration::from_millis(1) };
+        let watch = Watch { ranks: None, patience: Duration::from_millis(1) };
         let (_keep, forever) = channel::<()>();
         let reason = lost(
             watch.supervise::<(), TrainError>(move |_| forever.recv().map_err(|_| unreachable!())),
         );
         assert_eq!(reason, "nothing happened for 0 s: a device hangs");
-    }
-
-    #[test]
-    fn a_server_that_is_gone_ends_the_run() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let server = listener.local_addr().unwrap().to_string();
-        let watch = Watch { servers: vec![server.clone()], ranks: None, patience: PATIENT };
-        assert_eq!(watch.gone(), None);
-        let failed = watch.supervise::<(), TrainError>(move |_| {
-            drop(listener);
-            Err(TrainError::Device("connection reset".into()))
-        });
-        assert_eq!(lost(failed), format!("the device served at {server} does not answer any more"));
     }
 }

@@ -2,13 +2,13 @@
 //! which every rank makes its part. The ranks are threads here.
 
 mod support {
-    pub mod mesh;
+    pub mod ranks;
 }
 
 use std::{collections::HashMap, fs, path::Path};
 
 use burn::tensor::Device;
-use support::mesh::{
+use support::ranks::{
     TOLERANCE, assert_close, assert_same_story, fresh_model, home, model_config, open_on_one,
     state, story, streams, train_config, two_epochs_around_a_rearrangement,
 };
@@ -95,8 +95,12 @@ fn a_run_over_ranks_repeats_to_the_last_bit() {
     let saved = runs.each_ref().map(|run| {
         train_all(&config, run.path(), [2, 2]);
         let last = Checkpoint::latest(run.path()).unwrap().unwrap();
-        ["model.safetensors", "optimizer.safetensors"]
-            .map(|name| fs::read(last.path.join(name)).unwrap())
+        let mut files: Vec<_> =
+            fs::read_dir(&last.path).unwrap().map(|file| file.unwrap().path()).collect();
+        files.retain(|file| file.extension().is_some_and(|kind| kind == "safetensors"));
+        files.sort();
+        assert_eq!(files.len(), 8, "two of every rank");
+        files.into_iter().map(|file| fs::read(file).unwrap()).collect::<Vec<_>>()
     });
     assert!(saved[0] == saved[1]);
 }

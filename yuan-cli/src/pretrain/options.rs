@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, path::PathBuf};
 use clap::{ArgAction, Args};
 use yuan::{
     laep::{PruneLimits, PrunePlan, StabilityTest},
-    model::{BalanceLosses, RouterType, YuanConfig},
+    model::{BalanceLosses, RouterType, YuanConfig, ranks::Grid},
     toy,
     train::{Guard, LaepConfig, Learns, Precision, Recovery, Schedule, TrainConfig, Trigger},
 };
@@ -161,14 +161,14 @@ pub struct Options {
     rearrange_every: u64,
 
     /// Where to compute: flex, or another backend that this build has; several devices
-    /// (cuda:0,cuda:1, or ws://host:port of workers) share the batch and the experts
+    /// (cuda:0,cuda:1) share the batch and the experts
     #[arg(long, value_name = "DEVICES", default_value = "flex", value_delimiter = ',')]
     #[arg(help_heading = "Devices")]
     pub device: Vec<String>,
     /// Of several devices: rows that each hold all experts; the devices of a row share them
     #[arg(long, default_value_t = 1, value_name = "ROWS", help_heading = "Devices")]
     pub data_parallel: usize,
-    /// With several devices or workers: longest time without an event before the run is given up
+    /// With several devices: longest time without an event before the run is given up
     #[arg(long, default_value_t = 600, value_name = "SECONDS", help_heading = "Devices")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=crate::ranks::MOST_PATIENCE))]
     pub patience: u64,
@@ -181,7 +181,7 @@ pub struct Options {
     #[arg(long, help_heading = "Devices")]
     recompute: bool,
     /// No fast versions: every operation as plain Burn computes it, to tell whether a fast one is
-    /// to blame for something; a worker has its own --portable
+    /// to blame for something
     #[arg(long, help_heading = "Devices")]
     pub portable: bool,
 
@@ -190,8 +190,8 @@ pub struct Options {
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub run: Option<PathBuf>,
     /// Go on with a run from its latest checkpoint, by the options it was made with; only --steps,
-    /// --batch, --accumulation, --validate-every, --checkpoint-every, --groups, --multiple-of and the
-    /// devices may be others
+    /// --batch, --accumulation, --validate-every, --checkpoint-every, --async-checkpoint, --groups,
+    /// --multiple-of and the devices may be others
     #[arg(long, help_heading = "Output")]
     pub resume: bool,
     /// Steps between validations; 0: only at the end
@@ -200,6 +200,9 @@ pub struct Options {
     /// Steps between checkpoints; 0: only at the end
     #[arg(long, value_name = "STEPS", default_value_t = 60, help_heading = "Output")]
     checkpoint_every: u64,
+    /// Write checkpoints while training goes on, from a copy in main memory; default: on with CUDA
+    #[arg(long, value_name = "on|off", value_parser = ["on", "off"], help_heading = "Output")]
+    async_checkpoint: Option<String>,
 }
 
 impl Options {
@@ -217,7 +220,7 @@ impl Options {
     /// # Errors
     ///
     /// If the plan cannot be read.
-    pub fn train_config(&self, model: &YuanConfig) -> anyhow::Result<TrainConfig> {
+    pub fn train_config(&self, model: &YuanConfig, grid: Grid) -> anyhow::Result<TrainConfig> {
         let toy = toy::train_config();
         let present = |steps: u64| (steps != 0).then_some(steps);
         Ok(TrainConfig {
@@ -239,7 +242,11 @@ impl Options {
             seed: self.seed,
             validate_every: present(self.validate_every),
             checkpoint_every: present(self.checkpoint_every),
-            laep: self.laep_config(toy.laep, model)?,
+            async_checkpoint: match self.async_checkpoint.as_deref() {
+                Some(wanted) => wanted == "on",
+                None => self.device.iter().any(|name| name.starts_with("cuda")),
+            },
+            laep: self.laep_config(toy.laep, model, grid)?,
             balance: BalanceLosses {
                 auxiliary: self.aux_loss,
                 sequence: self.sequence_aux_loss,
@@ -252,8 +259,13 @@ impl Options {
         })
     }
 
-    fn laep_config(&self, toy: LaepConfig, model: &YuanConfig) -> anyhow::Result<LaepConfig> {
-        let groups = self.groups(toy.groups, model);
+    fn laep_config(
+        &self,
+        toy: LaepConfig,
+        model: &YuanConfig,
+        grid: Grid,
+    ) -> anyhow::Result<LaepConfig> {
+        let groups = self.groups(toy.groups, model, grid);
         let most = model.experts_per_layer.iter().max().copied().unwrap_or(0);
         let limits = self.limits.over(PruneLimits {
             multiple_of: groups,
@@ -276,21 +288,22 @@ impl Options {
             groups,
             rearrange_every: (self.rearrange_every != 0).then_some(self.rearrange_every),
             plan: self.plan()?,
+            // Measuring takes a moment, which only a prediction is worth.
+            predict_speed: !self.no_laep,
             speed: None,
             guard: self.guard.map(|margin| Guard { margin, steps: self.guard_steps }),
             recovery: self.recover,
         })
     }
 
-    /// The devices that share the experts, or as many as the toy has on one. A model whose experts
-    /// cannot be cut so, as one that was pruned before, has one group on one device.
-    fn groups(&self, on_one_device: usize, model: &YuanConfig) -> usize {
-        let sharing = self.device.len() / self.data_parallel.max(1);
+    /// The ranks that share the experts, or as many groups as the toy has on one device. A model whose
+    /// experts cannot be cut so, as one that was pruned before, has one group on one device.
+    fn groups(&self, on_one_device: usize, model: &YuanConfig, grid: Grid) -> usize {
         let mut experts = model.experts_per_layer.iter();
-        let default = match self.device.len() {
+        let default = match grid.size() {
             1 if experts.all(|experts| experts.is_multiple_of(on_one_device)) => on_one_device,
             1 => 1,
-            _ => sharing.max(1),
+            _ => grid.expert(),
         };
         self.limits.groups.unwrap_or(default)
     }
@@ -313,6 +326,9 @@ impl Options {
         }
         if given.contains("checkpoint-every") {
             config.checkpoint_every = present(self.checkpoint_every);
+        }
+        if let Some(wanted) = &self.async_checkpoint {
+            config.async_checkpoint = wanted == "on";
         }
         if let Some(groups) = self.limits.groups.filter(|_| given.contains("groups")) {
             let limits = &mut config.laep.limits;

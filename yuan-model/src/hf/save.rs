@@ -145,7 +145,8 @@ impl YuanModel {
             "pad_token_id": tokens.pad,
         });
         let bytes = |&(source, index, dtype): &(&ParameterSource, Option<usize>, FloatDType)| {
-            let data = named::read_part(self, &source.path, index);
+            let slices = index.map(|index| index..index + 1);
+            let data = named::read_part(self, &source.path, slices);
             let missing = || {
                 CheckpointError::directory(directory, format!("the model has no {}", source.path))
             };

@@ -17,17 +17,16 @@ use burn::tensor::FloatDType;
 use crate::ranks::Communicator;
 
 use super::{
-    HostCounts, RowsToRanks, Target, TensorList, YuanOps,
+    HostCounts, RowsToRanks, YuanOps,
     attention::{CausalAttention, RotaryAttention},
+    backward::ContinueBackward,
     collective::{AllReduce, AllToAll},
     dense::{Dense, Embed},
-    exchange,
     filter::AddPrevious,
     loss::{CrossEntropy, LinearCrossEntropy},
     moe::{CombineRows, GatherRows, GroupedMatmul, Swiglu},
     norm::RmsNorm,
     rotary::Rotate,
-    transfer::Transfer,
 };
 
 /// Records a step with the inputs to keep (which become a list of nodes) and other state.
@@ -50,22 +49,15 @@ macro_rules! record {
 }
 
 impl<B: YuanOps, C: CheckpointStrategy> YuanOps for Autodiff<B, C> {
-    fn transfer(x: FloatTensor<Self>, to: IntTensor<Self>) -> FloatTensor<Self> {
-        let dtype = to.dtype().into();
-        let back = B::int_zeros([1].into(), &x.device(), dtype);
-        record!(Transfer, [x], keep [], back, B::transfer(x, to))
-    }
-
-    fn transfer_int(x: IntTensor<Self>, to: IntTensor<Self>) -> IntTensor<Self> {
-        B::transfer_int(x, to)
-    }
-
-    fn exchange(sources: TensorList<Self>, targets: Vec<Target>) -> TensorList<Self> {
-        exchange::recorded(sources, targets)
-    }
-
     fn all_to_all(rows: FloatTensor<Self>, to: RowsToRanks) -> FloatTensor<Self> {
         record!(AllToAll, [rows], keep [], to.clone(), B::all_to_all(rows, to))
+    }
+
+    fn continue_backward(x: FloatTensor<Self>, gradient: FloatTensor<Self>) -> FloatTensor<Self> {
+        let gradient = gradient.into_primitive();
+        record!(ContinueBackward, [x], keep [], gradient.clone(), {
+            B::continue_backward(x, gradient)
+        })
     }
 
     fn sum_over_ranks(x: FloatTensor<Self>, group: Communicator) -> FloatTensor<Self> {

@@ -4,11 +4,55 @@
 //! call with a panic, since an operation has no other way to fail; whoever started the rank turns it
 //! into an error.
 
-use burn::backend::Dispatch;
+use burn::backend::{
+    Backend, BackendTensor, Dispatch, DispatchAutodiffContext, DispatchTensor, DispatchTensorKind,
+    ExtensionType, tensor::FloatTensor,
+};
 use burn::tensor::Tensor;
 
-use super::{TensorList, YuanOps};
+use super::YuanOps;
 use crate::ranks::Communicator;
+
+/// As many tensors as there are, on their way through Burn's dispatch.
+#[derive(Debug, Clone)]
+pub struct TensorList<B: Backend>(pub Vec<FloatTensor<B>>);
+
+impl<B: Backend> ExtensionType<B> for TensorList<B> {
+    type Target = TensorList<Dispatch>;
+
+    fn map_to_dispatch<F>(
+        self,
+        map_kind: F,
+        autodiff: DispatchAutodiffContext,
+    ) -> TensorList<Dispatch>
+    where
+        F: Fn(BackendTensor<B>) -> DispatchTensorKind,
+    {
+        let wrap =
+            |tensor| DispatchTensor { kind: map_kind(BackendTensor::Float(tensor)), autodiff };
+        TensorList(self.0.into_iter().map(wrap).collect())
+    }
+
+    fn map_from_dispatch<F>(target: TensorList<Dispatch>, unwrap_kind: F) -> Self
+    where
+        F: Fn(DispatchTensor) -> BackendTensor<B>,
+    {
+        Self(target.0.into_iter().map(|tensor| unwrap_kind(tensor).float()).collect())
+    }
+
+    fn routing_tensor(target: &TensorList<Dispatch>) -> Option<&DispatchTensor> {
+        target.0.first()
+    }
+
+    fn routing_float_tensor(target: &TensorList<Dispatch>) -> Option<&DispatchTensor> {
+        target.0.first()
+    }
+
+    fn autodiff_context(target: &TensorList<Dispatch>) -> DispatchAutodiffContext {
+        let contexts = target.0.iter().map(|tensor| tensor.autodiff);
+        contexts.fold(DispatchAutodiffContext::Disabled, DispatchAutodiffContext::merge)
+    }
+}
 
 /// Rows that every rank of a group sends to every other.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,16 +107,52 @@ pub fn all_reduce<const D: usize>(x: Tensor<D>, group: &Communicator) -> Tensor<
     }
 }
 
-/// The part of each sum that belongs to this rank: of tensors `[n]`, `[n / ranks]`, added in the
-/// order of the ranks. Not differentiable.
+/// Begins to add up tensors: of each, `[n]`, the part of the sum that belongs to this rank, `[n /
+/// ranks]`, added in the order of the ranks where their backend does not say otherwise (NCCL has its
+/// own). Not differentiable.
 ///
 /// # Panics
 ///
 /// If a length is no multiple of the number of ranks, the ranks bring different ones, or one is
 /// gone.
-pub fn reduce_scatter(tensors: Vec<Tensor<1>>, group: &Communicator) -> Vec<Tensor<1>> {
+pub fn reduce_scatter(tensors: Vec<Tensor<1>>, group: &Communicator) -> PendingSums {
     assert!(tensors.iter().all(|x| x.dims()[0].is_multiple_of(group.size())), "equal parts");
-    on_list(tensors, group, Dispatch::reduce_scatter)
+    let sums = on_list(tensors.clone(), group, Dispatch::reduce_scatter);
+    PendingSums { sums, tensors }
+}
+
+/// Sums that may still be on their way while the device computes something else.
+#[derive(Debug)]
+#[must_use]
+pub struct PendingSums {
+    sums: Vec<Tensor<1>>,
+    /// Memory that is read until the sums are there.
+    tensors: Vec<Tensor<1>>,
+}
+
+impl PendingSums {
+    /// The sums: what the device computes from now on comes after them.
+    pub fn wait(mut self) -> Vec<Tensor<1>> {
+        self.arrive()
+    }
+
+    fn arrive(&mut self) -> Vec<Tensor<1>> {
+        let sums = std::mem::take(&mut self.sums);
+        if sums.is_empty() {
+            return sums;
+        }
+        let list = TensorList(sums.into_iter().map(Tensor::into_dispatch).collect());
+        let sums = Dispatch::sums_arrived(list).0.into_iter().map(Tensor::from_dispatch).collect();
+        self.tensors.clear();
+        sums
+    }
+}
+
+impl Drop for PendingSums {
+    /// Memory is not used again before nobody writes it any more.
+    fn drop(&mut self) {
+        drop(self.arrive());
+    }
 }
 
 /// The parts of all ranks, one after the other: of tensors `[n]`, `[n · ranks]`. Not differentiable.

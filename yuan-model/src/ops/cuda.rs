@@ -10,7 +10,7 @@ use burn_cubecl::{CubeBackend, tensor::CubeTensor};
 
 use std::sync::Arc;
 
-use super::{AdamWStep, HostCounts, RowsToRanks, Target, TensorList, YuanOps, packed, portable};
+use super::{AdamWStep, HostCounts, RowsToRanks, TensorList, YuanOps, packed, portable};
 use crate::ranks::Communicator;
 
 mod attention;
@@ -18,7 +18,6 @@ mod blas;
 mod context;
 mod dispatch;
 mod elementwise;
-mod exchange;
 mod failure;
 mod flash;
 mod kernels;
@@ -68,27 +67,6 @@ fn takes_attention(tensors: &[&Tensor], first_keys: Option<&Tensor>) -> bool {
 }
 
 impl YuanOps for CubeBackend {
-    fn transfer(x: Tensor, to: Tensor) -> Tensor {
-        // Without fast paths too: Burn's own goes through NCCL, unordered with the work of the
-        // device that receives, and what arrives was seen to be read too early.
-        if tensors::is_cuda(&x) && tensors::is_cuda(&to) && x.device != to.device {
-            return exchange::transfer(x, &to);
-        }
-        portable::transfer::<Self>(x, to)
-    }
-
-    fn transfer_int(x: Tensor, to: Tensor) -> Tensor {
-        Self::transfer(x, to)
-    }
-
-    fn exchange(sources: TensorList<Self>, targets: Vec<Target>) -> TensorList<Self> {
-        TensorList(if sources.0.iter().all(tensors::is_cuda) {
-            exchange::exchange(sources.0, &targets)
-        } else {
-            super::exchange::portable::<Self>(&sources.0, &targets)
-        })
-    }
-
     fn all_to_all(rows: Tensor, to: RowsToRanks) -> Tensor {
         match on_nccl(&rows, &to.group) {
             Some(nccl) => nccl::all_to_all(nccl, rows, &to),
@@ -108,6 +86,13 @@ impl YuanOps for CubeBackend {
             Some(nccl) => nccl::half(nccl, tensors.0, group.size(), Half::ReduceScatter),
             None => portable::reduce_scatter::<Self>(tensors.0, &group),
         })
+    }
+
+    fn sums_arrived(sums: TensorList<Self>) -> TensorList<Self> {
+        if tensors::is_cuda(&sums.0[0]) {
+            nccl::arrived(&sums.0[0]);
+        }
+        sums
     }
 
     fn all_gather(tensors: TensorList<Self>, group: Communicator) -> TensorList<Self> {

@@ -3,13 +3,16 @@
 use std::{env, time::Duration};
 
 use super::{Meeting, RankError};
-use crate::TOKEN;
+
+/// The environment variable with the secret of a run's ranks: a process that has another one or none
+/// is turned away.
+pub const TOKEN: &str = "YUAN_TOKEN";
 
 impl Meeting {
     /// What `torchrun` (`RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `MASTER_ADDR`, `MASTER_PORT`) or Slurm's
     /// `srun` (`SLURM_PROCID`, `SLURM_STEP_NUM_TASKS`, `SLURM_LOCALID`, `SLURM_JOB_NODELIST`; a script
     /// that `sbatch` runs has no step and is no rank) says in the environment, and the secret in
-    /// [`TOKEN`](crate::TOKEN). None where no launcher started several processes.
+    /// [`TOKEN`]. None where no launcher started several processes.
     ///
     /// # Errors
     ///

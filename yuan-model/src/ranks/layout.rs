@@ -1,6 +1,69 @@
 //! All ranks of a run, in rows that share the experts.
 
 use super::{Communicator, RankError};
+use crate::{ConfigError, YuanConfig};
+
+/// The shape of the ranks of a run: `data` rows of `expert` ranks.
+///
+/// ```
+/// use yuan_model::ranks::Grid;
+///
+/// let grid = Grid::new(6, 2)?;
+/// assert_eq!((grid.data(), grid.expert()), (2, 3));
+/// # Ok::<(), yuan_model::ranks::RankError>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grid {
+    data: usize,
+    expert: usize,
+}
+
+impl Grid {
+    /// One rank: a device by itself.
+    pub const ONE: Self = Self { data: 1, expert: 1 };
+
+    /// So many ranks in `data` rows.
+    ///
+    /// # Errors
+    ///
+    /// If they cannot be cut into so many rows of one length.
+    pub fn new(ranks: usize, data: usize) -> Result<Self, RankError> {
+        if ranks == 0 || data == 0 || !ranks.is_multiple_of(data) {
+            let reason = format!("{ranks} ranks cannot be cut into {data} rows of one length");
+            return Err(RankError::Layout(reason));
+        }
+        Ok(Self { data, expert: ranks / data })
+    }
+
+    /// Rows: copies of every expert.
+    pub fn data(&self) -> usize {
+        self.data
+    }
+
+    /// Ranks of a row, over which the experts of a layer are spread.
+    pub fn expert(&self) -> usize {
+        self.expert
+    }
+
+    /// All ranks.
+    pub fn size(&self) -> usize {
+        self.data * self.expert
+    }
+
+    /// Checks that every layer of a model has an expert for every rank that shares them.
+    ///
+    /// # Errors
+    ///
+    /// Names the layer that has too few.
+    pub fn check(&self, config: &YuanConfig) -> Result<(), ConfigError> {
+        for (layer, &experts) in config.experts_per_layer.iter().enumerate() {
+            if experts < self.expert {
+                return Err(ConfigError::TooFewForRanks { layer, experts, ranks: self.expert });
+            }
+        }
+        Ok(())
+    }
+}
 
 /// The ranks of a run as a grid: `data` rows of `expert` ranks.
 ///
@@ -21,12 +84,7 @@ impl Ranks {
     ///
     /// If they cannot be cut into so many rows of one length.
     pub fn new(world: Communicator, data: usize) -> Result<Self, RankError> {
-        let size = world.size();
-        if data == 0 || !size.is_multiple_of(data) {
-            let reason = format!("{size} ranks cannot be cut into {data} rows of one length");
-            return Err(RankError::Layout(reason));
-        }
-        let (expert, rank) = (size / data, world.rank());
+        let (expert, rank) = (Grid::new(world.size(), data)?.expert(), world.rank());
         let row: Vec<usize> = (0..expert).map(|column| rank / expert * expert + column).collect();
         let column: Vec<usize> = (0..data).map(|row| row * expert + rank % expert).collect();
         Ok(Self { row: world.group(&row), column: world.group(&column), world })
@@ -45,6 +103,11 @@ impl Ranks {
     /// The ranks that hold the same experts.
     pub fn column(&self) -> &Communicator {
         &self.column
+    }
+
+    /// Their shape.
+    pub fn grid(&self) -> Grid {
+        Grid { data: self.data(), expert: self.expert() }
     }
 
     /// Rows: copies of every expert.

@@ -1,6 +1,6 @@
 //! A model of which every rank holds its part: all but the experts, and of those its own.
 
-use std::{collections::HashMap, ops::Range};
+use std::collections::HashMap;
 
 use burn::tensor::{DType, Device, TensorData};
 
@@ -8,7 +8,7 @@ use super::{ExpertMove, LayerRanks, RankError, Ranks, evenly};
 use crate::{
     ConfigError, ModelError, PrunableExperts, RefusedCut, Selection, YuanConfig, YuanModel,
     moe::Experts,
-    named::{self, StoredParameter, StoredPart},
+    named::{self, StoredParameter},
     surgery::{check_placement, with_value},
 };
 
@@ -24,12 +24,7 @@ impl YuanModel {
         ranks: &Ranks,
         device: &Device,
     ) -> Result<Self, ConfigError> {
-        for (layer, &experts) in config.experts_per_layer.iter().enumerate() {
-            if experts < ranks.expert() {
-                let devices = ranks.expert();
-                return Err(ConfigError::TooFewForMesh { layer, experts, devices });
-            }
-        }
+        ranks.grid().check(config)?;
         let mut model = Self::new(config, device)?;
         for (block, &experts) in model.blocks.iter_mut().zip(&config.experts_per_layer) {
             let spread = LayerRanks::new(ranks.clone(), evenly(experts, ranks.expert()));
@@ -47,21 +42,15 @@ impl YuanModel {
     pub fn part_of(whole: &Self, ranks: &Ranks, device: &Device) -> Result<Self, ConfigError> {
         let empty = Self::new_on_rank(whole.config(), ranks, device)?;
         let stored = empty.stored_parameters();
-        let read = |path: &str, slices: Range<usize>| {
-            let parameter = stored.iter().find(|stored| stored.path == path)?;
-            if slices.len() == parameter.shape.first().copied().unwrap_or(1) {
-                return named::read_part(whole, path, None);
-            }
-            let mut shape = parameter.shape.clone();
-            shape[0] = slices.len();
-            let parts = slices.map(|index| named::read_part(whole, path, Some(index)));
-            Some(named::joined(parts.collect::<Option<_>>()?, &shape))
-        };
-        Ok(named::write_stored(empty, &stored, read))
+        Ok(named::write_stored(empty, &stored, |parameter| {
+            let slices = parameter.is_spread().then(|| parameter.held.clone());
+            named::read_part(whole, &parameter.path, slices)
+        }))
     }
 
-    /// The same weights on every rank: those of a model that the first rank has whole. All ranks
-    /// call it together.
+    /// The same weights on every rank: those of a model that the first rank has whole, parameter by
+    /// parameter. What is not drawn yet there is drawn when its turn comes and gone after it, so that
+    /// no device ever holds the whole model. All ranks call it together.
     ///
     /// # Errors
     ///
@@ -70,34 +59,29 @@ impl YuanModel {
     /// # Panics
     ///
     /// If the model is not spread over ranks.
-    pub fn filled_from_first(self, whole: Option<&Self>) -> Result<Self, RankError> {
-        let ranks = self.ranks().expect("a model that is spread over ranks").clone();
-        let (world, stored) = (ranks.world(), self.stored_parameters());
-        let mut own = HashMap::new();
-        for parameter in &stored {
+    pub fn filled_from_first(mut self, mut whole: Option<Self>) -> Result<Self, RankError> {
+        let world = self.ranks().expect("a model that is spread over ranks").world().clone();
+        for parameter in self.stored_parameters() {
+            let range = [parameter.held.start as u64, parameter.held.end as u64];
+            let held = world.gather_counts(&range)?;
             let mut parts = vec![Vec::new(); world.size()];
-            if let Some(whole) = whole {
-                let data = named::read_part(whole, &parameter.path, None);
-                let data = data.expect("the whole model has every parameter").convert::<f32>();
+            if let Some(model) = whole.take() {
+                let (rest, data) = named::take_parameter(model, &parameter.path);
+                whole = Some(rest);
+                let data = data.expect("the whole model has every parameter");
+                let data = data.convert::<f32>();
                 let slice = 4 * parameter.slice_len();
-                let ranges: Vec<Range<usize>> =
-                    parameter.ranges().map(|(slices, _)| slices).collect();
-                for (rank, part) in parts.iter_mut().enumerate() {
-                    let slices = &ranges[rank % ranks.expert() % ranges.len()];
-                    let bytes = slices.start * slice..slices.end * slice;
+                for (part, held) in parts.iter_mut().zip(&held) {
+                    let bytes = held[0] as usize * slice..held[1] as usize * slice;
                     *part = data.as_bytes()[bytes].to_vec();
                 }
             }
             let bytes = world.exchange(parts)?.swap_remove(0);
-            let mut shape = parameter.shape.clone();
-            if let Some(first) = shape.first_mut() {
-                let held = parameter.parts.iter().filter(|part| !part.copies.is_empty());
-                *first = held.map(|part| part.slices).sum();
-            }
-            let data = TensorData::from_bytes_vec(bytes, shape, DType::F32);
-            own.insert(parameter.path.clone(), data);
+            let mut data =
+                Some(TensorData::from_bytes_vec(bytes, parameter.held_shape(), DType::F32));
+            self = named::write_stored(self, &[parameter], |_| data.take());
         }
-        Ok(named::write_stored(self, &stored, |path, _| own.remove(path)))
+        Ok(self)
     }
 
     /// The ranks that the model is spread over, if it is.
@@ -111,8 +95,7 @@ impl YuanModel {
         spread.map(|layer| layer.experts_per_rank().to_vec()).collect()
     }
 
-    /// The parameters of the whole model, and which parts of them this rank holds: a part that
-    /// others hold has no copy here.
+    /// The parameters of the whole model, and which slices of them this rank holds.
     pub fn stored_parameters(&self) -> Vec<StoredParameter> {
         let mut layer_of = HashMap::new();
         for moe in self.blocks.iter().map(|block| &block.moe) {
@@ -122,14 +105,10 @@ impl YuanModel {
         }
         let mut stored = named::stored_parameters(self);
         for parameter in &mut stored {
-            let id = parameter.parts[0].copies[0];
-            let Some(layer) = layer_of.get(&id) else { continue };
-            parameter.shape[0] = layer.experts_per_rank().iter().sum();
-            let part = |(rank, &slices): (usize, &usize)| StoredPart {
-                slices,
-                copies: if rank == layer.ranks().row().rank() { vec![id] } else { Vec::new() },
-            };
-            parameter.parts = layer.experts_per_rank().iter().enumerate().map(part).collect();
+            if let Some(layer) = layer_of.get(&parameter.id) {
+                parameter.shape[0] = layer.experts_per_rank().iter().sum();
+                parameter.held = layer.own_experts();
+            }
         }
         stored
     }
@@ -191,10 +170,10 @@ impl YuanModel {
     }
 
     fn check_placement(&self, placement: &[Vec<Vec<usize>>]) -> Result<(), ModelError> {
-        let check = |devices| check_placement(self.config(), placement, devices);
+        let check = |ranks| check_placement(self.config(), placement, ranks);
         match self.ranks() {
             Some(ranks) => check(ranks.expert()),
-            None => check(1).and(Err(ModelError::NotSpread { layer: 0, devices: 1 })),
+            None => check(1).and(Err(ModelError::NotSpread { layer: 0, ranks: 1 })),
         }
     }
 }

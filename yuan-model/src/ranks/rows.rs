@@ -1,7 +1,7 @@
 //! How many rows of tokens the ranks that share experts computed.
 
-/// Token rows that each device of a mesh computed in the experts of one layer; devices that hold
-/// copies of the same experts are added up.
+/// Token rows that each rank of a row computed in the experts of one layer; ranks that hold copies of
+/// the same experts are added up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceRows(Vec<u64>);
 

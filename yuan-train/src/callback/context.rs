@@ -22,6 +22,8 @@ pub(crate) struct Requests {
     pub(crate) snapshot: bool,
     pub(crate) discard_snapshot: bool,
     pub(crate) roll_back: bool,
+    /// A checkpoint is still being written.
+    pub(crate) is_writing: bool,
 }
 
 /// What a callback sees of a run, and the narrow way to change it.
@@ -40,9 +42,19 @@ pub struct Context<'a, M> {
 impl Requests {
     /// What any rank asks for, all do.
     pub(crate) fn of_all(self, ranks: &Ranks) -> Result<Self, RankError> {
-        let Self { validate, checkpoint, stop, pause, cut, snapshot, discard_snapshot, roll_back } =
-            self;
-        let own = [validate, checkpoint, stop, pause, cut, snapshot, discard_snapshot, roll_back];
+        let Self { validate, checkpoint, stop, pause, cut, snapshot, .. } = self;
+        let Self { discard_snapshot, roll_back, is_writing, .. } = self;
+        let own = [
+            validate,
+            checkpoint,
+            stop,
+            pause,
+            cut,
+            snapshot,
+            discard_snapshot,
+            roll_back,
+            is_writing,
+        ];
         let counts = ranks.world().sum_counts(&own.map(u64::from))?;
         let any = |index: usize| counts[index] > 0;
         Ok(Self {
@@ -54,6 +66,7 @@ impl Requests {
             snapshot: any(5),
             discard_snapshot: any(6),
             roll_back: any(7),
+            is_writing: any(8),
         })
     }
 }

@@ -54,6 +54,17 @@ fn lines_of(event: &Event) -> usize {
     }
 }
 
+/// Whether the last line tells of the checkpoint of this step.
+fn ends_with_checkpoint(lines: &[u8], step: u64) -> bool {
+    let last = serde_json::from_slice(&lines[start_of_last_line(lines)..]);
+    matches!(last, Ok(Event::Checkpoint { step: told }) if told == step)
+}
+
+fn start_of_last_line(lines: &[u8]) -> usize {
+    let before = lines.strip_suffix(b"\n").unwrap_or(lines);
+    before.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1)
+}
+
 /// An event as a line of the file.
 fn line_of(event: &Event, path: &Path) -> Result<Vec<u8>, TrainError> {
     let mut line =
@@ -106,7 +117,13 @@ impl<M> Callback<M> for MetricsFile {
             // What cannot be read is not written over.
             Err(error) => return Err(TrainError::io("read", &path)(error)),
         };
-        let Readable { mut kept, lost, is_untold } = Readable::of(&bytes, self.lines);
+        let Readable { mut kept, lost, mut is_untold } = Readable::of(&bytes, self.lines);
+        // A checkpoint that was written beside the training is told of some steps later.
+        if lost == 0 && !is_untold && self.lines > 0 && !ends_with_checkpoint(&kept, context.step())
+        {
+            kept.truncate(start_of_last_line(&kept));
+            is_untold = true;
+        }
         if is_untold {
             kept.extend(line_of(&Event::Checkpoint { step: context.step() }, &path)?);
         }

@@ -63,8 +63,8 @@ pub struct LaepConfig {
     pub stability: StabilityTest,
     /// How much may go.
     pub limits: PruneLimits,
-    /// Device groups that the kept experts are spread over: the devices of a mesh that share the
-    /// experts, or a multiple.
+    /// Device groups that the kept experts are spread over: the ranks that share the experts, or a
+    /// multiple.
     pub groups: usize,
     /// Windows after which all experts are spread over the groups anew by the latest loads, without
     /// pruning any; absent: only with a prune.
@@ -73,7 +73,11 @@ pub struct LaepConfig {
     /// A plan made elsewhere, applied instead of one on the run's own loads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<PrunePlan>,
-    /// What the prediction of the speed-up rests on; without it there is none.
+    /// Whether the devices are measured when training begins, so that every prune comes with a
+    /// prediction of the speed after it.
+    #[serde(default)]
+    pub predict_speed: bool,
+    /// What that prediction rests on: what was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub speed: Option<SpeedModel>,
     /// What undoes a prune; without it a prune stays.
@@ -94,6 +98,7 @@ impl Default for LaepConfig {
             groups: 1,
             rearrange_every: None,
             plan: None,
+            predict_speed: false,
             speed: None,
             guard: None,
             recovery: None,

@@ -1,9 +1,8 @@
-//! Yuan's model for the loop, on one device and over a mesh of them.
+//! Yuan's model for the loop.
 
 use burn::{optim::GradientsParams, tensor::Device};
 use yuan_model::{
-    Batch, ConfigError, DeviceMesh, Layered, LossOutput, MeshModel, PrunableExperts, YuanConfig,
-    YuanModel, named::StoredParameter, ranks::Ranks,
+    Batch, ConfigError, LossOutput, YuanConfig, YuanModel, named::StoredParameter, ranks::Ranks,
 };
 
 use crate::{
@@ -12,23 +11,26 @@ use crate::{
 };
 
 impl LanguageModel for YuanModel {
-    type Place = Device;
-
     fn loss(&self, batch: Batch, options: LossOptions) -> Result<LossOutput, TrainError> {
-        loss(self, batch, options)
+        Ok(YuanModel::loss(self, batch, options.balance, options.precision.dtype()))
     }
 
-    fn loss_and_gradients(
+    fn gradients(
         &self,
         batch: Batch,
         options: LossOptions,
         share: f64,
-    ) -> Result<(LossOutput, GradientsParams), TrainError> {
-        gradients::of_layers(self, batch, options, share)
+        take: &mut dyn FnMut(GradientsParams),
+    ) -> Result<LossOutput, TrainError> {
+        Ok(gradients::of_layers(self, batch, options, share, take))
     }
 
     fn callbacks(config: &TrainConfig) -> Result<Vec<Box<dyn Callback<Self>>>, TrainError> {
-        callbacks(config)
+        // Biases move before a prune is decided.
+        let mut callbacks: Vec<Box<dyn Callback<Self>>> = Vec::new();
+        callbacks.extend(BalanceBias::boxed(config));
+        callbacks.push(PruneExperts::boxed(config)?);
+        Ok(callbacks)
     }
 
     fn summary(&self) -> ModelSummary {
@@ -68,69 +70,4 @@ impl SelectionBias for YuanModel {
     fn shift_selection_bias(self, shifts: &[Vec<f32>]) -> Self {
         YuanModel::shift_selection_bias(self, shifts)
     }
-}
-
-impl LanguageModel for MeshModel {
-    type Place = DeviceMesh;
-
-    fn loss(&self, batch: Batch, options: LossOptions) -> Result<LossOutput, TrainError> {
-        loss(self, batch, options)
-    }
-
-    fn loss_and_gradients(
-        &self,
-        batch: Batch,
-        options: LossOptions,
-        share: f64,
-    ) -> Result<(LossOutput, GradientsParams), TrainError> {
-        gradients::of_layers(self, batch, options, share)
-    }
-
-    fn callbacks(config: &TrainConfig) -> Result<Vec<Box<dyn Callback<Self>>>, TrainError> {
-        callbacks(config)
-    }
-
-    fn summary(&self) -> ModelSummary {
-        ModelSummary::of_prunable(self)
-    }
-
-    fn stored_parameters(&self) -> Vec<StoredParameter> {
-        MeshModel::stored_parameters(self)
-    }
-
-    fn config_json(&self) -> String {
-        self.config().to_json()
-    }
-
-    fn from_config_json(text: &str, mesh: &DeviceMesh) -> Result<Self, ConfigError> {
-        Self::new(&YuanConfig::from_json(text)?, mesh)
-    }
-}
-
-impl SelectionBias for MeshModel {
-    fn has_selection_bias(&self) -> bool {
-        self.config().router_selection_bias
-    }
-
-    fn shift_selection_bias(self, shifts: &[Vec<f32>]) -> Self {
-        MeshModel::shift_selection_bias(self, shifts)
-    }
-}
-
-fn loss<M: Layered>(
-    model: &M,
-    batch: Batch,
-    options: LossOptions,
-) -> Result<LossOutput, TrainError> {
-    Ok(model.loss_by_layers(batch, options.balance, options.precision.dtype())?)
-}
-
-/// Biases move before a prune is decided.
-fn callbacks<M: PrunableExperts + SelectionBias>(
-    config: &TrainConfig,
-) -> Result<Vec<Box<dyn Callback<M>>>, TrainError> {
-    let mut callbacks: Vec<Box<dyn Callback<M>>> = Vec::new();
-    callbacks.extend(BalanceBias::boxed(config));
-    callbacks.push(PruneExperts::boxed(config)?);
-    Ok(callbacks)
 }

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 use yuan_laep::PlanError;
-use yuan_model::{DeviceMesh, MeshModel, YuanConfig};
+use yuan_model::{YuanConfig, ranks::Grid};
 
 use crate::{TrainConfig, TrainError, Trigger};
 
@@ -93,47 +93,43 @@ fn check_time(config: &TrainConfig) -> Result<(), TrainError> {
     }
 }
 
-/// Checks that rows and experts can be spread over the devices of a mesh, and the groups of a plan
-/// in equal parts.
+/// Checks that rows and experts can be spread over ranks, and the groups of a plan in equal parts.
 ///
 /// # Errors
 ///
 /// Names what cannot.
-pub fn check_mesh(
-    config: &TrainConfig,
-    model: &YuanConfig,
-    mesh: &DeviceMesh,
-) -> Result<(), TrainError> {
-    check_rows(config, mesh)?;
-    MeshModel::check(model, mesh)?;
-    let (groups, devices) = (config.laep.groups, mesh.expert());
+pub fn check_ranks(config: &TrainConfig, model: &YuanConfig, grid: Grid) -> Result<(), TrainError> {
+    check_rows(config, grid)?;
+    grid.check(model)?;
+    let (groups, ranks) = (config.laep.groups, grid.expert());
     let is_spread = config.laep.trigger != Trigger::Never || config.laep.rearrange_every.is_some();
-    if is_spread && !groups.is_multiple_of(devices) {
-        return Err(TrainError::UnevenGroups { groups, devices });
+    if is_spread && !groups.is_multiple_of(ranks) {
+        return Err(TrainError::UnevenGroups { groups, ranks });
     }
     Ok(())
 }
 
-/// Checks that every device of a mesh gets a row of each batch.
+/// Checks that every rank gets a row of each batch.
 ///
 /// # Errors
 ///
-/// If there are more devices than rows.
-pub fn check_rows(config: &TrainConfig, mesh: &DeviceMesh) -> Result<(), TrainError> {
-    let (rows, devices) = (config.batch_size, mesh.devices().len());
-    match rows < devices {
-        true => Err(TrainError::TooFewRows { rows, devices }),
+/// If there are more ranks than rows.
+pub fn check_rows(config: &TrainConfig, grid: Grid) -> Result<(), TrainError> {
+    let (rows, ranks) = (config.batch_size, grid.size());
+    match rows < ranks {
+        true => Err(TrainError::TooFewRows { rows, ranks }),
         false => Ok(()),
     }
 }
 
 /// Settings, by their names in `run.json`, that a run may go on with otherwise than it began.
-pub const CHANGEABLE_SETTINGS: [&str; 7] = [
+pub const CHANGEABLE_SETTINGS: [&str; 8] = [
     "steps",
     "batch_size",
     "accumulation",
     "validate_every",
     "checkpoint_every",
+    "async_checkpoint",
     "laep.groups",
     "laep.limits.multiple_of",
 ];

@@ -7,7 +7,7 @@ use yuan_data::{
     DataError, Dataset, Document, NoProgress, PrepareOptions, Progress, Split, prepare,
     prepare_documents, tokenizer, tokenizer::END_OF_DOCUMENT,
 };
-use yuan_model::{DeviceMesh, YuanConfig};
+use yuan_model::YuanConfig;
 
 use crate::{
     ModelDirectory, TrainConfig, TrainError,
@@ -20,7 +20,6 @@ pub struct NewRun<'a> {
     pub(super) config: TrainConfig,
     pub(super) start: Start,
     pub(super) data: RunData,
-    pub(super) speed_on: Option<DeviceMesh>,
     /// Name and text.
     pub(super) files: Vec<(&'static str, String)>,
     pub(super) isolate_documents: bool,
@@ -90,17 +89,10 @@ impl<'a> NewRun<'a> {
             config,
             start,
             data,
-            speed_on: None,
             files: Vec::new(),
             isolate_documents: false,
             progress: &NoProgress,
         }
-    }
-
-    /// Measures these devices, so that every prune comes with a prediction of the speed after it.
-    #[must_use]
-    pub fn with_speed_prediction(self, mesh: DeviceMesh) -> Self {
-        Self { speed_on: Some(mesh), ..self }
     }
 
     /// Keeps the options that a program was started with as `options.toml` in the run.

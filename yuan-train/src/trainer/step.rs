@@ -1,20 +1,20 @@
 //! One optimizer step: micro-batches to gradients, sums and numbers.
 
 use burn::{
-    optim::GradientsAccumulator,
-    tensor::{Device, Tensor, TensorData, Transaction},
+    module::{Module, ModuleVisitor, Param},
+    optim::{GradientsAccumulator, GradientsParams},
+    tensor::{Device, Int, Tensor, TensorData, Transaction},
 };
 use yuan_laep::LayerLoad;
-use yuan_model::{DeviceRows, ExpertLoad, LossOutput, ops, ranks::Ranks};
+use yuan_model::{DeviceRows, LossOutput, ops, ranks::Ranks};
 
 use crate::{
     Batch, LanguageModel, Learns, LossOptions, StepMetrics, TrainConfig, TrainError,
     data::{Row, RowStream, batch_of},
     gradients,
     optim::{clip_factor, global_norm_squared},
-    reduce::reduce_gradients,
     session::Session,
-    sharded::Holders,
+    sharded::{Holders, Sums},
 };
 
 /// What came of an attempt at a step.
@@ -49,7 +49,7 @@ pub(super) struct Position {
 /// so that it makes no difference how the rows are cut into micro-batches.
 pub(super) fn take<M: LanguageModel>(
     session: &mut Session<M>,
-    devices: &[Device],
+    device: &Device,
     rows: &mut RowStream,
     config: &TrainConfig,
     Position { step, learns }: Position,
@@ -59,17 +59,20 @@ pub(super) fn take<M: LanguageModel>(
     let model = session.model();
     let ranks = model.ranks().cloned();
     let first = ranks.as_ref().map_or(0, |ranks| ranks.world().rank());
-    for (index, device) in devices.iter().enumerate() {
-        device.seed(seed.wrapping_add(((first + index) as u64).wrapping_mul(OTHER_DEVICE)));
-    }
+    let of_rank = (first as u64).wrapping_mul(OTHER_RANK);
+    device.seed(seed.wrapping_add(of_rank));
     let rows = rows.next_rows(config.batch_size * config.accumulation)?;
     let learnt_in_step = learnt(&rows).max(1.0);
     let mut accumulator = GradientsAccumulator::<M>::new();
+    let mut earlier = GradientsParams::new();
+    let mut sums_of_ranks = session
+        .optimizer()
+        .holders()
+        .map(|holders| Sums::new(holders, model, |path| learns.includes(path)));
     let mut sums: Option<StepSums> = None;
     for (micro_batch, rows) in rows.chunks(config.batch_size).enumerate() {
         let share = learnt(rows) / learnt_in_step;
-        let batch = own_batch(rows, ranks.as_ref(), &devices[0])?;
-        let of_rank = (first as u64).wrapping_mul(OTHER_DEVICE);
+        let batch = own_batch(rows, ranks.as_ref(), device)?;
         let recompute_seed =
             seed.wrapping_add(micro_batch as u64).wrapping_add(of_rank) ^ RECOMPUTED;
         let options = LossOptions {
@@ -77,22 +80,31 @@ pub(super) fn take<M: LanguageModel>(
             precision: config.precision,
             recompute: config.recompute.then_some(recompute_seed),
         };
-        let (output, gradients) = model.loss_and_gradients(batch, options, share)?;
+        let is_last = micro_batch + 1 == config.accumulation;
+        // Ranks add up what the last micro-batch completes while the rest is still computed.
+        let mut take = |gradients| match sums_of_ranks.as_mut().filter(|_| is_last) {
+            Some(sums) => sums.add(model, with_earlier(model, &mut earlier, gradients)),
+            None => accumulator.accumulate(model, gradients),
+        };
+        let output = model.gradients(batch, options, share, &mut take)?;
         let part = StepSums::of(output, share);
         sums = Some(match sums {
             None => part,
             Some(sums) => sums.plus(part),
         });
-        accumulator.accumulate(model, gradients);
+        if micro_batch + 2 == config.accumulation && sums_of_ranks.is_some() {
+            earlier = accumulator.grads();
+        }
     }
     let sums = sums.expect("`TrainConfig::validate` wants at least one micro-batch");
     let learning_rate = config.learning_rate_at(step);
     let scale = |numbers: &StepNumbers| clip_factor(numbers.norm, config.clip_norm);
-    let numbers = match session.optimizer().holders() {
-        Some(holders) => {
-            let parts =
-                holders.sum_gradients(model, accumulator.grads(), |path| learns.includes(path));
+    let numbers = match sums_of_ranks {
+        Some(mut sums_of_ranks) => {
+            sums_of_ranks.add(model, earlier);
+            let parts = sums_of_ranks.finish(model);
             let squares = parts.iter().map(|(_, part)| ops::sum_of_squares(part.clone()));
+            let holders = session.optimizer().holders().expect("sums are those of holders");
             let numbers = sums.read(squares.reduce(|sum, more| sum + more))?.over(holders)?;
             if let Some(not_finite) = numbers.not_finite() {
                 return Ok(StepOutcome::NotFinite(not_finite));
@@ -102,10 +114,8 @@ pub(super) fn take<M: LanguageModel>(
             numbers
         }
         None => {
-            let stored = model.stored_parameters();
-            let gradients = reduce_gradients(model, accumulator.grads(), &stored);
-            let gradients = gradients::of_learning(model, gradients, learns);
-            let numbers = sums.read(global_norm_squared(model, &gradients, &stored))?;
+            let gradients = gradients::of_learning(model, accumulator.grads(), learns);
+            let numbers = sums.read(global_norm_squared(model, &gradients))?;
             if let Some(not_finite) = numbers.not_finite() {
                 return Ok(StepOutcome::NotFinite(not_finite));
             }
@@ -135,6 +145,28 @@ pub(super) fn take<M: LanguageModel>(
     }))
 }
 
+/// Gradients with those of the same parameters of earlier micro-batches added.
+fn with_earlier<M: Module>(
+    model: &M,
+    earlier: &mut GradientsParams,
+    gradients: GradientsParams,
+) -> GradientsParams {
+    struct Add<'a>(&'a mut GradientsParams, GradientsParams);
+    impl ModuleVisitor for Add<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let Some(gradient) = self.1.remove::<D>(param.id) else { return };
+            let sum = match self.0.remove::<D>(param.id) {
+                Some(earlier) => earlier + gradient,
+                None => gradient,
+            };
+            self.1.register::<D>(param.id, sum);
+        }
+    }
+    let mut add = Add(earlier, gradients);
+    model.visit(&mut add);
+    add.1
+}
+
 fn learnt(rows: &[Row]) -> f64 {
     rows.iter().map(Row::learnt_labels).sum::<u64>() as f64
 }
@@ -153,14 +185,14 @@ pub(super) fn own_batch(
 /// Keeps the seeds of recomputed layers apart from those of steps.
 const RECOMPUTED: u64 = 0x5eed_0000_0000_0000;
 
-/// Keeps the seeds of a mesh's devices apart.
-const OTHER_DEVICE: u64 = 0x9e37_79b9_7f4a_7c15;
+/// Keeps the seeds of ranks apart.
+const OTHER_RANK: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// What the micro-batches of one step add up to, on their device.
 struct StepSums {
     loss: Tensor<1>,
     balance: Option<Tensor<1>>,
-    loads: Vec<ExpertLoad>,
+    tokens_per_expert: Vec<Tensor<1, Int>>,
     rows_per_device: Vec<DeviceRows>,
 }
 
@@ -178,7 +210,7 @@ impl StepSums {
         Self {
             loss: output.loss.mul_scalar(share),
             balance: output.balance_loss.map(|loss| loss.mul_scalar(share)),
-            loads: output.loads,
+            tokens_per_expert: output.tokens_per_expert,
             rows_per_device: output.rows_per_device,
         }
     }
@@ -186,8 +218,8 @@ impl StepSums {
     fn plus(mut self, part: Self) -> Self {
         self.loss = self.loss + part.loss;
         self.balance = self.balance.zip(part.balance).map(|(sum, more)| sum + more);
-        let loads = self.loads.into_iter().zip(part.loads);
-        self.loads = loads.map(|(sum, more)| sum.plus(more)).collect();
+        let counts = self.tokens_per_expert.into_iter().zip(part.tokens_per_expert);
+        self.tokens_per_expert = counts.map(|(sum, more)| sum + more).collect();
         for (sum, more) in self.rows_per_device.iter_mut().zip(&part.rows_per_device) {
             sum.add(more);
         }
@@ -202,24 +234,19 @@ impl StepSums {
         if let Some(balance) = self.balance {
             transaction = transaction.register(balance);
         }
-        for load in &self.loads {
-            if let ExpertLoad::Device(counts) = load {
-                transaction = transaction.register(counts.clone());
-            }
+        for counts in self.tokens_per_expert {
+            transaction = transaction.register(counts);
         }
         let read = transaction.try_execute();
         let mut read = read.map_err(|error| TrainError::Device(error.to_string()))?.into_iter();
         let loss = float(read.next());
         let norm = float(read.next()).sqrt();
         let balance_loss = has_balance.then(|| float(read.next()));
-        let mut loads = Vec::with_capacity(self.loads.len());
-        for load in self.loads {
-            let counts = match load {
-                ExpertLoad::Device(_) => read.next().map(ExpertLoad::from_data).unwrap_or_default(),
-                ExpertLoad::Host(counts) => counts,
-            };
-            loads.push(LayerLoad::new(counts));
-        }
+        let load = |counts: TensorData| {
+            let counts = counts.convert::<i64>();
+            LayerLoad::new(counts.iter::<i64>().map(|count| count as u64).collect())
+        };
+        let loads = read.map(load).collect();
         Ok(StepNumbers { loss, balance_loss, norm, loads, rows_per_device: self.rows_per_device })
     }
 }

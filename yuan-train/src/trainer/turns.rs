@@ -16,7 +16,12 @@ impl<M: LanguageModel> Trainer<M> {
     /// The first error of a step, a callback, a validation or a checkpoint ends the run.
     pub fn run(&mut self) -> Result<(), TrainError> {
         // Whatever cannot be written where nothing is any more says less than that.
-        self.run_on().map_err(|error| self.check_lock().err().unwrap_or(error))
+        let ended = self.run_on();
+        if ended.is_err() && self.ranks().is_none() {
+            // What ended the run did not end the writing of a step before it.
+            drop(self.finish_checkpoint());
+        }
+        ended.map_err(|error| self.check_lock().err().unwrap_or(error))
     }
 
     fn check_lock(&self) -> Result<(), TrainError> {
@@ -59,9 +64,13 @@ impl<M: LanguageModel> Trainer<M> {
             }
         };
         self.skipped_in_a_row = 0;
-        let mut requests = Requests::default();
+        let is_writing = self.writing.as_ref().is_some_and(|writing| !writing.is_done());
+        let mut requests = Requests { is_writing, ..Requests::default() };
         self.tell(&Event::Step(metrics.clone()))?;
         self.call(&mut requests, |callback, context| callback.on_step(context, &metrics))?;
+        if !requests.is_writing {
+            self.finish_checkpoint()?;
+        }
         let is_last = self.step == self.config.steps;
         if requests.validate || requests.stop || is_last {
             let Validated { loss, sets } = self.validate_sets()?;
@@ -96,10 +105,7 @@ impl<M: LanguageModel> Trainer<M> {
         }
         let last = last || requests.pause;
         if requests.checkpoint || last {
-            self.save_checkpoint()?;
-            if self.is_first_rank() {
-                Checkpoint::keep_latest(&self.run_dir, self.config.keep_checkpoints)?;
-            }
+            self.save_checkpoint(last)?;
         }
         if requests.discard_snapshot {
             self.discard_snapshot()?;
@@ -162,10 +168,34 @@ impl<M: LanguageModel> Trainer<M> {
         Ok(())
     }
 
-    fn save_checkpoint(&mut self) -> Result<(), TrainError> {
-        let (model, optimizer) = (self.session.model(), self.session.optimizer());
-        Checkpoint::save(&self.run_dir, model, optimizer, &self.state())?;
-        self.tell(&Event::Checkpoint { step: self.step })
+    /// Begins to write a checkpoint; if it is to be `complete`, or nothing is written beside the
+    /// training, it is when this returns.
+    fn save_checkpoint(&mut self, complete: bool) -> Result<(), TrainError> {
+        // One at a time: what is not written yet takes memory.
+        self.finish_checkpoint()?;
+        let (model, optimizer, state) =
+            (self.session.model(), self.session.optimizer(), self.state());
+        if self.config.async_checkpoint && !complete {
+            self.writing = Some(Checkpoint::begin(&self.run_dir, model, optimizer, &state)?);
+            return Ok(());
+        }
+        let saved = Checkpoint::save(&self.run_dir, model, optimizer, &state)?;
+        self.tell_of_checkpoint(&saved)
+    }
+
+    /// Waits for the checkpoint that is being written, if one is.
+    fn finish_checkpoint(&mut self) -> Result<(), TrainError> {
+        let Some(writing) = self.writing.take() else { return Ok(()) };
+        let saved = writing.finish()?;
+        self.tell_of_checkpoint(&saved)
+    }
+
+    fn tell_of_checkpoint(&mut self, saved: &Checkpoint) -> Result<(), TrainError> {
+        self.tell(&Event::Checkpoint { step: saved.step })?;
+        match self.is_first_rank() {
+            true => Checkpoint::keep_latest(&self.run_dir, self.config.keep_checkpoints),
+            false => Ok(()),
+        }
     }
 
     /// Goes back to the snapshot: model, optimizer, step (and with it the learning rate), data and
@@ -175,12 +205,13 @@ impl<M: LanguageModel> Trainer<M> {
     /// complete: killed before that, the run resumes on the old branch, takes the same steps and
     /// decides the same again.
     fn roll_back(&mut self) -> Result<(), TrainError> {
+        self.finish_checkpoint()?;
         // Its moments need not be in memory beside those of the snapshot.
         self.session.set_optimizer(AdamW::new(&self.config.optimizer));
         let snapshot = Checkpoint::snapshot(&self.run_dir);
         let ranks = self.ranks().cloned();
         let (model, optimizer, state) =
-            snapshot.load_at::<M>(&self.config.optimizer, &self.place, ranks.as_ref())?;
+            snapshot.load_at::<M>(&self.config.optimizer, &self.device, ranks.as_ref())?;
         let left = self.step;
         self.session = Session::new(model, optimizer);
         let mut states = self.take_up(state);
@@ -191,7 +222,9 @@ impl<M: LanguageModel> Trainer<M> {
         let mut requests = Requests::default();
         self.call(&mut requests, |callback, context| callback.on_rolled_back(context))?;
         self.tell(&Event::RollBack { step: left, to_step: self.step })?;
-        self.save_checkpoint()?;
+        let (model, optimizer) = (self.session.model(), self.session.optimizer());
+        Checkpoint::save(&self.run_dir, model, optimizer, &self.state())?;
+        self.tell(&Event::Checkpoint { step: self.step })?;
         if self.is_first_rank() {
             Checkpoint::remove_after(&self.run_dir, self.step)?;
             Checkpoint::keep_latest(&self.run_dir, self.config.keep_checkpoints)?;

@@ -1,9 +1,8 @@
-//! Streams of a CUDA context, between two events: what is launched here waits for everything that
-//! the context was given before, and everything that it is given later waits for it.
+//! Streams of a device: the one that CubeCL works on, and more for work that may run beside it.
 
 #![expect(unsafe_code, reason = "CUDA's libraries are C: pointers and handles have no safe form")]
 
-use std::{collections::HashSet, ffi::c_void, ptr};
+use std::{collections::HashMap, ffi::c_void, ptr};
 
 use cudarc::driver::{result as driver, sys};
 
@@ -17,19 +16,17 @@ use super::{
 /// Streams that independent products may run on beside each other.
 pub(super) const LANES: usize = 4;
 
-/// CUDA 12.5: events of a whole context.
-const CONTEXT_EVENTS: i32 = 12_050;
-
 /// What a device needs for the work of this module; it lives on CubeCL's thread for that device.
 pub(super) struct State {
-    context: sys::CUcontext,
-    has_context_events: bool,
+    /// The first one is CubeCL's.
     lanes: Vec<Lane>,
+    /// What ranks exchange while the first lane computes.
+    beside: Lane,
+    /// Events after which what was exchanged beside is there, by the address of the first result.
+    arriving: HashMap<u64, sys::CUevent>,
     blas: Blas,
     host: HostSlots,
     kernels: Kernels,
-    /// Contexts of other devices whose memory this one may write.
-    peers: HashSet<usize>,
 }
 
 struct Lane {
@@ -37,62 +34,56 @@ struct Lane {
     event: sys::CUevent,
 }
 
+impl Lane {
+    fn new() -> Result<Self, String> {
+        let stream = driver::stream::create(driver::stream::StreamKind::NonBlocking);
+        Ok(Self { stream: stream.map_err(text)?, event: event()? })
+    }
+}
+
+fn event() -> Result<sys::CUevent, String> {
+    driver::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(text)
+}
+
 impl State {
-    pub fn new(context: sys::CUcontext) -> Result<Self, String> {
+    pub fn new() -> Result<Self, String> {
         use sys::CUdevice_attribute::{
             CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
             CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
         };
-        let mut lanes = Vec::with_capacity(LANES);
-        for _ in 0..LANES {
-            let stream =
-                driver::stream::create(driver::stream::StreamKind::NonBlocking).map_err(text)?;
-            let event =
-                driver::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(text)?;
-            lanes.push(Lane { stream, event });
+        let mut lanes = vec![Lane { stream: ptr::null_mut(), event: event()? }];
+        for _ in 1..LANES {
+            lanes.push(Lane::new()?);
         }
-        // SAFETY: both calls write to locals that outlive them; the context is current.
-        let (capability, version) = unsafe {
-            let (mut device, mut version) = (0, 0);
+        // SAFETY: the calls write to a local that outlives them; the context is current.
+        let capability = unsafe {
+            let mut device = 0;
             sys::cuCtxGetDevice(&mut device).result().map_err(text)?;
-            sys::cuDriverGetVersion(&mut version).result().map_err(text)?;
             let get = |attribute| driver::device::get_attribute(device, attribute).map_err(text);
-            (10 * get(MAJOR)? + get(MINOR)?, version)
+            10 * get(MAJOR)? + get(MINOR)?
         };
         Ok(Self {
-            context,
-            has_context_events: version >= CONTEXT_EVENTS,
             lanes,
+            beside: Lane::new()?,
+            arriving: HashMap::new(),
             blas: Blas::new(LANES)?,
             host: HostSlots::default(),
             kernels: Kernels::new(capability),
-            peers: HashSet::new(),
         })
     }
 
-    /// Makes the first lane wait for all that the context was given.
-    pub fn enter(&self) -> Result<(), String> {
-        if !self.has_context_events {
-            return driver::ctx::synchronize().map_err(text);
+    /// Makes `stream`, which CubeCL works on, the first lane. Of several streams that CubeCL has, for
+    /// several threads, each goes on where the one before it is.
+    pub fn enter(&mut self, stream: sys::CUstream) -> Result<(), String> {
+        let lane = &mut self.lanes[0];
+        let before = std::mem::replace(&mut lane.stream, stream);
+        if before == stream || before.is_null() {
+            return Ok(());
         }
-        let lane = &self.lanes[0];
-        // SAFETY: context, event and stream are alive and belong together.
+        // SAFETY: CubeCL keeps its streams as long as the process lives; the event is alive.
         unsafe {
-            sys::cuCtxRecordEvent(self.context, lane.event).result().map_err(text)?;
-            sys::cuStreamWaitEvent(lane.stream, lane.event, 0).result().map_err(text)
-        }
-    }
-
-    /// Makes all that the context will be given wait for the first lane.
-    pub fn leave(&self) -> Result<(), String> {
-        if !self.has_context_events {
-            return driver::ctx::synchronize().map_err(text);
-        }
-        let lane = &self.lanes[0];
-        // SAFETY: as above.
-        unsafe {
-            sys::cuEventRecord(lane.event, lane.stream).result().map_err(text)?;
-            sys::cuCtxWaitEvent(self.context, lane.event).result().map_err(text)
+            sys::cuEventRecord(lane.event, before).result().map_err(text)?;
+            sys::cuStreamWaitEvent(stream, lane.event, 0).result().map_err(text)
         }
     }
 }
@@ -228,66 +219,46 @@ impl Lanes<'_> {
         self.state.lanes[0].stream
     }
 
+    /// Starts work on a stream beside the first lane, after all that the first lane was given, and
+    /// remembers when it is done under the address of its first result.
+    pub fn beside(
+        &mut self,
+        result: u64,
+        work: impl FnOnce(sys::CUstream) -> Result<(), String>,
+    ) -> Result<(), String> {
+        let (first, beside) = (&self.state.lanes[0], &self.state.beside);
+        // SAFETY: events and streams are alive.
+        unsafe {
+            sys::cuEventRecord(beside.event, first.stream).result().map_err(text)?;
+            sys::cuStreamWaitEvent(beside.stream, beside.event, 0).result().map_err(text)?;
+        }
+        work(beside.stream)?;
+        let done = event()?;
+        // SAFETY: as above.
+        unsafe { sys::cuEventRecord(done, beside.stream) }.result().map_err(text)?;
+        self.state.arriving.insert(result, done);
+        Ok(())
+    }
+
+    /// Makes the first lane wait for what was started [beside](Self::beside) it with this result.
+    pub fn arrived(&mut self, result: u64) -> Result<(), String> {
+        let Some(done) = self.state.arriving.remove(&result) else { return Ok(()) };
+        // SAFETY: the event is alive until here; CUDA keeps what waits for it.
+        unsafe {
+            sys::cuStreamWaitEvent(self.state.lanes[0].stream, done, 0).result().map_err(text)?;
+            driver::event::destroy(done).map_err(text)
+        }
+    }
+
+    /// Copies on the first lane.
+    pub fn copy(&mut self, from: u64, to: u64, bytes: usize) -> Result<(), String> {
+        // SAFETY: the callers' tensors have so many bytes.
+        unsafe { driver::memcpy_dtod_async(to, from, bytes, self.state.lanes[0].stream) }
+            .map_err(text)
+    }
+
     /// Compute capability, `90` for Hopper.
     pub fn capability(&self) -> i32 {
         self.state.kernels.capability()
-    }
-}
-
-/// An event of the first lane, which another device waits for once.
-#[derive(Debug)]
-pub(super) struct Mark(usize);
-
-impl Lanes<'_> {
-    /// Where the first lane is.
-    pub fn mark(&self) -> Result<Mark, String> {
-        let event =
-            driver::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(text)?;
-        // SAFETY: event and stream are of this context.
-        unsafe { driver::event::record(event, self.state.lanes[0].stream) }.map_err(text)?;
-        Ok(Mark(event as usize))
-    }
-
-    /// Makes the first lane wait for another device's mark, which is then used up.
-    pub fn wait(&self, mark: Mark) -> Result<(), String> {
-        let event = mark.0 as sys::CUevent;
-        // SAFETY: the event is alive until here; CUDA keeps what waits for it.
-        unsafe {
-            sys::cuStreamWaitEvent(self.state.lanes[0].stream, event, 0).result().map_err(text)?;
-            driver::event::destroy(event).map_err(text)
-        }
-    }
-
-    /// The device's context, as the others name it.
-    pub fn context(&self) -> usize {
-        self.state.context as usize
-    }
-
-    /// Copies on a lane, to memory of this context or of another one, over the link between the
-    /// devices where there is one.
-    pub fn copy(
-        &mut self,
-        lane: usize,
-        from: u64,
-        to: u64,
-        context: usize,
-        bytes: usize,
-    ) -> Result<(), String> {
-        let state = &mut *self.state;
-        let (stream, peer) = (state.lanes[lane].stream, context as sys::CUcontext);
-        // SAFETY: both contexts live as long as CubeCL's devices; the callers' tensors have so many
-        // bytes.
-        unsafe {
-            if peer == state.context {
-                return driver::memcpy_dtod_async(to, from, bytes, stream).map_err(text);
-            }
-            if state.peers.insert(context) {
-                // Without it, copies take a detour through the host; not every pair of devices can.
-                sys::cuCtxEnablePeerAccess(peer, 0).result().ok();
-            }
-            sys::cuMemcpyPeerAsync(to, peer, from, state.context, bytes, stream)
-                .result()
-                .map_err(text)
-        }
     }
 }

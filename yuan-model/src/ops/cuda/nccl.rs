@@ -1,7 +1,7 @@
 //! Collectives between ranks that each drive a GPU, by NCCL.
 //!
-//! NCCL's work goes to the first lane, in the order in which the ranks call their collectives, which
-//! is the same on all of them. A communicator of NCCL is made when a group of ranks meets for the
+//! NCCL's work goes to the first lane, or beside it where nobody waits for the result yet, in the order
+//! in which the ranks call their collectives, which is the same on all of them. A communicator of NCCL is made when a group of ranks meets for the
 //! first time: the group's first rank draws its identifier and hands it to the others. Where NCCL is
 //! missing, or two ranks share a GPU, collectives go by way of the host.
 
@@ -15,7 +15,7 @@ use std::{
 
 use burn::tensor::DType;
 use burn_cubecl::{CubeDevice, tensor::CubeTensor};
-use cudarc::nccl::sys;
+use cudarc::{driver::sys::CUstream, nccl::sys};
 
 use super::{
     context::Lanes,
@@ -154,13 +154,7 @@ pub(super) fn all_to_all(nccl: Arc<Nccl>, rows: CubeTensor, to: &RowsToRanks) ->
         };
         let (sources, places) = (starts(&send), starts(&receive));
         if send[me] > 0 {
-            lanes.copy(
-                0,
-                from + sources[me],
-                into + places[me],
-                lanes.context(),
-                send[me] * row,
-            )?;
+            lanes.copy(from + sources[me], into + places[me], send[me] * row)?;
         }
         let stream = lanes.stream();
         together(|| {
@@ -223,6 +217,8 @@ pub(super) fn half(
     ranks: usize,
     half: Half,
 ) -> Vec<CubeTensor> {
+    // A copy made here would be gone before work beside the first lane has read it.
+    let is_beside = half == Half::ReduceScatter && tensors.iter().all(CubeTensor::is_contiguous);
     let tensors: Vec<CubeTensor> = tensors.into_iter().map(contiguous).collect();
     let length = |x: &CubeTensor| x.meta.shape().num_elements();
     let result = |x: &CubeTensor| {
@@ -244,29 +240,39 @@ pub(super) fn half(
     let all: Vec<&CubeTensor> = tensors.iter().chain(&results).collect();
     run_all(&all, move |lanes: &mut Lanes<'_>, pointers| {
         let (sources, targets) = pointers.split_at(parts.len());
-        let stream = lanes.stream();
-        together(|| {
-            for ((&from, &into), &(count, dtype)) in sources.iter().zip(targets).zip(&parts) {
-                let kind = kind(dtype).ok_or("NCCL does not add this type")?;
-                let (from, into) = (from as *const c_void, into as *mut c_void);
-                let (handle, stream) = (nccl.0, stream.cast());
-                // SAFETY: the tensors are as long as is said, and alive until the work is queued.
-                let done = unsafe {
-                    match half {
-                        Half::ReduceScatter => {
-                            let add = sys::ncclRedOp_t::ncclSum;
-                            sys::ncclReduceScatter(from, into, count, kind, add, handle, stream)
+        let call = |stream: CUstream| {
+            together(|| {
+                for ((&from, &into), &(count, dtype)) in sources.iter().zip(targets).zip(&parts) {
+                    let kind = kind(dtype).ok_or("NCCL does not add this type")?;
+                    let (from, into) = (from as *const c_void, into as *mut c_void);
+                    let (handle, stream) = (nccl.0, stream.cast());
+                    // SAFETY: the tensors are as long as is said, and alive until the work is queued.
+                    let done = unsafe {
+                        match half {
+                            Half::ReduceScatter => {
+                                let add = sys::ncclRedOp_t::ncclSum;
+                                sys::ncclReduceScatter(from, into, count, kind, add, handle, stream)
+                            }
+                            Half::AllGather => {
+                                sys::ncclAllGather(from, into, count, kind, handle, stream)
+                            }
                         }
-                        Half::AllGather => {
-                            sys::ncclAllGather(from, into, count, kind, handle, stream)
-                        }
-                    }
-                };
-                checked(done, "add up gradients or gather parameters")?;
-            }
-            Ok(())
-        })
+                    };
+                    checked(done, "add up gradients or gather parameters")?;
+                }
+                Ok(())
+            })
+        };
+        match is_beside {
+            true => lanes.beside(targets[0], call),
+            false => call(lanes.stream()),
+        }
     });
     start(&results[0]);
     results
+}
+
+/// Waits, on the device, for a [reduce-scatter](Half::ReduceScatter) with this first result.
+pub(super) fn arrived(first: &CubeTensor) {
+    run([first], |lanes, [pointer]| lanes.arrived(pointer));
 }

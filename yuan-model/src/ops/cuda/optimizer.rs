@@ -2,6 +2,7 @@
 
 use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
+use cubecl_environment::stream::StreamId;
 
 use super::{
     kernels::{Arg, Kernel, KernelFile},
@@ -50,7 +51,9 @@ pub(super) fn adamw(
     step: &AdamWStep,
 ) -> (CubeTensor, CubeTensor, CubeTensor) {
     let [param, grad, moment_1, moment_2] = [param, grad, moment_1, moment_2].map(contiguous);
-    let target = |tensor: &CubeTensor| match tensor.handle.can_mut() {
+    // Readers on the stream of another thread would not know that it was written on this one.
+    let is_own = |tensor: &CubeTensor| tensor.handle.stream == StreamId::current();
+    let target = |tensor: &CubeTensor| match tensor.handle.can_mut() && is_own(tensor) {
         true => tensor.clone(),
         false => empty(tensor, tensor.meta.shape().clone(), DType::F32),
     };

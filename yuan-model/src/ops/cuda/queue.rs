@@ -1,11 +1,10 @@
 //! Work on a CUDA device, in order with CubeCL's.
 //!
-//! CubeCL owns the device's memory and a stream that it does not hand out. What is launched here
-//! runs on streams of the same context (`context.rs`).
+//! What is launched here runs on CubeCL's own stream for the thread that asks, so that it comes after
+//! all that CubeCL was given before and before all that follows (`context.rs`).
 //!
 //! All of it happens on CubeCL's own thread for the device, in the order of CubeCL's queue, and
-//! nobody waits for that thread but who asks for a number: a program that drives several devices
-//! fills the queue of one while the others empty theirs.
+//! nobody waits for that thread but who asks for a number.
 
 #![expect(unsafe_code, reason = "CUDA's libraries are C: pointers and handles have no safe form")]
 
@@ -18,10 +17,12 @@ use std::{
 use burn_cubecl::{CubeDevice, tensor::CubeTensor};
 use cubecl_common::device_handle::DeviceHandle;
 use cubecl_cuda::CudaRuntime;
+use cubecl_environment::stream::StreamId;
 use cubecl_runtime::{
     runtime::Runtime,
     server::{BufferBinding, ServerStorage},
 };
+use cubecl_server::stream::WriteScoped;
 use cudarc::driver::result as driver;
 
 use super::{
@@ -57,9 +58,10 @@ pub(super) fn run_all(
     work: impl FnOnce(&mut Lanes<'_>, &[u64]) -> Result<(), String> + Send + 'static,
 ) {
     raise();
-    let bindings = tensors.iter().map(|tensor| binding(tensor)).collect();
+    let (stream, bindings) =
+        (StreamId::current(), tensors.iter().map(|tensor| binding(tensor)).collect());
     device(tensors[0]).submit(move |server| {
-        if let Err(message) = on_device(server, bindings, work) {
+        if let Err(message) = on_device(server, stream, bindings, work) {
             remember(&message);
             // Caught by CubeCL's thread, after it was printed: nobody may come to read the failure.
             panic!("CUDA: {message}");
@@ -78,9 +80,9 @@ pub(super) fn run_now<R: Send>(
     work: impl FnOnce(&mut Lanes<'_>, u64) -> Result<R, String> + Send,
 ) -> R {
     raise();
-    let bindings = vec![binding(tensor)];
+    let (stream, bindings) = (StreamId::current(), vec![binding(tensor)]);
     let result = device(tensor).submit_blocking(|server| {
-        on_device(server, bindings, |lanes, pointers| work(lanes, pointers[0]))
+        on_device(server, stream, bindings, |lanes, pointers| work(lanes, pointers[0]))
     });
     raise();
     match result {
@@ -102,27 +104,33 @@ fn binding(tensor: &CubeTensor) -> BufferBinding {
 /// What [`run`] does on the device's thread.
 fn on_device<R>(
     server: &mut CudaServer,
+    stream: StreamId,
     bindings: Vec<BufferBinding>,
     work: impl FnOnce(&mut Lanes<'_>, &[u64]) -> Result<R, String>,
 ) -> Result<R, String> {
-    let resource = |binding: BufferBinding| {
-        let stream = binding.stream;
-        server.get_resource(binding, stream).map_err(text)
-    };
+    // What CubeCL made on another stream, for another thread, is there before this stream goes on;
+    // asked for once more after the work, it is not used again before the work is done.
+    let foreign: Vec<BufferBinding> =
+        bindings.iter().filter(|binding| binding.stream != stream).cloned().collect();
+    let mut resource = |binding: BufferBinding| server.get_resource(binding, stream).map_err(text);
     // Held until the work is queued.
-    let resources = bindings.into_iter().map(resource).collect::<Result<Vec<_>, _>>()?;
+    let resources = bindings.into_iter().map(&mut resource).collect::<Result<Vec<_>, _>>()?;
     let pointers: Vec<u64> = resources.iter().map(|resource| resource.resource().ptr).collect();
-    STATES.with_borrow_mut(|states| {
+    let cube = server.write_streams().try_stream_mut(&stream).map(|stream| stream.sys);
+    let cube = cube.ok_or("CubeCL has no stream for this thread")?;
+    let result = STATES.with_borrow_mut(|states| {
         let context = driver::ctx::get_current().map_err(text)?.ok_or("no CUDA context")?;
         let state = match states.entry(context as usize) {
             Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => entry.insert(State::new(context)?),
+            Entry::Vacant(entry) => entry.insert(State::new()?),
         };
-        state.enter()?;
-        let result = work(&mut Lanes::new(state), &pointers);
-        state.leave()?;
-        result
-    })
+        state.enter(cube)?;
+        work(&mut Lanes::new(state), &pointers)
+    });
+    for binding in foreign {
+        server.get_resource(binding, stream).map_err(text)?;
+    }
+    result
 }
 
 /// Whether this machine has NVRTC and cuBLASLt; without them every operation takes its portable

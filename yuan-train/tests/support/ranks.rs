@@ -1,23 +1,19 @@
-//! Runs of a tiny model on one device and on meshes, made to be compared.
+//! Runs of a tiny model on one device and over ranks, made to be compared.
 #![allow(dead_code, reason = "every test binary uses its own part")]
 
 use std::{collections::HashMap, path::Path};
 
-use burn::{
-    module::{Module, ModuleVisitor, Param, ParamId},
-    optim::GradientsParams,
-    tensor::{Device, Tensor, TensorData},
-};
+use burn::tensor::{Device, TensorData};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use yuan_laep::{PruneLimits, StabilityTest};
 use yuan_model::{
-    DeviceMesh, DeviceRows, MeshModel, YuanConfig, YuanModel,
+    YuanConfig, YuanModel,
     named::{self, StoredParameter},
 };
 use yuan_report::History;
 use yuan_train::{
-    AdamW, Checkpoint, Event, LaepConfig, LanguageModel, LossOptions, MetricsFile, TrainConfig,
-    Trainer, Trigger, data::RowStream, reduce_gradients,
+    AdamW, Checkpoint, Event, LaepConfig, LanguageModel, MetricsFile, TrainConfig, Trainer,
+    Trigger, data::RowStream,
 };
 
 pub const VOCAB: usize = 32;
@@ -113,36 +109,19 @@ pub fn fresh_model(config: &YuanConfig, device: &Device) -> YuanModel {
         (parameter.path.clone(), TensorData::new(values, parameter.shape.clone()))
     };
     let drawn: HashMap<String, TensorData> = stored.iter().map(draw).collect();
-    named::write_stored(model, &stored, |path, _| drawn.get(path).cloned())
-}
-
-pub fn fresh_mesh_model(config: &YuanConfig, mesh: &DeviceMesh) -> MeshModel {
-    MeshModel::distribute(&fresh_model(config, &Device::flex()), mesh).unwrap()
-}
-
-/// Opens the run in `run_dir` where it stands.
-pub fn open<M: LanguageModel>(
-    config: &TrainConfig,
-    run_dir: &Path,
-    place: &M::Place,
-    fresh: impl FnOnce() -> M,
-) -> Trainer<M> {
-    let streams = streams(config.seq_len);
-    let config = config.clone();
-    let trainer = match Checkpoint::latest(run_dir).unwrap() {
-        Some(checkpoint) => Trainer::resume(config, run_dir, place, &checkpoint, streams),
-        None => Trainer::new(config, run_dir, place, fresh(), streams),
-    };
-    trainer.unwrap().with_callback(MetricsFile::default()).unwrap()
+    named::write_stored(model, &stored, |parameter| drawn.get(&parameter.path).cloned())
 }
 
 pub fn open_on_one(config: &TrainConfig, run_dir: &Path) -> Trainer<YuanModel> {
-    let device = home();
-    open(config, run_dir, &device, || fresh_model(&model_config(), &device))
-}
-
-pub fn open_on_mesh(config: &TrainConfig, run_dir: &Path, mesh: &DeviceMesh) -> Trainer<MeshModel> {
-    open(config, run_dir, mesh, || fresh_mesh_model(&model_config(), mesh))
+    let (device, streams, config) = (home(), streams(config.seq_len), config.clone());
+    let trainer = match Checkpoint::latest(run_dir).unwrap() {
+        Some(checkpoint) => Trainer::resume(config, run_dir, &device, &checkpoint, streams),
+        None => {
+            let model = fresh_model(&model_config(), &device);
+            Trainer::new(config, run_dir, &device, model, streams)
+        }
+    };
+    trainer.unwrap().with_callback(MetricsFile::default()).unwrap()
 }
 
 /// What must not depend on the devices: losses, gradient norms, loads, validations, prunes and
@@ -195,80 +174,6 @@ pub fn assert_same_story(found: &Story, expected: &Story) {
     }
 }
 
-/// Loss and gradients of the first batch, gradients by path as one device has them.
-pub struct Gradients {
-    pub loss: f64,
-    pub balance: Option<f64>,
-    pub tokens_per_expert: Vec<Vec<i64>>,
-    pub rows_per_device: Vec<Vec<u64>>,
-    pub by_path: HashMap<String, Vec<f32>>,
-}
-
-pub fn gradients<M: LanguageModel>(model: &M, home: &Device, options: LossOptions) -> Gradients {
-    let [mut rows, _] = streams(16);
-    let (output, gradients) =
-        model.loss_and_gradients(rows.next_batch(4, home).unwrap(), options, 1.0).unwrap();
-    let stored = model.stored_parameters();
-    let gradients = reduce_gradients(model, gradients, &stored);
-    let rows = output.rows_per_device.iter().map(DeviceRows::rows_per_device);
-    let scalar = |x: Tensor<1>| f64::from(x.into_scalar::<f32>());
-    Gradients {
-        loss: scalar(output.loss),
-        balance: output.balance_loss.map(scalar),
-        tokens_per_expert: output
-            .loads
-            .into_iter()
-            .map(|load| load.read().unwrap().into_iter().map(|count| count as i64).collect())
-            .collect(),
-        rows_per_device: rows.map(<[u64]>::to_vec).collect(),
-        by_path: by_path(&flat(model, Some(&gradients)), &stored),
-    }
-}
-
-/// Every parameter, or its gradient, by id.
-pub fn flat<M: Module>(
-    model: &M,
-    gradients: Option<&GradientsParams>,
-) -> HashMap<ParamId, Vec<f32>> {
-    struct Flat<'a>(Option<&'a GradientsParams>, HashMap<ParamId, Vec<f32>>);
-    impl ModuleVisitor for Flat<'_> {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let tensor = match self.0 {
-                Some(gradients) => gradients.get::<D>(param.id),
-                None => Some(param.val()),
-            };
-            if let Some(tensor) = tensor {
-                let data = tensor.into_data().convert::<f32>();
-                self.1.insert(param.id, data.iter::<f32>().collect());
-            }
-        }
-    }
-    let mut visitor = Flat(gradients, HashMap::new());
-    model.visit(&mut visitor);
-    visitor.1
-}
-
-/// Puts parts together, and sees that all copies of each are the same, to the last bit.
-pub fn by_path(
-    values: &HashMap<ParamId, Vec<f32>>,
-    stored: &[StoredParameter],
-) -> HashMap<String, Vec<f32>> {
-    let whole = |parameter: &StoredParameter| {
-        let mut all = Vec::new();
-        for part in &parameter.parts {
-            let first = values.get(&part.copies[0])?;
-            assert!(
-                part.copies.iter().all(|copy| values[copy] == *first),
-                "{}: copies differ",
-                parameter.path
-            );
-            all.extend_from_slice(first);
-        }
-        Some((parameter.path.clone(), all))
-    };
-    stored.iter().filter_map(whole).collect()
-}
-
 #[track_caller]
 pub fn assert_close(
     found: &HashMap<String, Vec<f32>>,
@@ -291,13 +196,18 @@ pub fn assert_close(
     }
 }
 
-/// Parameters and moments as one device has them.
+/// Parameters and moments of a model on one device.
 pub fn state<M: LanguageModel>(model: &M, optimizer: &AdamW) -> HashMap<String, Vec<f32>> {
-    let stored = model.stored_parameters();
-    let mut state = by_path(&flat(model, None), &stored);
+    let mut state = HashMap::new();
+    let values = |data: TensorData| data.convert::<f32>().iter::<f32>().collect();
+    named::read_parameters(model, |path, data| {
+        state.insert(path.to_owned(), values(data));
+        Ok::<_, ()>(())
+    })
+    .unwrap();
     optimizer
-        .save(&stored, |name, data| {
-            state.insert(name, data.convert::<f32>().iter::<f32>().collect());
+        .save(&model.stored_parameters(), |name, data| {
+            state.insert(name, values(data));
             Ok(())
         })
         .unwrap();
