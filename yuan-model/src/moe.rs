@@ -93,11 +93,15 @@ impl MoeLayer {
             }
             None => routed.dispatch.tokens_per_expert(),
         };
-        let counts = || routed.dispatch.rows_per_expert().unwrap_or_else(|error| panic!("{error}"));
-        let (rows, rows_per_rank) = match &self.ranks {
-            None => (self.experts.forward(rows, counts), None),
+        let spread = self.ranks.as_ref().filter(|ranks| ranks.ranks().expert() > 1);
+        let (rows, rows_per_rank) = match spread {
+            None => {
+                let counts = || routed.dispatch.rows_per_expert();
+                let counts = || counts().unwrap_or_else(|error| panic!("{error}"));
+                (self.experts.forward(rows, counts), None)
+            }
             Some(ranks) => {
-                let sent = ranks.send(rows, &counts());
+                let sent = ranks.send(rows, routed.dispatch.tokens_per_expert());
                 let arrival = sent.unwrap_or_else(|error| panic!("{error}"));
                 let rows_per_expert = arrival.rows_per_expert.clone();
                 let computed = self.experts.forward(arrival.rows.clone(), || rows_per_expert);

@@ -24,7 +24,10 @@ use burn::backend::{
     tensor::{FloatTensor, IntTensor},
 };
 use burn::tensor::FloatDType;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::{
+    ops::Range,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 #[macro_use]
 mod step;
@@ -59,13 +62,15 @@ pub mod portable {
 pub use attention::{cached_attention, causal_attention, rotary_attention};
 pub use backward::continue_backward;
 pub use collective::{
-    PendingSums, RowsToRanks, TensorList, all_gather, all_reduce, all_to_all, reduce_scatter,
+    PendingSums, RowsToRanks, TensorList, all_gather, all_reduce, all_to_all, gather_counts,
+    reduce_scatter,
 };
 pub use dense::{dense, embed};
 pub use filter::add_previous;
 pub use loss::{cross_entropy, linear_cross_entropy};
 pub use moe::{
-    HostCounts, combine_rows, dispatch_order, gather_rows, grouped_matmul, read_counts, swiglu,
+    HostCounts, arrival_order, combine_rows, dispatch_order, gather_rows, grouped_matmul,
+    read_counts, swiglu,
 };
 pub use norm::rms_norm;
 pub use optimizer::{AdamWStep, adamw_update, sum_of_squares};
@@ -379,6 +384,21 @@ pub trait YuanOps: Backend {
         num_experts: usize,
     ) -> (IntTensor<Self>, IntTensor<Self>, IntTensor<Self>) {
         portable::dispatch_order::<Self>(experts, num_experts)
+    }
+
+    /// See [`gather_counts`].
+    fn gather_counts(counts: IntTensor<Self>, group: Communicator) -> IntTensor<Self> {
+        portable::gather_counts::<Self>(counts, &group)
+    }
+
+    /// See [`arrival_order`].
+    fn arrival_order(
+        counts: IntTensor<Self>,
+        num_experts: usize,
+        experts: Range<usize>,
+        arriving: usize,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        portable::arrival_order::<Self>(counts, num_experts, experts, arriving)
     }
 
     /// See [`read_counts`]: the numbers, if they are on the host already or on their way.

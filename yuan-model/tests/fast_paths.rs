@@ -194,6 +194,36 @@ proptest! {
     }
 
     #[test]
+    fn the_order_of_arrivals_sorts_them_by_expert_and_by_rank_within(
+        counts in prop::collection::vec(prop::collection::vec(prop_oneof![Just(0), 0..40_usize], 6), 1..9),
+        first in 0..6_usize,
+        more in 1..6_usize,
+    ) {
+        let experts = first..(first + more).min(6);
+        // Every row that arrives, by expert, then by rank, then as it comes.
+        let mut rows = Vec::new();
+        for (rank, counts) in counts.iter().enumerate() {
+            for expert in experts.clone() {
+                rows.extend((0..counts[expert]).map(|_| (expert, rank)));
+            }
+        }
+        let mut sorted: Vec<usize> = (0..rows.len()).collect();
+        sorted.sort_by_key(|&row| rows[row]);
+        // One row stands for none.
+        sorted.resize(sorted.len().max(1), 0);
+        let arriving = sorted.len();
+        agree("arrivals", |place| {
+            let all = ints(&counts.concat(), &place.device);
+            let (places, at_place) = ops::arrival_order(all, 6, experts.clone(), arriving);
+            let [places, at_place] = [places, at_place].map(|x| values(&x.to_data()));
+            let found: Vec<usize> = at_place.iter().map(|&row| row as usize).collect();
+            assert_eq!(found, sorted);
+            assert!((0..arriving).all(|row| found[places[row] as usize] == row));
+            vec![places, at_place]
+        });
+    }
+
+    #[test]
     fn fast_causal_attention_is_the_portable_one(
         batch in 1..3_usize, heads in 1..4_usize, seq in prop_oneof![1..40_usize, 60..140_usize, 500..600_usize],
         // The last two have kernels of their own on some cards.

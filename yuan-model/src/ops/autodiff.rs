@@ -13,6 +13,7 @@ use burn::backend::{
     tensor::{FloatTensor, IntTensor},
 };
 use burn::tensor::FloatDType;
+use std::ops::Range;
 
 use crate::ranks::Communicator;
 
@@ -82,6 +83,19 @@ impl<B: YuanOps, C: CheckpointStrategy> YuanOps for Autodiff<B, C> {
         num_experts: usize,
     ) -> (IntTensor<Self>, IntTensor<Self>, IntTensor<Self>) {
         B::dispatch_order(experts, num_experts)
+    }
+
+    fn gather_counts(counts: IntTensor<Self>, group: Communicator) -> IntTensor<Self> {
+        B::gather_counts(counts, group)
+    }
+
+    fn arrival_order(
+        counts: IntTensor<Self>,
+        num_experts: usize,
+        experts: Range<usize>,
+        arriving: usize,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        B::arrival_order(counts, num_experts, experts, arriving)
     }
 
     fn read_counts(counts: IntTensor<Self>) -> HostCounts {

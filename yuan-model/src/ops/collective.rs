@@ -8,7 +8,7 @@ use burn::backend::{
     Backend, BackendTensor, Dispatch, DispatchAutodiffContext, DispatchTensor, DispatchTensorKind,
     ExtensionType, tensor::FloatTensor,
 };
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor};
 
 use super::YuanOps;
 use crate::ranks::Communicator;
@@ -164,6 +164,19 @@ pub fn all_gather(tensors: Vec<Tensor<1>>, group: &Communicator) -> Vec<Tensor<1
     on_list(tensors, group, Dispatch::all_gather)
 }
 
+/// The counts of every rank, `[ranks · n]`, those of the first rank first: of each, `[n]`. They stay on
+/// the device and are on their way to the host, where [`read_counts`](super::read_counts) has them.
+///
+/// # Panics
+///
+/// If the ranks bring different numbers of counts, or one is gone.
+pub fn gather_counts(counts: Tensor<1, Int>, group: &Communicator) -> Tensor<1, Int> {
+    match group.size() {
+        1 => counts,
+        _ => Tensor::from_dispatch(Dispatch::gather_counts(counts.into_dispatch(), group.clone())),
+    }
+}
+
 fn on_list(
     tensors: Vec<Tensor<1>>,
     group: &Communicator,
@@ -178,7 +191,10 @@ fn on_list(
 
 /// By way of the host, whatever the backend: what the fast versions are tested against.
 pub mod portable {
-    use burn::backend::{Backend, TensorMetadata, tensor::FloatTensor};
+    use burn::backend::{
+        Backend, TensorMetadata,
+        tensor::{FloatTensor, IntTensor},
+    };
     use burn::tensor::{DType, Shape, TensorData, read_sync};
 
     use super::RowsToRanks;
@@ -216,6 +232,22 @@ pub mod portable {
         let received = exchange(group, vec![bytes; group.size()], &expected).into_iter();
         let tensors = received.map(|bytes| tensor_of::<B>(bytes, shape.clone(), dtype, &device));
         tensors.reduce(|sum, more| B::float_add(sum, more)).expect("a group has a rank")
+    }
+
+    /// See [`gather_counts`](super::gather_counts).
+    ///
+    /// # Panics
+    ///
+    /// As there.
+    pub fn gather_counts<B: Backend>(counts: IntTensor<B>, group: &Communicator) -> IntTensor<B> {
+        let (count, dtype, device) = (counts.shape()[0], counts.dtype(), counts.device());
+        let data = read_sync(B::int_into_data(counts));
+        let data = data.unwrap_or_else(|error| panic!("the device failed: {error}"));
+        let own = data.as_bytes().to_vec();
+        let expected = vec![own.len(); group.size()];
+        let bytes = exchange(group, vec![own; group.size()], &expected).concat();
+        let shape = [count * group.size()];
+        B::int_from_data(TensorData::from_bytes_vec(bytes, shape, dtype), &device)
     }
 
     /// See [`reduce_scatter`](super::reduce_scatter).

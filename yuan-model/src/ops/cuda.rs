@@ -8,7 +8,7 @@
 use burn::tensor::{DType, FloatDType};
 use burn_cubecl::{CubeBackend, tensor::CubeTensor};
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use super::{AdamWStep, HostCounts, RowsToRanks, TensorList, YuanOps, packed, portable};
 use crate::ranks::Communicator;
@@ -365,6 +365,30 @@ impl YuanOps for CubeBackend {
             return dispatch::order(experts, num_experts);
         }
         portable::dispatch_order::<Self>(experts, num_experts)
+    }
+
+    fn gather_counts(counts: Tensor, group: Communicator) -> Tensor {
+        // The same on all ranks, which therefore take the same way.
+        let nccl = match tensors::is_cuda(&counts) && is_index(&counts) {
+            true => nccl::of_group(&group, &counts),
+            false => None,
+        };
+        match nccl {
+            Some(nccl) => nccl::gather_counts(nccl, counts, group.size()),
+            None => portable::gather_counts::<Self>(counts, &group),
+        }
+    }
+
+    fn arrival_order(
+        counts: Tensor,
+        num_experts: usize,
+        experts: Range<usize>,
+        arriving: usize,
+    ) -> (Tensor, Tensor) {
+        if dispatch::takes_arrivals(&counts, num_experts, &experts) {
+            return dispatch::arrivals(counts, num_experts, experts, arriving);
+        }
+        portable::arrival_order::<Self>(counts, num_experts, experts, arriving)
     }
 
     fn read_counts(counts: Tensor) -> HostCounts {

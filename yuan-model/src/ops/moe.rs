@@ -3,6 +3,7 @@
 
 use burn::backend::{Dispatch, tensor::IntTensor};
 use burn::tensor::{Int, Tensor};
+use std::ops::Range;
 
 use super::YuanOps;
 use crate::ModelError;
@@ -43,6 +44,30 @@ pub fn read_counts(counts: Tensor<1, Int>) -> Result<Vec<usize>, ModelError> {
             Ok(counts.iter::<i64>().map(|count| count as usize).collect())
         }
     }
+}
+
+/// The order by expert, and by rank within one expert, of rows that arrive rank by rank, sorted by
+/// expert within each.
+///
+/// # Shapes
+///
+/// - `counts`: `[ranks · num_experts]`, rows that each rank sends to each expert of the layer
+/// - `experts`: those whose rows arrive here, which are `arriving` together; one if there are none
+/// - output: the place of every row that arrives `[arriving]`, the row at every place `[arriving]`
+///
+/// # Panics
+///
+/// If there are not so many experts.
+pub fn arrival_order(
+    counts: Tensor<1, Int>,
+    num_experts: usize,
+    experts: Range<usize>,
+    arriving: usize,
+) -> (Tensor<1, Int>, Tensor<1, Int>) {
+    assert!(experts.end <= num_experts, "experts {experts:?} of {num_experts}");
+    let counts = counts.into_dispatch();
+    let (places, rows) = Dispatch::arrival_order(counts, num_experts, experts, arriving);
+    (Tensor::from_dispatch(places), Tensor::from_dispatch(rows))
 }
 
 /// Rows of `source` in a new order, each `copies` times over all.
@@ -125,7 +150,8 @@ pub mod portable {
         Backend, TensorMetadata, get_or_init_device_settings,
         tensor::{FloatTensor, IntTensor},
     };
-    use burn::tensor::{FloatDType, IndexingUpdateOp, Shape, Slice};
+    use burn::tensor::{FloatDType, IndexingUpdateOp, Shape, Slice, TensorData, read_sync};
+    use std::ops::Range;
 
     use crate::ops::parts::part;
 
@@ -163,6 +189,49 @@ pub mod portable {
         let pair_of_row =
             B::int_scatter(0, nothing, row_of_pair.clone(), arange(pairs), IndexingUpdateOp::Add);
         (row_of_pair, pair_of_row, counts)
+    }
+
+    /// See [`arrival_order`](super::arrival_order): on the host.
+    ///
+    /// # Panics
+    ///
+    /// If the device fails.
+    pub fn arrival_order<B: Backend>(
+        counts: IntTensor<B>,
+        num_experts: usize,
+        experts: Range<usize>,
+        arriving: usize,
+    ) -> (IntTensor<B>, IntTensor<B>) {
+        let (dtype, device) = (counts.dtype(), counts.device());
+        let data = read_sync(B::int_into_data(counts));
+        let data = data.unwrap_or_else(|error| panic!("the device failed: {error}"));
+        let counts: Vec<i64> = data.convert::<i64>().iter::<i64>().collect();
+        let ranks: Vec<&[i64]> =
+            counts.chunks(num_experts).map(|counts| &counts[experts.clone()]).collect();
+        let mut starts = Vec::with_capacity(ranks.len());
+        let mut start = 0;
+        for counts in &ranks {
+            starts.push(start);
+            start += counts.iter().sum::<i64>();
+        }
+        let mut row_at_place = Vec::with_capacity(arriving);
+        for expert in 0..experts.len() {
+            for (start, counts) in starts.iter_mut().zip(&ranks) {
+                row_at_place.extend(*start..*start + counts[expert]);
+                *start += counts[expert];
+            }
+        }
+        // A row of zeros stands where nothing arrives.
+        row_at_place.resize(arriving, 0);
+        let mut place_of_row = vec![0; arriving];
+        for (place, &row) in row_at_place.iter().enumerate() {
+            place_of_row[row as usize] = place as i64;
+        }
+        let on_device = |order: Vec<i64>| {
+            let data = TensorData::new(order, [arriving]).convert_dtype(dtype);
+            B::int_from_data(data, &device)
+        };
+        (on_device(place_of_row), on_device(row_at_place))
     }
 
     /// See [`gather_rows`](super::gather_rows).

@@ -1,5 +1,7 @@
 //! The order of (token, expert) pairs: a stable counting sort on the device.
 
+use std::ops::Range;
+
 use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 
@@ -106,6 +108,43 @@ pub(super) fn sorted(ids: &CubeTensor, bound: usize) -> CubeTensor {
         lanes.launch(kernel("follow"), [sort.chunks(), 1], CHUNK, 0, &args)
     });
     order
+}
+
+/// Segments of rows whose starts fit a block's memory.
+const MOST_SEGMENTS: usize = 4096;
+
+pub(super) fn takes_arrivals(
+    counts: &CubeTensor,
+    num_experts: usize,
+    experts: &Range<usize>,
+) -> bool {
+    let segments = dims::<1>(counts)[0] / num_experts.max(1) * experts.len();
+    is_ours(counts) && counts.dtype == DType::I32 && segments <= MOST_SEGMENTS
+}
+
+/// See [`ops::arrival_order`](crate::ops::arrival_order).
+pub(super) fn arrivals(
+    counts: CubeTensor,
+    num_experts: usize,
+    experts: Range<usize>,
+    arriving: usize,
+) -> (CubeTensor, CubeTensor) {
+    let counts = contiguous(counts);
+    let [all] = dims(&counts);
+    let (ranks, own) = (all / num_experts, experts.len());
+    let segments = ranks * own;
+    let [place_of_row, row_at_place] = [(); 2].map(|()| empty(&counts, [arriving], counts.dtype));
+    let starts = empty(&counts, [2 * segments], counts.dtype);
+    let tensors = [&counts, &starts, &place_of_row, &row_at_place];
+    run(tensors, move |lanes, [counts, starts, places, rows]| {
+        let [counts, starts, places, rows] = [counts, starts, places, rows].map(Arg::Pointer);
+        let sizes = [ranks, num_experts, experts.start, own].map(Arg::Int);
+        let args = [&[counts, starts][..], &sizes].concat();
+        lanes.launch(kernel("arrival_starts"), [1, 1], 256, 4 * segments, &args)?;
+        let args = [starts, places, rows, Arg::Int(segments), Arg::Int(arriving)];
+        lanes.launch(kernel("arrival_order"), [arriving.div_ceil(256), 1], 256, 0, &args)
+    });
+    (place_of_row, row_at_place)
 }
 
 /// The counts of [`order`] on the host, if they are its.

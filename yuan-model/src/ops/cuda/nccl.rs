@@ -20,6 +20,7 @@ use cudarc::{driver::sys::CUstream, nccl::sys};
 use super::{
     context::Lanes,
     queue::{run, run_all, run_now, start},
+    readback::MOST_SENT,
     tensors::{contiguous, dims, empty},
 };
 use crate::{ops::RowsToRanks, ranks::Communicator};
@@ -200,6 +201,27 @@ pub(super) fn all_reduce(nccl: Arc<Nccl>, x: CubeTensor) -> CubeTensor {
     });
     start(&sum);
     sum
+}
+
+/// See [`ops::gather_counts`](crate::ops::gather_counts); they are sent to the host if they fit.
+pub(super) fn gather_counts(nccl: Arc<Nccl>, counts: CubeTensor, ranks: usize) -> CubeTensor {
+    let counts = contiguous(counts);
+    let [count] = dims(&counts);
+    let all = empty(&counts, [count * ranks], counts.dtype);
+    run([&counts, &all], move |lanes, [from, into]| {
+        let (kind, stream) = (sys::ncclDataType_t::ncclInt32, lanes.stream().cast());
+        let (from, at) = (from as *const c_void, into as *mut c_void);
+        // SAFETY: the tensors have so many elements, and are alive until the work is queued.
+        let gathered = unsafe { sys::ncclAllGather(from, at, count, kind, nccl.0, stream) };
+        checked(gathered, "gather counts")?;
+        match count * ranks <= MOST_SENT {
+            true => lanes.send(into, count * ranks),
+            false => Ok(()),
+        }
+    });
+    // The host is about to wait for them.
+    start(&all);
+    all
 }
 
 /// Which of the two halves of an all-reduce.

@@ -80,3 +80,45 @@ extern "C" __global__ void follow(const int *first, const int *second, int *out,
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < count) out[i] = first[second[i]];
 }
+
+// One block. Where the rows of each rank for each of `own` experts begin: as they arrive, rank by rank, then where they
+// belong, expert by expert: starts [2, ranks * own], from counts [ranks, experts].
+extern "C" __global__ void arrival_starts(const int *counts, int *starts, int ranks, int experts, int first, int own) {
+    extern __shared__ int sizes[];
+    const int segments = ranks * own;
+    for (int i = threadIdx.x; i < segments; i += blockDim.x) sizes[i] = counts[i / own * experts + first + i % own];
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        int sum = 0;
+        for (int i = 0; i < segments; i++) {
+            starts[i] = sum;
+            sum += sizes[i];
+        }
+    }
+    if (threadIdx.x == 32) {
+        int sum = 0;
+        for (int e = 0; e < own; e++) {
+            for (int r = 0; r < ranks; r++) {
+                starts[segments + r * own + e] = sum;
+                sum += sizes[r * own + e];
+            }
+        }
+    }
+}
+
+// The place of every row that arrives, and the row at every place.
+extern "C" __global__ void arrival_order(const int *starts, int *place_of_row, int *row_at_place, int segments, int rows) {
+    const int row = blockIdx.x * blockDim.x + threadIdx.x;
+    if (row >= rows) return;
+    // The last segment that begins at the row or before it: empty ones begin where the next one does.
+    int low = 0, high = segments;
+    while (high - low > 1) {
+        const int middle = (low + high) / 2;
+        if (starts[middle] <= row) low = middle;
+        else high = middle;
+    }
+    // Where nothing arrives one row stands for it, in its own place.
+    const int place = min(starts[segments + low] + row - starts[low], rows - 1);
+    place_of_row[row] = place;
+    row_at_place[place] = row;
+}
