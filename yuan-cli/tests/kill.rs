@@ -45,7 +45,7 @@ const ROLL_BACK: Scenario = Scenario {
 };
 const REARRANGE: Scenario =
     Scenario { options: &["--rearrange-every", "2"], words: &["Rearrange { step: 4,"] };
-const MESH: Scenario =
+const RANKS: Scenario =
     Scenario { options: &["--device", "flex,flex"], words: &["Prune { step: 12,"] };
 
 /// Interruptions of a scenario by one signal.
@@ -214,7 +214,7 @@ scenarios! {
     rounds_under_a_guard_survive_kills, rounds_under_a_guard_survive_warnings: ROUNDS;
     a_roll_back_survives_kills, a_roll_back_survives_warnings: ROLL_BACK;
     rearrangements_survive_kills, rearrangements_survive_warnings: REARRANGE;
-    a_mesh_survives_kills, a_mesh_survives_warnings: MESH;
+    ranks_survive_kills, ranks_survive_warnings: RANKS;
 }
 
 #[test]

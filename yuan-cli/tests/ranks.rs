@@ -196,7 +196,7 @@ fn a_run_that_cannot_be_spread_is_refused_before_it_begins() {
     write_corpus(&data);
     let mut command = tiny_plain(&data, &directory.path().join("run"));
     let error = fail(command.args(["--device", "flex,flex,flex", "--no-laep"]));
-    assert!(error.contains("a batch of 2 rows is too small for 3 devices"), "{error}");
+    assert!(error.contains("a batch of 2 rows is too small for 3 ranks"), "{error}");
     let error = fail(yuan("rank").args(["--run", "nowhere", "--device", "flex"]));
     assert!(error.contains("yuan rank is started by yuan pretrain"), "{error}");
 }

@@ -134,7 +134,7 @@ fn the_latest_run_is_resumed_when_none_is_named() {
 }
 
 #[test]
-fn a_run_goes_on_on_any_mesh_that_its_experts_suffice_for() {
+fn a_run_goes_on_on_any_ranks_that_its_experts_suffice_for() {
     // Its two groups do not fit three devices, nor its two rows four.
     for (options, steps) in [("--device flex,flex", 24), ("--device flex,flex --groups 1", 25)] {
         let Copy { run, directory: _kept } = unfinished();
@@ -146,7 +146,7 @@ fn a_run_goes_on_on_any_mesh_that_its_experts_suffice_for() {
     }
     let Copy { run, directory: _kept } = unfinished();
     let error = fail(&mut resume(&run, "--device flex,flex,flex"));
-    assert!(error.contains("a batch of 2 rows is too small for 3 devices"), "{error}");
+    assert!(error.contains("a batch of 2 rows is too small for 3 ranks"), "{error}");
 }
 
 #[test]

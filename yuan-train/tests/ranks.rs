@@ -220,3 +220,90 @@ fn a_batch_that_is_too_small_for_the_ranks_is_refused() {
         assert_eq!(ended.unwrap_err().to_string(), "a batch of 1 rows is too small for 2 ranks");
     }
 }
+
+/// Files with tensors of all checkpoints of a run.
+fn tensors_of(run: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut files = Vec::new();
+    for checkpoint in Checkpoint::list(run).unwrap() {
+        checkpoint.verify().unwrap();
+        for file in fs::read_dir(&checkpoint.path).unwrap() {
+            let file = file.unwrap().path();
+            if file.extension().is_some_and(|kind| kind == "safetensors") {
+                let name = file.strip_prefix(run).unwrap().to_string_lossy().into_owned();
+                files.push((name, fs::read(file).unwrap()));
+            }
+        }
+    }
+    files.sort();
+    files
+}
+
+/// Steps, and the steps of which checkpoints are told, as the metrics list them.
+fn told(run: &Path) -> (Vec<u64>, Vec<u64>) {
+    let (mut steps, mut checkpoints) = (Vec::new(), Vec::new());
+    for event in History::read(run).unwrap().events() {
+        match event {
+            Event::Step(metrics) => steps.push(metrics.step),
+            Event::Checkpoint { step } => checkpoints.push(*step),
+            _ => {}
+        }
+    }
+    (steps, checkpoints)
+}
+
+#[test]
+fn checkpoints_of_ranks_that_are_written_beside_the_training_are_those_that_stop_it() {
+    let config = TrainConfig { checkpoint_every: Some(2), keep_checkpoints: 9, ..train_config() };
+    for shape in [[1, 1], [2, 2]] {
+        let runs = [false, true].map(|async_checkpoint| {
+            let run = tempdir().unwrap();
+            train_all(&TrainConfig { async_checkpoint, ..config.clone() }, run.path(), shape);
+            run
+        });
+        let [stopping, beside] = [&runs[0], &runs[1]].map(|run| run.path());
+        assert!(tensors_of(stopping) == tensors_of(beside), "{shape:?}");
+        assert_eq!(told(stopping), told(beside));
+        // Whatever the metrics told after it, a run goes on from each of them as if it never stopped.
+        for at in [4, 8] {
+            let again = tempdir().unwrap();
+            fs::copy(beside.join("metrics.jsonl"), again.path().join("metrics.jsonl")).unwrap();
+            let name = format!("checkpoint-{at:08}");
+            fs::create_dir(again.path().join(&name)).unwrap();
+            for file in fs::read_dir(beside.join(&name)).unwrap() {
+                let file = file.unwrap();
+                let to = again.path().join(&name).join(file.file_name());
+                fs::copy(file.path(), to).unwrap();
+            }
+            train_all(
+                &TrainConfig { async_checkpoint: true, ..config.clone() },
+                again.path(),
+                shape,
+            );
+            assert_eq!(told(again.path()), told(beside), "{shape:?} from {at}");
+            let last = |run: &Path| {
+                let mut files = tensors_of(run);
+                files.retain(|(name, _)| name.starts_with("checkpoint-00000010"));
+                files
+            };
+            assert!(last(again.path()) == last(beside), "{shape:?} from {at}");
+        }
+    }
+}
+
+#[test]
+fn a_checkpoint_of_ranks_that_cannot_be_written_is_named_by_all_and_leaves_nothing() {
+    let run = tempdir().unwrap();
+    let config = TrainConfig { checkpoint_every: Some(2), ..train_config() };
+    // A file stands where the directory is to be.
+    fs::write(run.path().join("checkpoint-00000002"), "taken").unwrap();
+    for async_checkpoint in [false, true] {
+        let config = TrainConfig { async_checkpoint, ..config.clone() };
+        for ended in train(&config, run.path(), [1, 2], |trainer, _| trainer) {
+            let error = ended.unwrap_err().to_string();
+            assert!(error.contains("checkpoint-00000002"), "{error}");
+        }
+        let left: Vec<_> =
+            fs::read_dir(run.path()).unwrap().map(|f| f.unwrap().file_name()).collect();
+        assert!(left.iter().all(|name| !name.to_string_lossy().contains("unfinished")), "{left:?}");
+    }
+}
