@@ -62,7 +62,7 @@ pub mod portable {
 pub use attention::{cached_attention, causal_attention, rotary_attention};
 pub use backward::continue_backward;
 pub use collective::{
-    PendingSums, RowsToRanks, TensorList, all_gather, all_reduce, all_to_all, gather_counts,
+    Arriving, RowsToRanks, TensorList, all_gather, all_reduce, all_to_all, gather_counts,
     reduce_scatter,
 };
 pub use dense::{dense, embed};
@@ -118,9 +118,9 @@ pub trait YuanOps: Backend {
         TensorList(portable::reduce_scatter::<Self>(tensors.0, &group))
     }
 
-    /// Where sums that were begun are there: see [`PendingSums`].
-    fn sums_arrived(#[extension_type] sums: TensorList<Self>) -> TensorList<Self> {
-        sums
+    /// Where tensors that were on their way are there: see [`Arriving`].
+    fn arrived(#[extension_type] tensors: TensorList<Self>) -> TensorList<Self> {
+        tensors
     }
 
     /// See [`continue_backward`].

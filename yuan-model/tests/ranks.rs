@@ -308,7 +308,7 @@ proptest! {
             // Tensors of several lengths at once, each a multiple of the ranks.
             let long = own.clone().repeat(&[ranks]);
             let parts = ops::reduce_scatter(vec![long.clone(), long], &group).wait();
-            let gathered = ops::all_gather(parts, &group).into_iter();
+            let gathered = ops::all_gather(parts, &group).wait().into_iter();
             (sum, gathered.map(|x| x.into_data().try_to_vec::<f32>().unwrap()).collect::<Vec<_>>())
         });
         for (sum, gathered) in found {

@@ -12,7 +12,7 @@
 use std::collections::HashSet;
 
 use burn::{
-    module::{Module, ModuleVisitor, Param, ParamId},
+    module::{Module, ModuleVisitor, Param, ParamId, list_param_ids},
     optim::GradientsParams,
     tensor::{Device, Tensor},
 };
@@ -22,7 +22,7 @@ use yuan_model::{
     named, ops,
 };
 
-use crate::Learns;
+use crate::{Learns, Pass};
 
 /// How a loss is computed.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -82,28 +82,31 @@ impl ModuleVisitor for DropGradients {
     }
 }
 
-/// Loss of a batch; the gradients of `share` times its objective are handed to `take` layer by layer,
-/// the last layer's first.
+/// Loss of a batch; the gradients of `share` times its objective are handed on layer by layer, the last
+/// layer's first.
 pub(crate) fn of_layers(
     model: &YuanModel,
     batch: Batch,
     options: LossOptions,
     share: f64,
-    take: &mut dyn FnMut(GradientsParams),
+    pass: &mut dyn Pass,
 ) -> LossOutput {
     let inputs = model.inputs(batch);
+    pass.before(&list_param_ids(&model.embedding));
     let embedded = model.embed_inputs(&inputs, options.precision.dtype());
     let device = embedded.device();
     let layers = Layers { model, inputs: &inputs, balance: options.balance, device: &device };
 
-    let (last, passed, sums) = layers.forward(embedded.clone().inner(), options.recompute);
+    let (last, passed, sums) = layers.forward(embedded.clone().inner(), options.recompute, pass);
     let last = leaf(last);
+    pass.before(&list_param_ids(&model.final_norm));
+    pass.before(&list_param_ids(&model.head));
     let loss = model.loss_of_hidden(last.clone(), &inputs);
     let output = sums.with_loss(loss.clone().inner());
     let mut differentiate = |objective: Tensor<1>, input: Option<&Tensor<3>>| {
         let mut gradients = objective.backward();
         let of_input = input.and_then(|input| input.grad_remove(&mut gradients));
-        take(GradientsParams::from_grads(gradients, model));
+        pass.take(GradientsParams::from_grads(gradients, model));
         of_input
     };
     let mut above = differentiate(loss.mul_scalar(share), Some(&last));
@@ -161,6 +164,7 @@ impl Layers<'_> {
         &self,
         start: Tensor<3>,
         recompute: Option<u64>,
+        pass: &mut dyn Pass,
     ) -> (Tensor<3>, Vec<Passed>, LayerSums) {
         let num_layers = self.model.blocks.len();
         // Parameters that want no gradient leave no graph, whose memory Burn would free no earlier
@@ -168,6 +172,7 @@ impl Layers<'_> {
         let without_graph = recompute.map(|_| self.model.clone().no_grad());
         let mut passed = Vec::with_capacity(num_layers);
         let (last, mut sums) = through_layers(num_layers, start, |index, x| {
+            pass.before(&list_param_ids(&self.model.blocks[index]));
             let seed = recompute
                 .map(|seed| seed.wrapping_add((index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
             let output = match (&without_graph, seed) {

@@ -3,7 +3,7 @@
 //! To be pruned as well, a model implements [`PrunableExperts`](yuan_model::PrunableExperts).
 
 use burn::{
-    module::Module,
+    module::{Module, ParamId, list_param_ids},
     optim::{GradientsAccumulator, GradientsParams},
     tensor::Device,
 };
@@ -35,6 +35,16 @@ impl ModelSummary {
     }
 }
 
+/// What goes with a pass through a model, forward and back.
+pub trait Pass {
+    /// These parameters are about to be read for the first time in the pass: what other ranks made of
+    /// them may still be on its way until then.
+    fn before(&mut self, _parameters: &[ParamId]) {}
+
+    /// Takes gradients as they come; those of one parameter come together.
+    fn take(&mut self, gradients: GradientsParams);
+}
+
 /// A model that the [`Trainer`](crate::Trainer) can train and restore.
 pub trait LanguageModel: Module {
     /// Loss of a batch, and the balancing losses that are asked for.
@@ -44,9 +54,8 @@ pub trait LanguageModel: Module {
     /// If the device fails, or the batch does not fit it.
     fn loss(&self, batch: Batch, options: LossOptions) -> Result<LossOutput, TrainError>;
 
-    /// Loss of a batch without a graph. The gradients of `share` times what is minimised are handed
-    /// to `take`, all at once or part by part as they come: the gradients of one parameter in one
-    /// part.
+    /// Loss of a batch without a graph, and the gradients of `share` times what is minimised; `pass`
+    /// is told what is read and gets the gradients, all at once or part by part as they come.
     ///
     /// A model that can save memory by [`recompute`](LossOptions::recompute) does so here.
     ///
@@ -58,10 +67,11 @@ pub trait LanguageModel: Module {
         batch: Batch,
         options: LossOptions,
         share: f64,
-        take: &mut dyn FnMut(GradientsParams),
+        pass: &mut dyn Pass,
     ) -> Result<LossOutput, TrainError> {
+        pass.before(&list_param_ids(self));
         let (output, gradients) = gradients::of_loss(self, self.loss(batch, options)?, share);
-        take(gradients);
+        pass.take(gradients);
         Ok(output)
     }
 
@@ -76,10 +86,15 @@ pub trait LanguageModel: Module {
         options: LossOptions,
         share: f64,
     ) -> Result<(LossOutput, GradientsParams), TrainError> {
-        let mut all = GradientsAccumulator::new();
-        let mut take = |part| all.accumulate(self, part);
-        let output = self.gradients(batch, options, share, &mut take)?;
-        Ok((output, all.grads()))
+        struct All<'a, M>(&'a M, GradientsAccumulator<M>);
+        impl<M: Module> Pass for All<'_, M> {
+            fn take(&mut self, gradients: GradientsParams) {
+                self.1.accumulate(self.0, gradients);
+            }
+        }
+        let mut all = All(self, GradientsAccumulator::new());
+        let output = self.gradients(batch, options, share, &mut all)?;
+        Ok((output, all.1.grads()))
     }
 
     /// What the settings of a run ask of this kind of model: pruning and balancing by biases.

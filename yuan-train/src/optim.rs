@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     LanguageModel, TrainError,
-    sharded::{Holders, Parts},
+    sharded::{Arrivals, Gathering, Holders, Parts},
 };
 
 /// Settings of [`AdamW`].
@@ -108,30 +108,26 @@ impl AdamW {
         model.map(&mut Update { moments: &mut self.moments, gradients, step })
     }
 
-    /// The same over ranks, with the part of every gradient that belongs to this one.
+    /// The same over ranks, with the part of every gradient that belongs to this one. The new values
+    /// are not to be read before they have arrived.
     pub(crate) fn step_parts<M: Module>(
         &mut self,
         model: M,
         gradients: Parts,
         learning_rate: f64,
         gradient_scale: f64,
-    ) -> M {
+    ) -> (M, Arrivals) {
         let step = self.next_step(learning_rate, gradient_scale);
-        let holders = self.holders.take().expect("only what is spread over ranks has parts");
-        let order: Vec<ParamId> = gradients.iter().map(|(id, _)| *id).collect();
+        let holders = self.holders.as_ref().expect("only what is spread over ranks has parts");
         let mut update = UpdateParts {
             moments: &mut self.moments,
             gradients: gradients.into_iter().collect(),
             step,
-            holders: &holders,
-            values: HashMap::new(),
+            holders,
+            gathering: Gathering::new(holders),
         };
         model.visit(&mut update);
-        let mut values = update.values;
-        let parts = order.into_iter().filter_map(|id| Some((id, values.remove(&id)?))).collect();
-        let model = holders.write(model, parts);
-        self.holders = Some(holders);
-        model
+        update.gathering.finish(model)
     }
 
     fn next_step(&mut self, learning_rate: f64, gradient_scale: f64) -> AdamWStep {
@@ -176,8 +172,7 @@ impl AdamW {
                 continue;
             };
             let cut = |moment: Tensor<1>| {
-                let flat = holders.whole(vec![(id, moment)], &[shape.num_elements()]);
-                let flat = flat.into_iter().map(|(_, flat)| flat).next().expect("one went in");
+                let flat = holders.whole(id, moment, shape.num_elements());
                 holders.own_part(id, selection.apply_flat(flat, &shape))
             };
             let (first, second) = (cut(first), cut(second));
@@ -305,8 +300,7 @@ struct UpdateParts<'a> {
     gradients: HashMap<ParamId, Tensor<1>>,
     step: AdamWStep,
     holders: &'a Holders,
-    /// The updated parts.
-    values: HashMap<ParamId, Tensor<1>>,
+    gathering: Gathering<'a>,
 }
 
 impl ModuleVisitor for UpdateParts<'_> {
@@ -324,7 +318,7 @@ impl ModuleVisitor for UpdateParts<'_> {
         let (value, [first, second]) =
             ops::adamw_update(value, gradient, [moments.first, moments.second], step);
         self.moments.insert(param.id, Moments { shape: moments.shape, first, second });
-        self.values.insert(param.id, value);
+        self.gathering.add(param.id, value);
     }
 }
 

@@ -1,9 +1,18 @@
 //! Model and optimizer, which change together or not at all.
 
-use burn::{module::Module, optim::GradientsParams, tensor::DType};
+use std::cell::RefCell;
+
+use burn::{
+    module::{Module, ParamId},
+    optim::GradientsParams,
+    tensor::DType,
+};
 use yuan_model::{RefusedCut, Selection, named};
 
-use crate::{AdamW, TrainError, sharded::Parts};
+use crate::{
+    AdamW, TrainError,
+    sharded::{Arrivals, Parts},
+};
 
 /// A model and the optimizer that holds its moments.
 #[derive(Debug)]
@@ -11,15 +20,29 @@ pub struct Session<M> {
     /// Absent only while it is being changed.
     model: Option<M>,
     optimizer: AdamW,
+    /// Values of the model that other ranks have updated and that may still be on their way.
+    arrivals: RefCell<Arrivals>,
 }
 
 impl<M> Session<M> {
     pub(crate) fn new(model: M, optimizer: AdamW) -> Self {
-        Self { model: Some(model), optimizer }
+        Self { model: Some(model), optimizer, arrivals: RefCell::default() }
     }
 
     pub(crate) fn model(&self) -> &M {
+        self.arrivals.borrow_mut().wait_for_all();
+        self.unread_model()
+    }
+
+    /// The model, some of whose values may not be there yet: only those that were
+    /// [waited for](Self::wait_for) may be read.
+    pub(crate) fn unread_model(&self) -> &M {
         self.model.as_ref().expect("the model is only away while it changes")
+    }
+
+    /// Waits, on the device, for the values of some parameters.
+    pub(crate) fn wait_for(&self, parameters: &[ParamId]) {
+        self.arrivals.borrow_mut().wait_for(parameters);
     }
 
     pub(crate) fn optimizer(&self) -> &AdamW {
@@ -38,6 +61,7 @@ impl<M> Session<M> {
     }
 
     fn take_model(&mut self) -> M {
+        self.arrivals.get_mut().wait_for_all();
         self.model.take().expect("the model is only away while it changes")
     }
 }
@@ -46,7 +70,8 @@ impl<M: Module> Session<M> {
     /// One update over ranks, with the part of every gradient that belongs to this one.
     pub(crate) fn step_parts(&mut self, gradients: Parts, learning_rate: f64, scale: f64) {
         let model = self.take_model();
-        self.model = Some(self.optimizer.step_parts(model, gradients, learning_rate, scale));
+        let (model, arrivals) = self.optimizer.step_parts(model, gradients, learning_rate, scale);
+        (self.model, *self.arrivals.get_mut()) = (Some(model), arrivals);
     }
 
     /// One update of every parameter that has a gradient.

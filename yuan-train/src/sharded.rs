@@ -17,7 +17,7 @@ use burn::{
 };
 use yuan_model::{
     named::{self, StoredParameter},
-    ops::{self, PendingSums},
+    ops::{self, Arriving},
     ranks::{Communicator, RankError, Ranks},
     with_value,
 };
@@ -114,32 +114,102 @@ impl Holders {
         }
     }
 
-    /// Whole flat tensors of the parts that the ranks hold, of the lengths that are given, in some
-    /// order.
-    pub fn whole(&self, parts: Parts, lengths: &[usize]) -> Parts {
-        let lengths: HashMap<ParamId, usize> =
-            parts.iter().zip(lengths).map(|((id, _), &length)| (*id, length)).collect();
-        let mut whole = Vec::with_capacity(parts.len());
-        for (group, list) in self.in_groups(parts) {
-            let (ids, tensors): (Vec<_>, Vec<_>) = list.into_iter().unzip();
-            for (id, flat) in ids.into_iter().zip(ops::all_gather(tensors, group)) {
-                let length = lengths[&id];
-                let is_padded = flat.dims()[0] > length;
-                whole.push((id, if is_padded { flat.slice_dim(0, 0..length) } else { flat }));
-            }
-        }
-        whole
+    /// The whole flat tensor, of so many elements, of which every rank has its part.
+    pub fn whole(&self, param: ParamId, part: Tensor<1>, length: usize) -> Tensor<1> {
+        let mut whole = ops::all_gather(vec![part], self.group(param)).wait();
+        cut_to(whole.swap_remove(0), length)
+    }
+}
+
+/// Takes off the zeros that made all parts equally long.
+fn cut_to(flat: Tensor<1>, length: usize) -> Tensor<1> {
+    match flat.dims()[0] > length {
+        true => flat.slice_dim(0, 0..length),
+        false => flat,
+    }
+}
+
+/// Parts of parameters that the ranks have updated, on their way to all who hold them.
+pub(crate) struct Gathering<'a> {
+    holders: &'a Holders,
+    /// What waits for more to go with it: parts that all ranks hold, and those of experts.
+    open: [Parts; 2],
+    begun: Vec<(Vec<ParamId>, Arriving)>,
+}
+
+impl<'a> Gathering<'a> {
+    pub fn new(holders: &'a Holders) -> Self {
+        Self { holders, open: Default::default(), begun: Vec::new() }
     }
 
-    /// Gives every parameter its new value, of which each rank has made its part.
-    pub fn write<M: Module>(&self, model: M, parts: Parts) -> M {
+    /// Sends the updated part of a parameter; parameters come in the order in which a forward pass
+    /// uses them.
+    pub fn add(&mut self, param: ParamId, part: Tensor<1>) {
+        let which = usize::from(self.holders.spread.contains(&param));
+        let elements = |parts: &Parts| parts.iter().map(|(_, part)| part.dims()[0]).sum::<usize>();
+        let group = self.holders.group(param).size();
+        if (elements(&self.open[which]) + part.dims()[0]) * group > AT_ONCE {
+            self.begin(which);
+        }
+        self.open[which].push((param, part));
+    }
+
+    fn begin(&mut self, which: usize) {
+        let (ids, parts): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.open[which]).into_iter().unzip();
+        if let Some(&first) = ids.first() {
+            let whole = ops::all_gather(parts, self.holders.group(first));
+            self.begun.push((ids, whole));
+        }
+    }
+
+    /// The model with the new values, which are not to be read before they are there.
+    pub fn finish<M: Module>(mut self, model: M) -> (M, Arrivals) {
+        self.begin(0);
+        self.begin(1);
         let sizes: HashMap<ParamId, usize> = named::parameter_names(&model)
             .into_iter()
             .map(|name| (name.id, name.shape.num_elements()))
             .collect();
-        let lengths: Vec<usize> = parts.iter().map(|(id, _)| sizes[id]).collect();
-        let values = self.whole(parts, &lengths).into_iter().collect();
-        model.map(&mut Write { values })
+        let (mut values, mut arrivals) = (HashMap::new(), Arrivals::default());
+        for (ids, arriving) in self.begun {
+            let lengths = || ids.iter().map(|id| sizes[id]);
+            let is_padded =
+                arriving.unread().iter().zip(lengths()).any(|(x, length)| x.dims()[0] > length);
+            if is_padded {
+                let cut = arriving.wait().into_iter().zip(lengths());
+                values.extend(ids.iter().copied().zip(cut.map(|(x, length)| cut_to(x, length))));
+                continue;
+            }
+            values.extend(ids.iter().copied().zip(arriving.unread().iter().cloned()));
+            arrivals.entry_of.extend(ids.iter().map(|&id| (id, arrivals.entries.len())));
+            arrivals.entries.push(Some(arriving));
+        }
+        (model.map(&mut Write { values }), arrivals)
+    }
+}
+
+/// New values of parameters that may still be on their way.
+#[derive(Debug, Default)]
+pub(crate) struct Arrivals {
+    entries: Vec<Option<Arriving>>,
+    entry_of: HashMap<ParamId, usize>,
+}
+
+impl Arrivals {
+    /// Waits for those of some parameters.
+    pub fn wait_for(&mut self, parameters: &[ParamId]) {
+        for id in parameters {
+            if let Some(arriving) = self.entry_of.get(id).and_then(|&at| self.entries[at].take()) {
+                drop(arriving.wait());
+            }
+        }
+    }
+
+    /// Waits for all.
+    pub fn wait_for_all(&mut self) {
+        self.entries.drain(..).flatten().for_each(|arriving| drop(arriving.wait()));
+        self.entry_of.clear();
     }
 }
 
@@ -165,7 +235,7 @@ pub(crate) struct Sums<'a> {
     /// Parameters that learn, of which no gradient came yet.
     missing: HashSet<ParamId>,
     /// What is on its way, the oldest first, with whose sums it is.
-    pending: VecDeque<(Vec<ParamId>, PendingSums)>,
+    pending: VecDeque<(Vec<ParamId>, Arriving)>,
     done: HashMap<ParamId, Tensor<1>>,
 }
 

@@ -272,7 +272,7 @@ impl<M: LanguageModel> Trainer<M> {
 
     /// The ranks that the model is spread over, if it is.
     fn ranks(&self) -> Option<&Ranks> {
-        self.session.model().ranks()
+        self.session.unread_model().ranks()
     }
 
     /// Whether this rank writes the files of the run.

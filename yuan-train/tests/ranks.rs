@@ -9,8 +9,8 @@ use std::{collections::HashMap, fs, path::Path};
 
 use burn::tensor::Device;
 use support::ranks::{
-    TOLERANCE, assert_close, assert_same_story, fresh_model, home, model_config, open_on_one,
-    state, story, streams, train_config, two_epochs_around_a_rearrangement,
+    TOLERANCE, assert_close, assert_same_story, device_of, fresh_model, home, model_config,
+    open_on_one, state, story, streams, train_config, two_epochs_around_a_rearrangement,
 };
 use tempfile::tempdir;
 use yuan_model::{
@@ -37,7 +37,8 @@ fn train(
     let whole = fresh_model(&model_config(), &Device::flex());
     on_threads(data * expert, |world| {
         let ranks = Ranks::new(world, data)?;
-        let (device, config, streams) = (home(), config.clone(), streams(config.seq_len));
+        let device = device_of(ranks.world().rank());
+        let (config, streams) = (config.clone(), streams(config.seq_len));
         let trainer = match Checkpoint::latest(run_dir)? {
             Some(saved) => {
                 Trainer::resume_on_rank(config, run_dir, &device, &ranks, &saved, streams)?

@@ -115,53 +115,70 @@ pub fn all_reduce<const D: usize>(x: Tensor<D>, group: &Communicator) -> Tensor<
 ///
 /// If a length is no multiple of the number of ranks, the ranks bring different ones, or one is
 /// gone.
-pub fn reduce_scatter(tensors: Vec<Tensor<1>>, group: &Communicator) -> PendingSums {
+pub fn reduce_scatter(tensors: Vec<Tensor<1>>, group: &Communicator) -> Arriving {
     assert!(tensors.iter().all(|x| x.dims()[0].is_multiple_of(group.size())), "equal parts");
-    let sums = on_list(tensors.clone(), group, Dispatch::reduce_scatter);
-    PendingSums { sums, tensors }
+    begin(tensors, group, Dispatch::reduce_scatter)
 }
 
-/// Sums that may still be on their way while the device computes something else.
-#[derive(Debug)]
-#[must_use]
-pub struct PendingSums {
-    sums: Vec<Tensor<1>>,
-    /// Memory that is read until the sums are there.
-    tensors: Vec<Tensor<1>>,
-}
-
-impl PendingSums {
-    /// The sums: what the device computes from now on comes after them.
-    pub fn wait(mut self) -> Vec<Tensor<1>> {
-        self.arrive()
-    }
-
-    fn arrive(&mut self) -> Vec<Tensor<1>> {
-        let sums = std::mem::take(&mut self.sums);
-        if sums.is_empty() {
-            return sums;
-        }
-        let list = TensorList(sums.into_iter().map(Tensor::into_dispatch).collect());
-        let sums = Dispatch::sums_arrived(list).0.into_iter().map(Tensor::from_dispatch).collect();
-        self.tensors.clear();
-        sums
-    }
-}
-
-impl Drop for PendingSums {
-    /// Memory is not used again before nobody writes it any more.
-    fn drop(&mut self) {
-        drop(self.arrive());
-    }
-}
-
-/// The parts of all ranks, one after the other: of tensors `[n]`, `[n · ranks]`. Not differentiable.
+/// Begins to put the parts of all ranks together, one after the other: of tensors `[n]`, `[n ·
+/// ranks]`. Not differentiable.
 ///
 /// # Panics
 ///
 /// If the ranks bring tensors of different sizes, or one is gone.
-pub fn all_gather(tensors: Vec<Tensor<1>>, group: &Communicator) -> Vec<Tensor<1>> {
-    on_list(tensors, group, Dispatch::all_gather)
+pub fn all_gather(tensors: Vec<Tensor<1>>, group: &Communicator) -> Arriving {
+    begin(tensors, group, Dispatch::all_gather)
+}
+
+fn begin(
+    sources: Vec<Tensor<1>>,
+    group: &Communicator,
+    operation: impl FnOnce(TensorList<Dispatch>, Communicator) -> TensorList<Dispatch>,
+) -> Arriving {
+    if group.size() == 1 || sources.is_empty() {
+        return Arriving { results: sources, sources: Vec::new() };
+    }
+    let list = TensorList(sources.iter().map(|x| x.clone().into_dispatch()).collect());
+    let results = operation(list, group.clone()).0.into_iter().map(Tensor::from_dispatch).collect();
+    Arriving { results, sources }
+}
+
+/// Tensors that may still be on their way while the device computes something else.
+#[derive(Debug)]
+#[must_use]
+pub struct Arriving {
+    results: Vec<Tensor<1>>,
+    /// Memory that is read until they are there; empty if they were never on their way.
+    sources: Vec<Tensor<1>>,
+}
+
+impl Arriving {
+    /// The tensors before they are there: they may be handed on, and not be read before
+    /// [`wait`](Self::wait).
+    pub fn unread(&self) -> &[Tensor<1>] {
+        &self.results
+    }
+
+    /// The tensors: what the device computes from now on comes after them.
+    pub fn wait(mut self) -> Vec<Tensor<1>> {
+        self.arrive();
+        std::mem::take(&mut self.results)
+    }
+
+    fn arrive(&mut self) {
+        if !self.sources.is_empty() {
+            let list = self.results.iter().map(|x| x.clone().into_dispatch()).collect();
+            drop(Dispatch::arrived(TensorList(list)));
+            self.sources.clear();
+        }
+    }
+}
+
+impl Drop for Arriving {
+    /// Memory is not used again before nobody writes or reads it any more.
+    fn drop(&mut self) {
+        self.arrive();
+    }
 }
 
 /// The counts of every rank, `[ranks · n]`, those of the first rank first: of each, `[n]`. They stay on
@@ -175,18 +192,6 @@ pub fn gather_counts(counts: Tensor<1, Int>, group: &Communicator) -> Tensor<1, 
         1 => counts,
         _ => Tensor::from_dispatch(Dispatch::gather_counts(counts.into_dispatch(), group.clone())),
     }
-}
-
-fn on_list(
-    tensors: Vec<Tensor<1>>,
-    group: &Communicator,
-    operation: impl FnOnce(TensorList<Dispatch>, Communicator) -> TensorList<Dispatch>,
-) -> Vec<Tensor<1>> {
-    if group.size() == 1 || tensors.is_empty() {
-        return tensors;
-    }
-    let list = TensorList(tensors.into_iter().map(Tensor::into_dispatch).collect());
-    operation(list, group.clone()).0.into_iter().map(Tensor::from_dispatch).collect()
 }
 
 /// By way of the host, whatever the backend: what the fast versions are tested against.

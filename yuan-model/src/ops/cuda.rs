@@ -88,11 +88,11 @@ impl YuanOps for CubeBackend {
         })
     }
 
-    fn sums_arrived(sums: TensorList<Self>) -> TensorList<Self> {
-        if tensors::is_cuda(&sums.0[0]) {
-            nccl::arrived(&sums.0[0]);
+    fn arrived(list: TensorList<Self>) -> TensorList<Self> {
+        if tensors::is_cuda(&list.0[0]) {
+            nccl::arrived(&list.0[0]);
         }
-        sums
+        list
     }
 
     fn all_gather(tensors: TensorList<Self>, group: Communicator) -> TensorList<Self> {

@@ -1,13 +1,13 @@
 //! Yuan's model for the loop.
 
-use burn::{optim::GradientsParams, tensor::Device};
+use burn::tensor::Device;
 use yuan_model::{
     Batch, ConfigError, LossOutput, YuanConfig, YuanModel, named::StoredParameter, ranks::Ranks,
 };
 
 use crate::{
-    BalanceBias, Callback, LanguageModel, LossOptions, ModelSummary, PruneExperts, SelectionBias,
-    TrainConfig, TrainError, gradients,
+    BalanceBias, Callback, LanguageModel, LossOptions, ModelSummary, Pass, PruneExperts,
+    SelectionBias, TrainConfig, TrainError, gradients,
 };
 
 impl LanguageModel for YuanModel {
@@ -20,9 +20,9 @@ impl LanguageModel for YuanModel {
         batch: Batch,
         options: LossOptions,
         share: f64,
-        take: &mut dyn FnMut(GradientsParams),
+        pass: &mut dyn Pass,
     ) -> Result<LossOutput, TrainError> {
-        Ok(gradients::of_layers(self, batch, options, share, take))
+        Ok(gradients::of_layers(self, batch, options, share, pass))
     }
 
     fn callbacks(config: &TrainConfig) -> Result<Vec<Box<dyn Callback<Self>>>, TrainError> {

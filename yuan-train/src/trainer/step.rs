@@ -1,7 +1,7 @@
 //! One optimizer step: micro-batches to gradients, sums and numbers.
 
 use burn::{
-    module::{Module, ModuleVisitor, Param},
+    module::{Module, ModuleVisitor, Param, ParamId},
     optim::{GradientsAccumulator, GradientsParams},
     tensor::{Device, Int, Tensor, TensorData, Transaction},
 };
@@ -9,7 +9,7 @@ use yuan_laep::LayerLoad;
 use yuan_model::{DeviceRows, LossOutput, ops, ranks::Ranks};
 
 use crate::{
-    Batch, LanguageModel, Learns, LossOptions, StepMetrics, TrainConfig, TrainError,
+    Batch, LanguageModel, Learns, LossOptions, Pass, StepMetrics, TrainConfig, TrainError,
     data::{Row, RowStream, batch_of},
     gradients,
     optim::{clip_factor, global_norm_squared},
@@ -56,7 +56,7 @@ pub(super) fn take<M: LanguageModel>(
 ) -> Result<StepOutcome, TrainError> {
     // Dropout draws from the device: a seed per step makes a resumed run draw alike.
     let seed = config.seed.wrapping_add(step + 1);
-    let model = session.model();
+    let model = session.unread_model();
     let ranks = model.ranks().cloned();
     let first = ranks.as_ref().map_or(0, |ranks| ranks.world().rank());
     let of_rank = (first as u64).wrapping_mul(OTHER_RANK);
@@ -81,12 +81,13 @@ pub(super) fn take<M: LanguageModel>(
             recompute: config.recompute.then_some(recompute_seed),
         };
         let is_last = micro_batch + 1 == config.accumulation;
-        // Ranks add up what the last micro-batch completes while the rest is still computed.
-        let mut take = |gradients| match sums_of_ranks.as_mut().filter(|_| is_last) {
-            Some(sums) => sums.add(model, with_earlier(model, &mut earlier, gradients)),
-            None => accumulator.accumulate(model, gradients),
+        let mut pass = MicroBatch {
+            session,
+            accumulator: &mut accumulator,
+            earlier: &mut earlier,
+            sums: sums_of_ranks.as_mut().filter(|_| is_last),
         };
-        let output = model.gradients(batch, options, share, &mut take)?;
+        let output = model.gradients(batch, options, share, &mut pass)?;
         let part = StepSums::of(output, share);
         sums = Some(match sums {
             None => part,
@@ -143,6 +144,30 @@ pub(super) fn take<M: LanguageModel>(
             .collect(),
         loads: numbers.loads,
     }))
+}
+
+/// The pass of one micro-batch.
+struct MicroBatch<'a, 'b, M> {
+    session: &'a Session<M>,
+    accumulator: &'a mut GradientsAccumulator<M>,
+    earlier: &'a mut GradientsParams,
+    /// In the last micro-batch, whose gradients complete those of the step: ranks add them up while
+    /// the rest is still computed.
+    sums: Option<&'a mut Sums<'b>>,
+}
+
+impl<M: LanguageModel> Pass for MicroBatch<'_, '_, M> {
+    fn before(&mut self, parameters: &[ParamId]) {
+        self.session.wait_for(parameters);
+    }
+
+    fn take(&mut self, gradients: GradientsParams) {
+        let model = self.session.unread_model();
+        match &mut self.sums {
+            Some(sums) => sums.add(model, with_earlier(model, self.earlier, gradients)),
+            None => self.accumulator.accumulate(model, gradients),
+        }
+    }
 }
 
 /// Gradients with those of the same parameters of earlier micro-batches added.

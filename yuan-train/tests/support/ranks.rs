@@ -30,7 +30,13 @@ pub fn devices() -> Vec<Device> {
 }
 
 pub fn home() -> Device {
-    devices()[0].clone().autodiff()
+    device_of(0)
+}
+
+/// Ranks take turns where there are fewer devices.
+pub fn device_of(rank: usize) -> Device {
+    let devices = devices();
+    devices[rank % devices.len()].clone().autodiff()
 }
 
 pub fn model_config() -> YuanConfig {

@@ -240,7 +240,7 @@ pub(super) fn half(
     half: Half,
 ) -> Vec<CubeTensor> {
     // A copy made here would be gone before work beside the first lane has read it.
-    let is_beside = half == Half::ReduceScatter && tensors.iter().all(CubeTensor::is_contiguous);
+    let is_beside = tensors.iter().all(CubeTensor::is_contiguous);
     let tensors: Vec<CubeTensor> = tensors.into_iter().map(contiguous).collect();
     let length = |x: &CubeTensor| x.meta.shape().num_elements();
     let result = |x: &CubeTensor| {
@@ -294,7 +294,7 @@ pub(super) fn half(
     results
 }
 
-/// Waits, on the device, for a [reduce-scatter](Half::ReduceScatter) with this first result.
+/// Waits, on the device, for one of the [halves](half) with this first result.
 pub(super) fn arrived(first: &CubeTensor) {
     run([first], |lanes, [pointer]| lanes.arrived(pointer));
 }
