@@ -2,15 +2,15 @@
 # Tests and runs on a machine with a GPU that has no Rust and no network: build here, carry the
 # programs, run them there.
 #
-#     scripts/gpu.sh pack [mesh]
+#     scripts/gpu.sh pack [ranks]
 #         builds with the feature `cuda` and packs programs and text into target/gpu: those for one
-#         GPU, or with `mesh` those for several, since all together may be too much to carry
+#         GPU, or with `ranks` those for several, since all together may be too much to carry
 #     scripts/gpu.sh test
 #         there, in a copy of the repository with target/gpu: the suite on CUDA
 #     scripts/gpu.sh bench CONFIG ARGS…
 #         there: training steps of a configuration, PyTorch's and this library's in turn
-#     scripts/gpu.sh mesh CONFIG
-#         on a machine with several GPUs: the tests of meshes, then steps on meshes of 1, 2, 4, …
+#     scripts/gpu.sh ranks CONFIG
+#         on a machine with several GPUs: the tests of ranks, then steps on one GPU and on all of them
 #     scripts/gpu.sh scale CONFIG
 #         there: steps with other numbers of tokens, experts and layers
 #     scripts/gpu.sh yuan ARGS…
@@ -22,9 +22,9 @@ cd "$(dirname "$0")/.."
 pack=target/gpu
 tests=(on_gpu train_on_gpu)
 benches=(train_step operations)
-if [ "${1:-}" = pack ] && [ "${2:-}" = mesh ]; then
-    tests=(mesh)
-    benches=(train_step mesh)
+if [ "${1:-}" = pack ] && [ "${2:-}" = ranks ]; then
+    tests=(ranks)
+    benches=(train_step)
 fi
 programs=(yuan)
 features=(--workspace --features cuda)
@@ -109,22 +109,29 @@ bench() {
 # The names of the first so many.
 gpus() { seq -s, -f 'cuda:%g' 0 $(($1 - 1)); }
 
-# Weak scaling, 16 rows a GPU: as it is, pruned, and pruned and rearranged; unequal loads make the difference.
-mesh() {
+# Weak scaling, 16 rows a GPU, beside PyTorch's; unequal loads as they are, pruned, and rearranged.
+ranks() {
     prepare
-    local config=$1 count=0 shape data devices
-    count=$(nvidia-smi -L | wc -l)
-    YUAN_DEVICE=$(gpus "$count") timeout 200 "$pack/test-mesh" --test-threads 1 2>&1 | tail -30 || true
-    for devices in 2 4 8; do
-        [ "$devices" -le "$count" ] || continue
-        timeout 60 "$pack/bench-mesh" --device "$(gpus "$devices")" --precision bf16 2>&1 | tail -5 || true
+    local config=$1 count data devices row
+    local options=(--seq 2048 --precision bf16 --warmup 5)
+    count=$(nvidia-smi -L | wc -l) devices=$(gpus "$(nvidia-smi -L | wc -l)")
+    export NCCL_NVLS_ENABLE=0
+    # NCCL is looked for under its name without a version.
+    mkdir -p "$pack/nccl"
+    ln -sf "$(find / -name 'libnccl.so.2*' -not -path '/proc/*' 2>/dev/null | head -1)" "$pack/nccl/libnccl.so"
+    export LD_LIBRARY_PATH="$PWD/$pack/nccl:$LD_LIBRARY_PATH"
+    YUAN_DEVICE=$devices timeout 200 "$pack/test-ranks" --test-threads 1 2>&1 | tail -15 || true
+    launch() { timeout 150 python3 -m torch.distributed.run --nproc_per_node "$count" "$@" || true; }
+    "$pack/bench-train_step" "$config" --device cuda:0 --batch 16 "${options[@]}" --skew 2 --prune 0.19
+    "$pack/bench-train_step" "$config" --device cuda:0 --batch 16 "${options[@]}"
+    for ((data = 1; data <= count; data *= 2)); do
+        launch --no-python "$pack/bench-train_step" "$config" --device "$devices" \
+            --data-parallel "$data" --batch $((16 * count)) "${options[@]}"
     done
-    for shape in 1x1 1x2 2x1 1x4 2x2 4x1 1x8 2x4 8x1; do
-        data=${shape%x*} devices=$((data * ${shape#*x}))
-        [ "$devices" -le "$count" ] || continue
-        echo "== $shape"
-        timeout 100 "$pack/bench-train_step" "$config" --device "$(gpus "$devices")" \
-            --data-parallel "$data" --batch $((16 * devices)) --seq 2048 --precision bf16 --skew 2 --prune 0.19 2>&1 | tail -5 || true
+    launch --no-python "$pack/bench-train_step" "$config" --device "$devices" \
+        --batch $((16 * count)) "${options[@]}" --skew 2 --prune 0.19
+    for row in "$count" 1; do
+        launch benches/peers/torch_yuan_ep.py "$config" --ep "$row" --batch 16 --seq 2048 --steps 8 --compile
     done
 }
 
@@ -149,7 +156,7 @@ json.dump(config, open(sys.argv[3], "w"))' "$config" "$change" "$pack/changed.js
 }
 
 case "${1:-}" in
-mesh) mesh "$2" ;;
+ranks) ranks "$2" ;;
 scale) scale "$2" ;;
 pack) pack ;;
 test) suite ;;

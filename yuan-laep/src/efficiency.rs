@@ -18,6 +18,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{LayerLoad, LayerPlan, rearrange::cut_in_order};
 
+mod memory;
+
+pub use memory::{MemoryShape, RankMemory, RankWork, Spread};
+
 /// What one device sustains, rather than what its data sheet says.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct DeviceSpeed {

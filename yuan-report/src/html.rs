@@ -331,7 +331,7 @@ impl Page<'_> {
         format!(" {moved} of experts and moments moved to other devices.")
     }
 
-    /// The devices of a mesh, if the run was on one.
+    /// The ranks that share the experts, if there were several.
     fn devices(&mut self) -> Result<(), ReportError> {
         if let Some(picture) = pictures::device_load(self.history)? {
             self.heading("Device load");

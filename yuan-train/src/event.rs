@@ -26,7 +26,7 @@ pub struct StepMetrics {
     pub seconds: f64,
     /// Per layer: load of the busiest expert over the mean.
     pub max_over_mean: Vec<f64>,
-    /// Per layer: expert rows that the busiest device of a mesh computed over the mean; empty where
+    /// Per layer: expert rows that the busiest rank of a row computed over the mean; empty where
     /// one has them all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub device_max_over_mean: Vec<f64>,

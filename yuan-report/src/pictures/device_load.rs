@@ -1,11 +1,11 @@
-//! Load of a mesh's devices over training.
+//! Load of the ranks that share the experts over training.
 
 use plotters::prelude::*;
 
 use super::{INK, PALE, PRUNE, STRONG, key, legend, svg};
 use crate::{History, ReportError};
 
-/// What the busiest device of a mesh computed over what one does on average, over the steps: in the
+/// What the busiest rank computed over what one does on average, over the steps: in the
 /// worst layer and in the mean over the layers. Prunes and rearrangements are marked. Nothing for a
 /// run on one device.
 ///
