@@ -29,7 +29,7 @@ mod readback;
 mod rows;
 mod tensors;
 
-use nccl::{Half, Nccl};
+use nccl::{Half, Nccl, Way};
 use tensors::{VECTOR, has_fast_rows, is_fast};
 
 type Tensor = CubeTensor;
@@ -50,12 +50,12 @@ fn has_fast_halves(tensor: &Tensor) -> bool {
 }
 
 /// NCCL for a group of ranks, if it can be used for tensors of this kind.
-fn on_nccl(tensor: &Tensor, group: &Communicator) -> Option<Arc<Nccl>> {
+fn on_nccl(tensor: &Tensor, group: &Communicator, way: Way) -> Option<Arc<Nccl>> {
     // The same on all ranks, which therefore take the same way.
     if !tensors::is_cuda(tensor) || nccl::kind(tensor.dtype).is_none() {
         return None;
     }
-    nccl::of_group(group, tensor)
+    nccl::of_group(group, tensor, way)
 }
 
 fn same_type(tensors: &[&Tensor]) -> bool {
@@ -68,21 +68,21 @@ fn takes_attention(tensors: &[&Tensor], first_keys: Option<&Tensor>) -> bool {
 
 impl YuanOps for CubeBackend {
     fn all_to_all(rows: Tensor, to: RowsToRanks) -> Tensor {
-        match on_nccl(&rows, &to.group) {
+        match on_nccl(&rows, &to.group, Way::Main) {
             Some(nccl) => nccl::all_to_all(nccl, rows, &to),
             None => portable::all_to_all::<Self>(rows, &to),
         }
     }
 
     fn sum_over_ranks(x: Tensor, group: Communicator) -> Tensor {
-        match on_nccl(&x, &group) {
+        match on_nccl(&x, &group, Way::Main) {
             Some(nccl) => nccl::all_reduce(nccl, x),
             None => portable::all_reduce::<Self>(x, &group),
         }
     }
 
     fn reduce_scatter(tensors: TensorList<Self>, group: Communicator) -> TensorList<Self> {
-        TensorList(match on_nccl(&tensors.0[0], &group) {
+        TensorList(match on_nccl(&tensors.0[0], &group, Way::Beside) {
             Some(nccl) => nccl::half(nccl, tensors.0, group.size(), Half::ReduceScatter),
             None => portable::reduce_scatter::<Self>(tensors.0, &group),
         })
@@ -96,7 +96,7 @@ impl YuanOps for CubeBackend {
     }
 
     fn all_gather(tensors: TensorList<Self>, group: Communicator) -> TensorList<Self> {
-        TensorList(match on_nccl(&tensors.0[0], &group) {
+        TensorList(match on_nccl(&tensors.0[0], &group, Way::Beside) {
             Some(nccl) => nccl::half(nccl, tensors.0, group.size(), Half::AllGather),
             None => portable::all_gather::<Self>(tensors.0, &group),
         })
@@ -370,7 +370,7 @@ impl YuanOps for CubeBackend {
     fn gather_counts(counts: Tensor, group: Communicator) -> Tensor {
         // The same on all ranks, which therefore take the same way.
         let nccl = match tensors::is_cuda(&counts) && is_index(&counts) {
-            true => nccl::of_group(&group, &counts),
+            true => nccl::of_group(&group, &counts, Way::Main),
             false => None,
         };
         match nccl {

@@ -34,8 +34,18 @@ unsafe impl Send for Nccl {}
 // SAFETY: as above; others only hold it.
 unsafe impl Sync for Nccl {}
 
-/// By device and members; none where they have to go by way of the host.
-type Known = HashMap<(CubeDevice, Vec<usize>), Option<Arc<Nccl>>>;
+/// Which stream a communicator's work goes to. One communicator on two streams at once mixes what it
+/// carries up, so there is one for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Way {
+    /// In order with all that the device computes.
+    Main,
+    /// While it computes something else.
+    Beside,
+}
+
+/// By device, members and stream; none where they have to go by way of the host.
+type Known = HashMap<(CubeDevice, Vec<usize>, Way), Option<Arc<Nccl>>>;
 
 static KNOWN: Mutex<Option<Known>> = Mutex::new(None);
 
@@ -45,8 +55,8 @@ static KNOWN: Mutex<Option<Known>> = Mutex::new(None);
 /// # Panics
 ///
 /// If a rank is gone.
-pub(super) fn of_group(group: &Communicator, tensor: &CubeTensor) -> Option<Arc<Nccl>> {
-    let key = (tensor.device.clone(), group.members().to_vec());
+pub(super) fn of_group(group: &Communicator, tensor: &CubeTensor, way: Way) -> Option<Arc<Nccl>> {
+    let key = (tensor.device.clone(), group.members().to_vec(), way);
     let known = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(found) = known().get_or_insert_default().get(&key) {
         return found.clone();
@@ -239,8 +249,8 @@ pub(super) fn half(
     ranks: usize,
     half: Half,
 ) -> Vec<CubeTensor> {
-    // A copy made here would be gone before work beside the first lane has read it.
-    let is_beside = tensors.iter().all(CubeTensor::is_contiguous);
+    // A copy that is made here is not kept until it is read.
+    let is_kept = tensors.iter().all(CubeTensor::is_contiguous);
     let tensors: Vec<CubeTensor> = tensors.into_iter().map(contiguous).collect();
     let length = |x: &CubeTensor| x.meta.shape().num_elements();
     let result = |x: &CubeTensor| {
@@ -285,9 +295,10 @@ pub(super) fn half(
                 Ok(())
             })
         };
-        match is_beside {
-            true => lanes.beside(targets[0], call),
-            false => call(lanes.stream()),
+        lanes.beside(targets[0], call)?;
+        match is_kept {
+            true => Ok(()),
+            false => lanes.arrived(targets[0]),
         }
     });
     start(&results[0]);
