@@ -19,6 +19,7 @@ use crate::{
 };
 
 mod compare;
+mod memory;
 
 /// Options of `yuan efficiency`.
 #[derive(Args)]
@@ -48,13 +49,25 @@ pub struct Options {
     #[arg(help_heading = "Optimisation")]
     micro_batches: f64,
     /// Copies of every expert over which gradients are reduced
-    #[arg(long, value_parser = positive, value_name = "COPIES", default_value_t = 4.0)]
+    #[arg(long, value_parser = at_least_one::<usize>, value_name = "COPIES", default_value_t = 4)]
     #[arg(help_heading = "Devices")]
-    copies: f64,
-    /// Device groups of a layer
+    copies: usize,
+    /// Device groups of a layer, over which its experts are spread
     #[arg(long, value_parser = at_least_one::<usize>, value_name = "GROUPS", default_value_t = 8)]
     #[arg(help_heading = "Devices")]
     groups: usize,
+    /// Memory of a device, in GB
+    #[arg(long, value_parser = positive, value_name = "GB", default_value_t = 80.0)]
+    #[arg(help_heading = "Devices")]
+    capacity: f64,
+    /// Parts of neighbouring layers, one after the other (pipeline); default: the fewest with which
+    /// the model fits
+    #[arg(long, value_parser = at_least_one::<usize>, value_name = "STAGES")]
+    #[arg(help_heading = "Devices")]
+    stages: Option<usize>,
+    /// Say what a rank would hold of this model, a config.json, instead of Ultra
+    #[arg(long, value_name = "FILE", conflicts_with = "run")]
+    model: Option<PathBuf>,
     /// Load of the busiest expert over that of the idlest
     #[arg(long, value_parser = ratio, value_name = "RATIO", default_value_t = 500.0)]
     #[arg(help_heading = "LAEP")]
@@ -70,9 +83,35 @@ pub struct Options {
 }
 
 pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
-    match &options.run {
-        Some(run) => compare::compare(run, console),
-        None => calculate(options, console),
+    match (&options.run, &options.model) {
+        (Some(run), _) => compare::compare(run, console),
+        (None, Some(model)) => {
+            let model = YuanConfig::load(model)?;
+            memory::show(options, &[("the model", model)], console)
+        }
+        (None, None) => {
+            calculate(options, console)?;
+            let (before, after) = (YuanConfig::ultra_unpruned(), YuanConfig::ultra());
+            memory::show(options, &[("before", before), ("pruned", after)], console)
+        }
+    }
+}
+
+impl Options {
+    fn cluster(&self) -> Cluster {
+        Cluster {
+            device: DeviceSpeed {
+                flops: self.tflops * 1e12,
+                memory_bandwidth: self.memory * 1e9,
+                link_bandwidth: self.link * 1e9,
+            },
+            tokens_per_device: self.tokens,
+            micro_batches: self.micro_batches,
+            data_parallel: self.copies as f64,
+            passes: self.passes,
+            weight_bytes: 2.0,
+            optimizer_bytes: 28.0,
+        }
     }
 }
 
@@ -123,19 +162,7 @@ fn calculate(options: &Options, console: &Console) -> anyhow::Result<()> {
     };
     let plans = keeping(&after.experts_per_layer)?;
     let rearranged_only = keeping(&before.experts_per_layer)?;
-    let cluster = Cluster {
-        device: DeviceSpeed {
-            flops: options.tflops * 1e12,
-            memory_bandwidth: options.memory * 1e9,
-            link_bandwidth: options.link * 1e9,
-        },
-        tokens_per_device: options.tokens,
-        micro_batches: options.micro_batches,
-        data_parallel: options.copies,
-        passes: options.passes,
-        weight_bytes: 2.0,
-        optimizer_bytes: 28.0,
-    };
+    let cluster = options.cluster();
     let place = |plans: &[LayerPlan], how: fn(&LayerPlan) -> PlacedLayer| {
         plans.iter().map(how).collect::<Vec<_>>()
     };

@@ -20,6 +20,17 @@ fn the_efficiency_of_ultra_grows_with_each_part_of_laep() {
     let (base, pruned) = (tflops("base "), tflops("pruned only "));
     let (both, balanced) = (tflops("pruned and rearranged "), tflops("pruned, perfect balance "));
     assert!(base < pruned && pruned < both && both <= balanced, "{out}");
+    // What is needed for either model, and what pruning saves of it.
+    let gpus = |name: &str, how: &str| -> usize {
+        let row = out.lines().find(|line| line.starts_with(name) && line.contains(how));
+        row.unwrap().split_whitespace().nth(5).unwrap().parse().unwrap()
+    };
+    assert!(gpus("pruned ", "recomputed") < gpus("before ", "recomputed"), "{out}");
+    assert!(out.contains("1516.2 B") && out.contains("1010.7 B"), "{out}");
+    let (out, _) = succeed(yuan("efficiency").args(["--capacity", "1"]));
+    assert!(out.contains("no number of stages fits 1 GB"), "{out}");
+    let (out, _) = succeed(yuan("efficiency").args(["--stages", "2"]));
+    assert!(out.contains("does not fit"), "{out}");
     let message = fail(yuan("efficiency").args(["--groups", "16"]));
     assert!(message.contains("--groups 16 does not divide the released count of"), "{message}");
 }

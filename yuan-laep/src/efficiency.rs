@@ -111,6 +111,18 @@ impl StepTime {
     }
 }
 
+impl Cluster {
+    /// Seconds of a step whose layers are cut into so many stages, one after the other: each does its
+    /// part, and waits while the first micro-batch comes and the last one goes (one forward, one
+    /// backward).
+    pub fn seconds_in_stages(&self, step: &StepTime, stages: usize) -> f64 {
+        let stages = stages as f64;
+        let of_stage = (step.dense + step.experts + step.exchange) / stages;
+        let waiting = 1.0 + (stages - 1.0) / self.micro_batches;
+        of_stage * waiting + (step.optimizer + step.reduction) / stages
+    }
+}
+
 impl PlacedLayer {
     /// The experts before a plan: old order, cut into as many groups as the plan has.
     pub fn before(plan: &LayerPlan) -> Self {
@@ -258,6 +270,15 @@ mod tests {
         let step =
             Cluster { device: slow, ..cluster() }.step(&SHAPE, &[placed(&[1, 1], &[&[0], &[1]])]);
         assert!((step.experts - 1200.0).abs() < 1e-9, "8 rows · 150 are more than 600");
+    }
+
+    #[test]
+    fn stages_share_the_work_and_wait_for_each_other() {
+        let cluster = Cluster { micro_batches: 6.0, ..cluster() };
+        let step = StepTime { dense: 12.0, optimizer: 4.0, ..StepTime::default() };
+        assert!((cluster.seconds_in_stages(&step, 1) - step.seconds()).abs() < 1e-9);
+        // A quarter each, and three of nine slots without work.
+        assert!((cluster.seconds_in_stages(&step, 4) - (3.0 * 1.5 + 1.0)).abs() < 1e-9);
     }
 
     #[test]

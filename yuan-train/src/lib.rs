@@ -66,7 +66,7 @@ pub use run::{
     lock::RunLock,
     new::{NewRun, RunData},
 };
-pub use speed::{SpeedModel, StepWork, measure_device, measure_links, model_shape};
+pub use speed::{SpeedModel, StepWork, measure_device, measure_links, memory_shape, model_shape};
 pub use trainer::{NotFinite, StepOutcome, Trainer};
 pub use watch::{Pulse, Watch};
 

@@ -6,10 +6,11 @@ use burn::tensor::{Device, FloatDType, Tensor};
 use serde::{Deserialize, Serialize};
 use yuan_laep::{
     LayerPlan, PrunePlan,
-    efficiency::{Cluster, DeviceSpeed, ModelShape, PlacedLayer},
+    efficiency::{Cluster, DeviceSpeed, MemoryShape, ModelShape, PlacedLayer},
 };
 use yuan_model::{
     Precision, YuanConfig,
+    loss::ROWS_AT_ONCE,
     ops::{self, RowsToRanks},
     ranks::{Communicator, Grid, Ranks, evenly},
 };
@@ -125,6 +126,33 @@ pub fn model_shape(config: &YuanConfig, seq_len: usize, row_bytes_per_value: f64
         expert_parameters: expert,
         dense_parameters: (count.total() - count.experts) as f64,
         row_bytes: config.hidden_size as f64 * row_bytes_per_value,
+    }
+}
+
+/// The shape of a model as the calculation of memory wants it.
+///
+/// A token keeps five hidden states and queries, keys, values and attended values outside the experts,
+/// a row its input and output and three values for each of the expert's width: what the tensors add
+/// up to that the operations keep for their gradients.
+pub fn memory_shape(config: &YuanConfig) -> MemoryShape {
+    let count = config.parameter_count();
+    let layers = config.num_layers() as f64;
+    let ends = count.embedding + count.head;
+    let [hidden, width, expert] =
+        [config.hidden_size, config.attention_projection_size, config.expert_hidden_size]
+            .map(|size| size as f64);
+    MemoryShape {
+        dense_per_layer: (count.total() - count.experts - ends) as f64 / layers,
+        embedding: count.embedding as f64,
+        head: count.head as f64,
+        expert: 3.0 * hidden * expert,
+        experts_per_layer: config.experts_per_layer.clone(),
+        kept_per_token: 5.0 * hidden + 4.0 * width,
+        kept_per_row: 2.0 * hidden + 3.0 * expert,
+        top_k: config.top_k,
+        hidden,
+        // Logits, their gradient and their copy in the type of the products.
+        head_bytes: (ROWS_AT_ONCE * config.vocab_size) as f64 * 10.0,
     }
 }
 

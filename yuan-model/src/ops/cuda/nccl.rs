@@ -76,8 +76,10 @@ fn make(group: &Communicator, tensor: &CubeTensor) -> Option<Arc<Nccl>> {
     if !all(is_there) {
         return None;
     }
-    // NCCL refuses two ranks on one GPU, and as threads of one process they would wait for each
-    // other before it can.
+    if !all(owns(&tensor.device, group.members()[group.rank()])) {
+        return None;
+    }
+    // NCCL refuses two ranks on one GPU.
     let gpu = run_now(tensor, |lanes, _| lanes.gpu());
     let mut gpus = group.gather(&gpu).unwrap_or_else(|error| panic!("{error}"));
     gpus.sort_unstable();
@@ -109,6 +111,15 @@ fn make(group: &Communicator, tensor: &CubeTensor) -> Option<Arc<Nccl>> {
         true => made.ok().map(Arc::new),
         false => None,
     }
+}
+
+/// Whether a rank of this process is the first one to use NCCL on a device: the work of two threads on
+/// one GPU has one order, in which what waits for another GPU may stand before what that one waits
+/// for.
+fn owns(device: &CubeDevice, rank: usize) -> bool {
+    static OWNERS: Mutex<Option<HashMap<CubeDevice, usize>>> = Mutex::new(None);
+    let mut owners = OWNERS.lock().unwrap_or_else(PoisonError::into_inner);
+    *owners.get_or_insert_default().entry(device.clone()).or_insert(rank) == rank
 }
 
 /// Says on standard error why collectives will be slow.
