@@ -58,6 +58,11 @@ fn processes_of_one_device_each_train_as_one_device_does() {
         // A checkpoint of ranks is one of one device, too.
         let (text, _) = succeed(yuan("generate").arg(&run).args(["the", "--max-new-tokens", "4"]));
         assert!(!text.trim().is_empty());
+        let (shown, _) = succeed(yuan("inspect").arg(&run).arg("--verify"));
+        assert!(shown.contains("model-00001.safetensors"), "{shown}");
+        let exported = directory.path().join(format!("{name}-exported"));
+        succeed(yuan("convert").arg(&run).arg(&exported));
+        assert!(exported.join("model.safetensors").is_file());
     }
 }
 
@@ -126,10 +131,21 @@ fn a_rank_that_is_killed_ends_all_and_the_run_goes_on_from_its_checkpoint() {
         command
     };
     succeed(&mut on_ranks(&whole));
-    for victim in [0, 1] {
-        let run = directory.path().join(format!("killed-{victim}"));
+    // In a step, while experts move, and while a checkpoint is written, as nearly as that can be met.
+    let is_writing = |run: &Path| {
+        let names = fs::read_dir(run).into_iter().flatten().flatten().map(|file| file.file_name());
+        names.into_iter().any(|name| name.to_string_lossy().ends_with(".unfinished"))
+    };
+    let moments: [(usize, &dyn Fn(&Path) -> bool); 3] = [
+        (0, &|run| run.join("checkpoint-00000006").exists()),
+        (1, &|run| run.join("plan.json").exists()),
+        (1, &|run| run.join("checkpoint-00000003").exists() && is_writing(run)),
+    ];
+    for (number, (victim, is_time)) in moments.into_iter().enumerate() {
+        let run = directory.path().join(format!("killed-{number}"));
         let process = on_ranks(&run).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        assert!(is_there(&run.join("checkpoint-00000006")));
+        let mut looks = 0..60_000;
+        assert!(looks.any(|_| is_time(&run) || (thread::sleep(Duration::from_millis(1)), false).1));
         let ranks = children(process.id());
         assert_eq!(ranks.len(), 2);
         signal("-9", ranks[victim]);

@@ -217,6 +217,11 @@ impl Checkpoint {
         Writing::begin(path, model, optimizer, state, false)?.finish()
     }
 
+    /// The headers of the model's tensors.
+    pub(crate) fn headers(&self) -> Result<Tensors, TrainError> {
+        Tensors::open_headers(&self.path, Kind::Model)
+    }
+
     /// Removes all but the latest `keep` checkpoints of a run, and what a killed run left
     /// unfinished.
     ///

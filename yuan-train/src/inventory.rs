@@ -83,17 +83,22 @@ impl Inventory {
     /// As [`of`](Self::of).
     pub fn checked(path: &Path, verify: bool) -> Result<Self, TrainError> {
         match Checkpoint::find(path)? {
-            Some(Checkpoint { path: checkpoint, .. }) => {
-                let config = YuanConfig::load(&checkpoint.join("config.json"))?;
-                let file = TensorFile::open_header(&checkpoint.join("model.safetensors"))?;
-                let mut problems = run_problems(&config, &file);
-                if checkpoint != path {
+            Some(checkpoint) => {
+                let config = YuanConfig::load(&checkpoint.path.join("config.json"))?;
+                let tensors = checkpoint.headers()?;
+                let sources = config.parameter_sources().into_iter();
+                let expected =
+                    sources.map(|source| (source.path.clone(), source.parameter_shape()));
+                let found = tensors.mismatches(expected)?.into_iter();
+                let mut problems: Vec<Problem> =
+                    found.map(|problem| Problem::new(problem, OF_RUN)).collect();
+                if checkpoint.path != path {
                     problems.extend(problems_of_run(path, verify)?);
-                } else if verify && let Some(found) = Checkpoint::find(path)? {
+                } else if verify {
                     let problem = |error: TrainError| Problem::new(error.to_string(), OF_RUN);
-                    problems.extend(found.verify().err().map(problem));
+                    problems.extend(checkpoint.verify().err().map(problem));
                 }
-                Ok(Self::new("run", &config, std::slice::from_ref(&file), problems, 0))
+                Ok(Self::new("run", &config, tensors.files(), problems, 0))
             }
             None => {
                 let (config, raw_config) = hf::read_config(path)?;
@@ -158,13 +163,6 @@ fn elements(tensor: &StoredTensor) -> u64 {
 const REMEDY: &str = "copy the file anew from where it came from, or correct config.json";
 /// For those of a run's own checkpoint.
 const OF_RUN: &str = "remove the checkpoint, and the run goes on from the one before";
-
-fn run_problems(config: &YuanConfig, file: &TensorFile) -> Vec<Problem> {
-    let sources = config.parameter_sources().into_iter();
-    let found =
-        file.mismatches(sources.map(|source| (source.path.clone(), source.parameter_shape())));
-    found.into_iter().map(|problem| Problem::new(problem, OF_RUN)).collect()
-}
 
 /// A count in the unit that people say: 1.01 T, 40.2 B, 29.9 M.
 fn count(number: u64) -> String {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use burn::tensor::{DType, TensorData};
-use yuan_model::storage::{self, Dtype, StoredTensor, TensorFile};
+use yuan_model::storage::{self, Dtype, StorageError, StoredTensor, TensorFile};
 
 use super::{
     MODEL, OPTIMIZER, STATE, STEP, damaged,
@@ -16,7 +16,7 @@ use super::{
 use crate::TrainError;
 
 /// Parameters or moments.
-pub(super) struct Tensors {
+pub(crate) struct Tensors {
     directory: PathBuf,
     /// One file, or that of every rank.
     files: Vec<TensorFile>,
@@ -24,7 +24,7 @@ pub(super) struct Tensors {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Model,
     Optimizer,
 }
@@ -32,6 +32,29 @@ pub(super) enum Kind {
 impl Tensors {
     /// Opens the files, which must be of this step; those of earlier versions do not say.
     pub fn open(directory: &Path, kind: Kind, step: Option<u64>) -> Result<Self, TrainError> {
+        let tensors = Self::open_by(directory, kind, TensorFile::open)?;
+        for file in &tensors.files {
+            if let (Some(found), Some(step)) = (file.metadata().get(STEP), step)
+                && *found != step.to_string()
+            {
+                let name = file.path().file_name().unwrap_or_default().to_string_lossy();
+                let reason = format!("{name} is of step {found}, but {STATE} of step {step}");
+                return Err(damaged(directory, reason));
+            }
+        }
+        Ok(tensors)
+    }
+
+    /// Reads the headers alone, of files that may be cut off.
+    pub fn open_headers(directory: &Path, kind: Kind) -> Result<Self, TrainError> {
+        Self::open_by(directory, kind, TensorFile::open_header)
+    }
+
+    fn open_by(
+        directory: &Path,
+        kind: Kind,
+        open: fn(&Path) -> Result<TensorFile, StorageError>,
+    ) -> Result<Self, TrainError> {
         let index = Index::load(directory)?;
         let names = match &index {
             Some(index) => {
@@ -39,46 +62,44 @@ impl Tensors {
             }
             None => vec![[MODEL, OPTIMIZER][kind as usize].to_owned()],
         };
-        let mut files = Vec::with_capacity(names.len());
-        for name in names {
-            let file = TensorFile::open(&directory.join(&name))?;
-            match (file.metadata().get(STEP), step) {
-                (Some(found), Some(step)) if *found != step.to_string() => {
-                    let reason = format!("{name} is of step {found}, but {STATE} of step {step}");
-                    return Err(damaged(directory, reason));
-                }
-                _ => files.push(file),
-            }
-        }
+        let files = names.iter().map(|name| open(&directory.join(name)));
+        let files = files.collect::<Result<_, _>>()?;
         Ok(Self { directory: directory.to_path_buf(), files, index })
     }
 
-    /// What keeps these tensors from being the expected parameters.
+    /// The files.
+    pub fn files(&self) -> &[TensorFile] {
+        &self.files
+    }
+
+    /// Refuses tensors that are not the expected parameters.
     pub fn check(
         &self,
         expected: impl IntoIterator<Item = (String, Vec<usize>)>,
     ) -> Result<(), TrainError> {
-        let (mut wrong, name) = match &self.index {
-            None => (self.files[0].mismatches(expected), MODEL),
-            Some(index) => {
-                let of_entry = |(path, entry): (&String, &Entry)| {
-                    let (shape, dtype) = (entry.shape.clone(), self.dtype(path, entry)?);
-                    Ok((path.clone(), StoredTensor { dtype, shape, offset: 0, bytes: 0 }))
-                };
-                let found: BTreeMap<String, StoredTensor> =
-                    index.parameters.iter().map(of_entry).collect::<Result<_, TrainError>>()?;
-                let found = found.iter().map(|(path, tensor)| (path.as_str(), tensor));
-                (
-                    storage::mismatches(expected, found, |dtype| dtype_of(dtype).is_some()),
-                    Index::FILE,
-                )
-            }
-        };
+        let mut wrong = self.mismatches(expected)?;
         if wrong.is_empty() {
             return Ok(());
         }
         wrong.sort_unstable();
+        let name = if self.index.is_some() { Index::FILE } else { MODEL };
         Err(damaged(&self.directory, format!("{name}: {}", wrong.join("; "))))
+    }
+
+    /// What keeps these tensors from being the expected parameters, one sentence each.
+    pub fn mismatches(
+        &self,
+        expected: impl IntoIterator<Item = (String, Vec<usize>)>,
+    ) -> Result<Vec<String>, TrainError> {
+        let Some(index) = &self.index else { return Ok(self.files[0].mismatches(expected)) };
+        let of_entry = |(path, entry): (&String, &Entry)| {
+            let (shape, dtype) = (entry.shape.clone(), self.dtype(path, entry)?);
+            Ok((path.clone(), StoredTensor { dtype, shape, offset: 0, bytes: 0 }))
+        };
+        let found: BTreeMap<String, StoredTensor> =
+            index.parameters.iter().map(of_entry).collect::<Result<_, TrainError>>()?;
+        let found = found.iter().map(|(path, tensor)| (path.as_str(), tensor));
+        Ok(storage::mismatches(expected, found, |dtype| dtype_of(dtype).is_some()))
     }
 
     fn dtype(&self, path: &str, entry: &Entry) -> Result<Dtype, TrainError> {
