@@ -189,8 +189,6 @@ pub fn start(
             .env("MASTER_PORT", port.to_string())
             .env(TOKEN, &token)
             .env_remove("TORCHELASTIC_RUN_ID")
-            // What goes on beside the computing starts in the same order on all of them.
-            .env("NCCL_LAUNCH_ORDER_IMPLICIT", "1")
             .stdin(Stdio::piped());
         // A terminal's signal reaches all processes of a group; ranks get it from this one, once.
         #[cfg(unix)]

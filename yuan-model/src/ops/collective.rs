@@ -175,9 +175,12 @@ impl Arriving {
 }
 
 impl Drop for Arriving {
-    /// Memory is not used again before nobody writes or reads it any more.
+    /// What the device computes later comes after it, as after [`wait`](Self::wait).
     fn drop(&mut self) {
-        self.arrive();
+        // A device that has failed would fail once more.
+        if !std::thread::panicking() {
+            self.arrive();
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::{collections::HashMap, ffi::c_void, ptr};
 
+use cubecl_runtime::server::BufferBinding;
 use cudarc::driver::{result as driver, sys};
 
 use super::{
@@ -22,11 +23,20 @@ pub(super) struct State {
     lanes: Vec<Lane>,
     /// What ranks exchange while the first lane computes.
     beside: Lane,
-    /// Events after which what was exchanged beside is there, by the address of the first result.
-    arriving: HashMap<u64, sys::CUevent>,
+    /// What is exchanged beside, by the address of the first result.
+    arriving: HashMap<u64, Exchanged>,
     blas: Blas,
     host: HostSlots,
     kernels: Kernels,
+}
+
+/// Work beside the first lane.
+struct Exchanged {
+    /// After it the results are there.
+    done: sys::CUevent,
+    /// Keeps CubeCL from using the memory again, or moving it, before the first lane waits for the
+    /// work: it would do so as soon as nobody holds a tensor, whatever is queued.
+    _held: Vec<BufferBinding>,
 }
 
 struct Lane {
@@ -200,6 +210,11 @@ impl Lanes<'_> {
         self.state.host.send(self.state.lanes[0].stream, pointer, count)
     }
 
+    /// Forgets what was sent from `pointer`.
+    pub fn forget(&mut self, pointer: u64) {
+        self.state.host.forget(pointer);
+    }
+
     /// Waits for what was sent from `pointer`, if anything was; it is to be asked for once.
     pub fn receive(&mut self, pointer: u64) -> Result<Option<Vec<i32>>, String> {
         self.state.host.receive(pointer)
@@ -220,10 +235,12 @@ impl Lanes<'_> {
     }
 
     /// Starts work on a stream beside the first lane, after all that the first lane was given, and
-    /// remembers when it is done under the address of its first result.
+    /// remembers when it is done under the address of its first result. The memory that it reads and
+    /// writes is `held` until the first lane waits for it.
     pub fn beside(
         &mut self,
         result: u64,
+        held: Vec<BufferBinding>,
         work: impl FnOnce(sys::CUstream) -> Result<(), String>,
     ) -> Result<(), String> {
         let (first, beside) = (&self.state.lanes[0], &self.state.beside);
@@ -236,13 +253,15 @@ impl Lanes<'_> {
         let done = event()?;
         // SAFETY: as above.
         unsafe { sys::cuEventRecord(done, beside.stream) }.result().map_err(text)?;
-        self.state.arriving.insert(result, done);
+        self.state.arriving.insert(result, Exchanged { done, _held: held });
         Ok(())
     }
 
     /// Makes the first lane wait for what was started [beside](Self::beside) it with this result.
     pub fn arrived(&mut self, result: u64) -> Result<(), String> {
-        let Some(done) = self.state.arriving.remove(&result) else { return Ok(()) };
+        let Some(Exchanged { done, _held }) = self.state.arriving.remove(&result) else {
+            return Ok(());
+        };
         // SAFETY: the event is alive until here; CUDA keeps what waits for it.
         unsafe {
             sys::cuStreamWaitEvent(self.state.lanes[0].stream, done, 0).result().map_err(text)?;

@@ -3,7 +3,8 @@
 //! NCCL's work goes to the first lane, or beside it where nobody waits for the result yet, in the order
 //! in which the ranks call their collectives, which is the same on all of them. A communicator of NCCL is made when a group of ranks meets for the
 //! first time: the group's first rank draws its identifier and hands it to the others. Where NCCL is
-//! missing, or two ranks share a GPU, collectives go by way of the host.
+//! missing, or two ranks share a GPU, collectives go by way of the host. Communicators are known by the
+//! members of their group: of several runs in one process, one after the other uses them.
 
 #![expect(unsafe_code, reason = "NCCL is C: pointers and handles have no safe form")]
 
@@ -19,7 +20,7 @@ use cudarc::{driver::sys::CUstream, nccl::sys};
 
 use super::{
     context::Lanes,
-    queue::{run, run_all, run_now, start},
+    queue::{binding, run, run_all, run_now, start},
     readback::MOST_SENT,
     tensors::{contiguous, dims, empty},
 };
@@ -34,8 +35,8 @@ unsafe impl Send for Nccl {}
 // SAFETY: as above; others only hold it.
 unsafe impl Sync for Nccl {}
 
-/// Which stream a communicator's work goes to. One communicator on two streams at once mixes what it
-/// carries up, so there is one for each.
+/// Which stream a communicator's work goes to: NCCL carries one communicator's work out one after the
+/// other, whatever streams it is given to, so there is one for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Way {
     /// In order with all that the device computes.
@@ -235,6 +236,8 @@ pub(super) fn gather_counts(nccl: Arc<Nccl>, counts: CubeTensor, ranks: usize) -
         // SAFETY: the tensors have so many elements, and are alive until the work is queued.
         let gathered = unsafe { sys::ncclAllGather(from, at, count, kind, nccl.0, stream) };
         checked(gathered, "gather counts")?;
+        // Those of this rank alone are on their way too, and nobody asks for them.
+        lanes.forget(from as u64);
         match count * ranks <= MOST_SENT {
             true => lanes.send(into, count * ranks),
             false => Ok(()),
@@ -260,8 +263,6 @@ pub(super) fn half(
     ranks: usize,
     half: Half,
 ) -> Vec<CubeTensor> {
-    // A copy that is made here is not kept until it is read.
-    let is_kept = tensors.iter().all(CubeTensor::is_contiguous);
     let tensors: Vec<CubeTensor> = tensors.into_iter().map(contiguous).collect();
     let length = |x: &CubeTensor| x.meta.shape().num_elements();
     let result = |x: &CubeTensor| {
@@ -281,6 +282,7 @@ pub(super) fn half(
         })
         .collect();
     let all: Vec<&CubeTensor> = tensors.iter().chain(&results).collect();
+    let held = all.iter().map(|tensor| binding(tensor)).collect();
     run_all(&all, move |lanes: &mut Lanes<'_>, pointers| {
         let (sources, targets) = pointers.split_at(parts.len());
         let call = |stream: CUstream| {
@@ -306,11 +308,7 @@ pub(super) fn half(
                 Ok(())
             })
         };
-        lanes.beside(targets[0], call)?;
-        match is_kept {
-            true => Ok(()),
-            false => lanes.arrived(targets[0]),
-        }
+        lanes.beside(targets[0], held, call)
     });
     start(&results[0]);
     results

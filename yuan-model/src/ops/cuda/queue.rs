@@ -97,7 +97,8 @@ fn device(tensor: &CubeTensor) -> DeviceHandle<CudaServer> {
     DeviceHandle::new(tensor.client.service_id().device)
 }
 
-fn binding(tensor: &CubeTensor) -> BufferBinding {
+/// What keeps a tensor's memory while it exists.
+pub(super) fn binding(tensor: &CubeTensor) -> BufferBinding {
     tensor.handle.clone().binding()
 }
 

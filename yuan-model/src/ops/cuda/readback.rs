@@ -59,6 +59,13 @@ impl HostSlots {
         Ok(())
     }
 
+    /// Forgets what was sent from `pointer`: nobody will ask for it, but for another tensor that gets
+    /// its memory.
+    pub fn forget(&mut self, pointer: u64) {
+        // Copies to one slot are in the order of the stream.
+        self.free.extend(self.waiting.remove(&pointer));
+    }
+
     /// Waits for what was sent from `pointer`, if anything was.
     pub fn receive(&mut self, pointer: u64) -> Result<Option<Vec<i32>>, String> {
         let Some(slot) = self.waiting.remove(&pointer) else { return Ok(None) };
