@@ -65,7 +65,8 @@ enum Command {
     Inspect(inspect::Options),
     /// Draw the report of a run anew and print its table
     Report(report::Options),
-    /// Calculate what pruning and rearranging should do to the speed of Yuan3.0 Ultra
+    /// Calculate what pruning and rearranging should do to the speed of Yuan3.0 Ultra, and what the
+    /// ranks of a cluster would hold
     Efficiency(efficiency::Options),
     /// Train the variants of the paper's Tables 1 and 2 in miniature and compare their losses
     Ablation(ablation::Options),

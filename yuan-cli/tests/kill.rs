@@ -36,17 +36,20 @@ struct Scenario {
 const ONE_PRUNE: Scenario = Scenario { options: &[], words: &["Prune { step: 12,"] };
 const PLAIN: Scenario = Scenario { options: &["--no-laep"], words: &[] };
 const ROUNDS: Scenario = Scenario {
-    options: &["--prune-at", "18", "--guard", "1.0", "--guard-steps", "3"],
+    options: &["--prune-at", "18", "--guard", "1.0", "--guard-steps", "3", BESIDE, "on"],
     words: &["Prune { step: 12,", "satisfied: true", "Prune { step: 18,"],
 };
 const ROLL_BACK: Scenario = Scenario {
-    options: &["--guard", "0.0", "--guard-steps", "1"],
+    options: &["--guard", "0.0", "--guard-steps", "1", BESIDE, "on"],
     words: &["Prune { step: 12,", "RollBack { step: 13, to_step: 12 }"],
 };
 const REARRANGE: Scenario =
     Scenario { options: &["--rearrange-every", "2"], words: &["Rearrange { step: 4,"] };
 const RANKS: Scenario =
-    Scenario { options: &["--device", "flex,flex"], words: &["Prune { step: 12,"] };
+    Scenario { options: &["--device", "flex,flex", BESIDE, "on"], words: &["Prune { step: 12,"] };
+
+/// Checkpoints are written while training goes on.
+const BESIDE: &str = "--async-checkpoint";
 
 /// Interruptions of a scenario by one signal.
 fn interruptions() -> usize {

@@ -90,7 +90,7 @@ impl Watch {
             }
             if let Some(gone) = self.gone() {
                 return match wait.recv_timeout(GRACE) {
-                    Ok(Ok(value)) => Ok(value),
+                    Ok(result) => result,
                     _ => Err(TrainError::Lost(gone).into()),
                 };
             }

@@ -168,7 +168,8 @@ pub struct Options {
     /// Of several devices: rows that each hold all experts; the devices of a row share them
     #[arg(long, default_value_t = 1, value_name = "ROWS", help_heading = "Devices")]
     pub data_parallel: usize,
-    /// With several devices: longest time without an event before the run is given up
+    /// With several devices: longest wait for another one before the run is given up; a validation and
+    /// the writing of a checkpoint that the run waits for may take twice as long
     #[arg(long, default_value_t = 600, value_name = "SECONDS", help_heading = "Devices")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=crate::ranks::MOST_PATIENCE))]
     pub patience: u64,
@@ -200,7 +201,8 @@ pub struct Options {
     /// Steps between checkpoints; 0: only at the end
     #[arg(long, value_name = "STEPS", default_value_t = 60, help_heading = "Output")]
     checkpoint_every: u64,
-    /// Write checkpoints while training goes on, from a copy in main memory; default: on with CUDA
+    /// Write checkpoints while training goes on, from a copy in main memory; default of a new run: on
+    /// with CUDA
     #[arg(long, value_name = "on|off", value_parser = ["on", "off"], help_heading = "Output")]
     async_checkpoint: Option<String>,
 }
@@ -327,7 +329,9 @@ impl Options {
         if given.contains("checkpoint-every") {
             config.checkpoint_every = present(self.checkpoint_every);
         }
-        if let Some(wanted) = &self.async_checkpoint {
+        if let Some(wanted) =
+            self.async_checkpoint.as_ref().filter(|_| given.contains("async-checkpoint"))
+        {
             config.async_checkpoint = wanted == "on";
         }
         if let Some(groups) = self.limits.groups.filter(|_| given.contains("groups")) {

@@ -56,8 +56,12 @@ fn lines_of(event: &Event) -> usize {
 
 /// Whether the last line tells of the checkpoint of this step.
 fn ends_with_checkpoint(lines: &[u8], step: u64) -> bool {
-    let last = serde_json::from_slice(&lines[start_of_last_line(lines)..]);
-    matches!(last, Ok(Event::Checkpoint { step: told }) if told == step)
+    match serde_json::from_slice(&lines[start_of_last_line(lines)..]) {
+        Ok(Event::Checkpoint { step: told }) => told == step,
+        // A resumed run that found the line lost says so in its place.
+        Ok(Event::HistoryLost { .. }) => true,
+        _ => false,
+    }
 }
 
 fn start_of_last_line(lines: &[u8]) -> usize {

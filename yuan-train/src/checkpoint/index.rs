@@ -35,6 +35,9 @@ pub(super) struct Piece {
     pub end: usize,
 }
 
+/// More ranks than anybody has are a damaged number.
+const MOST_RANKS: usize = 99_999;
+
 /// Names of the files of parameters and of moments that a rank of several writes.
 pub(super) fn files_of(rank: usize) -> [String; 2] {
     ["model", "optimizer"].map(|what| format!("{what}-{rank:05}.safetensors"))
@@ -87,6 +90,9 @@ impl Index {
 
     /// Every parameter is there, once.
     fn check(&self) -> Result<(), String> {
+        if !(1..=MOST_RANKS).contains(&self.ranks) {
+            return Err(format!("{} ranks, expected 1 to {MOST_RANKS}", self.ranks));
+        }
         for (path, Entry { shape, pieces, .. }) in &self.parameters {
             let elements =
                 shape.iter().try_fold(1_usize, |product, &axis| product.checked_mul(axis));
@@ -131,6 +137,10 @@ mod tests {
             &[],
         ] {
             assert!(index(wrong).check().unwrap_err().contains("`w`"), "{wrong:?}");
+        }
+        for ranks in [0, 10_000_000_000] {
+            let index = Index { ranks, ..index(&[]) };
+            assert!(index.check().unwrap_err().contains("expected 1 to 99999"));
         }
     }
 }

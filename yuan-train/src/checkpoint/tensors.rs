@@ -56,14 +56,15 @@ impl Tensors {
         open: fn(&Path) -> Result<TensorFile, StorageError>,
     ) -> Result<Self, TrainError> {
         let index = Index::load(directory)?;
-        let names = match &index {
-            Some(index) => {
-                (0..index.ranks).map(|rank| files_of(rank)[kind as usize].clone()).collect()
-            }
-            None => vec![[MODEL, OPTIMIZER][kind as usize].to_owned()],
+        let single = [MODEL, OPTIMIZER][kind as usize].to_owned();
+        let of_rank = |rank| files_of(rank)[kind as usize].clone();
+        // The first file that is missing ends it, however many are said to be there.
+        let files = match &index {
+            Some(index) => (0..index.ranks)
+                .map(|rank| open(&directory.join(of_rank(rank))))
+                .collect::<Result<_, _>>()?,
+            None => vec![open(&directory.join(single))?],
         };
-        let files = names.iter().map(|name| open(&directory.join(name)));
-        let files = files.collect::<Result<_, _>>()?;
         Ok(Self { directory: directory.to_path_buf(), files, index })
     }
 

@@ -87,8 +87,9 @@ impl Feed {
 }
 
 impl Writing {
-    /// Begins to write a checkpoint. With `in_background` it returns when this process's share is
-    /// copied to the host, otherwise when it is handed on to be written. All ranks call it together.
+    /// Begins to write a checkpoint. With `in_background`, and over ranks, of which none must wait for
+    /// another one's disk here, it returns when this process's share is copied to the host; otherwise
+    /// when it is handed on to be written. All ranks call it together.
     ///
     /// # Errors
     ///
@@ -104,7 +105,7 @@ impl Writing {
         let world = model.ranks().map(|ranks| ranks.world().clone());
         let world = world.filter(|world| world.size() > 1);
         let (feed, tensors): (Feed, Box<dyn Iterator<Item = TensorBytes> + Send>) =
-            match in_background {
+            match in_background || world.is_some() {
                 true => {
                     let (sender, receiver) = mpsc::channel();
                     (Feed::Copy(sender), Box::new(receiver.into_iter()))
@@ -147,15 +148,16 @@ impl Writing {
             });
             if let Some(world) = &world {
                 let name = name.recv().unwrap_or_default();
-                world.broadcast(name.to_string_lossy().into_owned().into_bytes())?;
+                let name = name.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                world.broadcast(name.into_bytes())?;
             }
             (thread, Some(reports))
         } else {
             let name = world.as_ref().map(|world| world.broadcast(Vec::new())).transpose()?;
-            let directory = String::from_utf8(name.unwrap_or_default()).unwrap_or_default();
-            let thread = thread::spawn(move || match directory.as_str() {
+            let name = String::from_utf8(name.unwrap_or_default()).unwrap_or_default();
+            let thread = thread::spawn(move || match name.as_str() {
                 "" => Err(damaged(&path, "the first rank could not make its directory")),
-                directory => job.write(Path::new(directory)).map(drop),
+                name => job.write(&path.with_file_name(name)).map(drop),
             });
             (thread, None)
         };
@@ -214,7 +216,7 @@ impl Writing {
             let told = String::from_utf8_lossy(&world.broadcast(Vec::new())?).into_owned();
             if let (Ok(()), false) = (&outcome, told.is_empty()) {
                 outcome =
-                    Err(damaged(&checkpoint.path, format!("rank 0 could not write it: {told}")));
+                    Err(damaged(&checkpoint.path, format!("it could not be written: {told}")));
             }
         }
         outcome.map(|()| checkpoint)

@@ -17,7 +17,12 @@ impl<M: LanguageModel> Trainer<M> {
     pub fn run(&mut self) -> Result<(), TrainError> {
         // Whatever cannot be written where nothing is any more says less than that.
         let ended = self.run_on();
-        if ended.is_err() && self.ranks().is_none() {
+        let is_of_all = |error: &TrainError| {
+            matches!(error, TrainError::NotFinite { .. } | TrainError::NeverFinite { .. })
+        };
+        if let Err(error) = &ended
+            && (self.ranks().is_none() || is_of_all(error))
+        {
             // What ended the run did not end the writing of a step before it.
             drop(self.finish_checkpoint());
         }
@@ -105,7 +110,8 @@ impl<M: LanguageModel> Trainer<M> {
         }
         let last = last || requests.pause;
         if requests.checkpoint || last {
-            self.save_checkpoint(last)?;
+            // The way back must not go before what takes its place is there.
+            self.save_checkpoint(last || requests.discard_snapshot)?;
         }
         if requests.discard_snapshot {
             self.discard_snapshot()?;
