@@ -136,7 +136,8 @@ fn a_rank_that_is_killed_ends_all_and_the_run_goes_on_from_its_checkpoint() {
         let names = fs::read_dir(run).into_iter().flatten().flatten().map(|file| file.file_name());
         names.into_iter().any(|name| name.to_string_lossy().ends_with(".unfinished"))
     };
-    let moments: [(usize, &dyn Fn(&Path) -> bool); 3] = [
+    type Moment<'a> = (usize, &'a dyn Fn(&Path) -> bool);
+    let moments: [Moment<'_>; 3] = [
         (0, &|run| run.join("checkpoint-00000006").exists()),
         (1, &|run| run.join("plan.json").exists()),
         (1, &|run| run.join("checkpoint-00000003").exists() && is_writing(run)),
@@ -215,4 +216,20 @@ fn a_run_that_cannot_be_spread_is_refused_before_it_begins() {
     assert!(error.contains("a batch of 2 rows is too small for 3 ranks"), "{error}");
     let error = fail(yuan("rank").args(["--run", "nowhere", "--device", "flex"]));
     assert!(error.contains("yuan rank is started by yuan pretrain"), "{error}");
+}
+
+#[test]
+fn a_rank_that_hangs_is_named_and_ends_the_run() {
+    let directory = tempdir().unwrap();
+    let (data, run) = (directory.path().join("data"), directory.path().join("run"));
+    write_corpus(&data);
+    let mut command = long(&data, &run, "100000");
+    command.args(["--no-laep", "--patience", "8"]);
+    let process = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    assert!(is_there(&run.join("checkpoint-00000003")));
+    signal("-STOP", children(process.id())[1]);
+    let ended = process.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(1), "{said}");
+    assert!(said.contains("rank 1 said nothing for 8 s"), "{said}");
 }

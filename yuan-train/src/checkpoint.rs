@@ -13,15 +13,12 @@
 //!   checkpoint is loaded, by a thread of its own beside the loading.
 
 use std::{
-    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     thread,
 };
 
 use burn::tensor::{Device, TensorData};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use yuan_files::{remove_directory, remove_leftovers_in};
 use yuan_model::{hf::Shards, named, ranks::Ranks};
 
@@ -32,31 +29,18 @@ use crate::{
 
 mod index;
 mod share;
+mod state;
 mod tensors;
 mod writing;
 
 use index::Index;
+pub use state::CheckpointState;
+use state::{MODEL, MOST_ROWS, OPTIMIZER, STATE, damaged};
 use tensors::{Kind, Tensors};
 pub(crate) use writing::Writing;
 
-/// What a checkpoint carries beside tensors.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct CheckpointState {
-    /// How the checkpoint is laid out: 1 has checksums, 0, of earlier versions, has none.
-    #[serde(default)]
-    pub(crate) layout: u32,
-    /// Steps completed.
-    pub step: u64,
-    /// Rows taken from the training stream.
-    pub consumed_rows: u64,
-    /// Updates the optimizer made.
-    pub optimizer_updates: u64,
-    /// States of callbacks by name.
-    pub callbacks: BTreeMap<String, Value>,
-    /// Settings that a resumed run may have otherwise, as they were.
-    #[serde(default)]
-    pub settings: BTreeMap<String, String>,
-}
+const PREFIX: &str = "checkpoint-";
+const SNAPSHOT: &str = "before-prune";
 
 /// A complete checkpoint on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,19 +50,6 @@ pub struct Checkpoint {
     /// Steps completed when it was written.
     pub step: u64,
 }
-
-/// Rows that no training reads: more is a damaged number.
-const MOST_ROWS: u64 = 1 << 60;
-/// The present [`CheckpointState::layout`].
-const LAYOUT: u32 = 1;
-/// The key in a header that says after which step its tensors were written.
-const STEP: &str = "step";
-const MODEL: &str = "model.safetensors";
-const OPTIMIZER: &str = "optimizer.safetensors";
-const PREFIX: &str = "checkpoint-";
-/// Name of the file with everything that is no tensor.
-const STATE: &str = "state.json";
-const SNAPSHOT: &str = "before-prune";
 
 impl Checkpoint {
     /// All complete checkpoints of a run, oldest first.
@@ -214,7 +185,8 @@ impl Checkpoint {
         optimizer: &AdamW,
         state: &CheckpointState,
     ) -> Result<Self, TrainError> {
-        Writing::begin(path, model, optimizer, state, false)?.finish()
+        Writing::begin(path.clone(), model, optimizer, state, false)?.finish()?;
+        Ok(Self { path, step: state.step })
     }
 
     /// The headers of the model's tensors.
@@ -330,8 +302,9 @@ impl Checkpoint {
             let mut optimizer = optimizer_for(optimizer, &model);
             if state.optimizer_updates > 0 {
                 let moments = Tensors::open(&self.path, Kind::Optimizer, Some(state.step))?;
+                let stored = model.stored_parameters();
                 optimizer.restore(
-                    &model,
+                    &stored,
                     state.optimizer_updates,
                     device,
                     |parameter, elements| {
@@ -425,8 +398,4 @@ impl Checkpoint {
 /// The step that a checkpoint's name says; an unfinished one has a suffix that is no number.
 fn step_of(path: &Path) -> Option<u64> {
     path.file_name()?.to_str()?.strip_prefix(PREFIX)?.parse().ok()
-}
-
-fn damaged(path: &Path, reason: impl Into<String>) -> TrainError {
-    TrainError::Checkpoint { path: path.to_path_buf(), reason: reason.into() }
 }

@@ -22,7 +22,7 @@ use yuan_model::{
     named, ops,
 };
 
-use crate::{Learns, Pass};
+use crate::Learns;
 
 /// How a loss is computed.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -34,6 +34,16 @@ pub struct LossOptions {
     /// Keep the inputs of the layers only and compute each layer again for its gradients; the
     /// number seeds dropout.
     pub recompute: Option<u64>,
+}
+
+/// What goes with a pass through a model, forward and back.
+pub trait Pass {
+    /// These parameters are about to be read for the first time in the pass: what other ranks made of
+    /// them may still be on its way until then.
+    fn before(&mut self, _parameters: &[ParamId]) {}
+
+    /// Takes gradients as they come; those of one parameter come together.
+    fn take(&mut self, gradients: GradientsParams);
 }
 
 /// The gradients of `share` times what a loss with a graph says is minimised, and the loss without

@@ -3,7 +3,7 @@
 //! To be pruned as well, a model implements [`PrunableExperts`](yuan_model::PrunableExperts).
 
 use burn::{
-    module::{Module, ParamId, list_param_ids},
+    module::{Module, list_param_ids},
     optim::{GradientsAccumulator, GradientsParams},
     tensor::Device,
 };
@@ -14,7 +14,8 @@ use yuan_model::{
 };
 
 use crate::{
-    AdamW, AdamWConfig, Callback, LossOptions, TrainConfig, TrainError, gradients, sharded::Holders,
+    AdamW, AdamWConfig, Callback, LossOptions, Pass, TrainConfig, TrainError, gradients,
+    sharded::Holders,
 };
 
 mod yuan;
@@ -33,16 +34,6 @@ impl ModelSummary {
     pub fn of_prunable<M: PrunableExperts>(model: &M) -> Self {
         Self { parameters: model.num_parameters(), experts_per_layer: model.experts_per_layer() }
     }
-}
-
-/// What goes with a pass through a model, forward and back.
-pub trait Pass {
-    /// These parameters are about to be read for the first time in the pass: what other ranks made of
-    /// them may still be on its way until then.
-    fn before(&mut self, _parameters: &[ParamId]) {}
-
-    /// Takes gradients as they come; those of one parameter come together.
-    fn take(&mut self, gradients: GradientsParams);
 }
 
 /// A model that the [`Trainer`](crate::Trainer) can train and restore.

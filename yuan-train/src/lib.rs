@@ -52,9 +52,9 @@ pub use config::{
 pub use diagnosis::{Problem, problems_of_run};
 pub use error::TrainError;
 pub use event::{Event, StepMetrics};
-pub use gradients::LossOptions;
+pub use gradients::{LossOptions, Pass};
 pub use inventory::{FileEntry, Inventory, TypeEntry};
-pub use language_model::{LanguageModel, ModelSummary, Pass, SelectionBias};
+pub use language_model::{LanguageModel, ModelSummary, SelectionBias};
 pub use memory::peak_resident;
 pub use model_directory::ModelDirectory;
 pub use optim::{AdamW, AdamWConfig, clip_factor, global_norm_squared};

@@ -21,7 +21,7 @@ use yuan_model::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    LanguageModel, TrainError,
+    TrainError,
     sharded::{Arrivals, Gathering, Holders, Parts},
 };
 
@@ -227,9 +227,9 @@ impl AdamW {
     /// # Errors
     ///
     /// The first error of `read`.
-    pub(crate) fn restore<M: LanguageModel>(
+    pub(crate) fn restore(
         &mut self,
-        model: &M,
+        parameters: &[StoredParameter],
         updates: u64,
         device: &Device,
         mut read: impl FnMut(
@@ -240,15 +240,15 @@ impl AdamW {
         self.updates = updates;
         self.moments.clear();
         let device = device.clone().inner();
-        for parameter in model.stored_parameters() {
+        for parameter in parameters {
             let own = match &self.holders {
-                Some(holders) => holders.own_elements(&parameter),
+                Some(holders) => holders.own_elements(parameter),
                 None => parameter.elements(),
             };
-            let Some(moments) = read(&parameter, own)? else { continue };
+            let Some(moments) = read(parameter, own)? else { continue };
             let [first, second] = moments.map(|data| {
                 let part = match &self.holders {
-                    Some(holders) => holders.filled_up(&parameter, data),
+                    Some(holders) => holders.filled_up(parameter, data),
                     None => data,
                 };
                 Tensor::from_data(part, &device)

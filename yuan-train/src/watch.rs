@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use yuan_model::ranks::{Communicator, RankError};
+use yuan_model::ranks::Communicator;
 
 use crate::{Callback, Event, TrainError};
 
@@ -103,8 +103,7 @@ impl Watch {
     }
 
     fn gone(&self) -> Option<String> {
-        let rank = self.ranks.as_ref().and_then(Communicator::lost)?;
-        Some(RankError::Gone { rank }.to_string())
+        Some(self.ranks.as_ref().and_then(Communicator::lost)?.to_string())
     }
 }
 

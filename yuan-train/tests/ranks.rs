@@ -261,7 +261,7 @@ fn checkpoints_of_ranks_that_are_written_beside_the_training_are_those_that_stop
             train_all(&TrainConfig { async_checkpoint, ..config.clone() }, run.path(), shape);
             run
         });
-        let [stopping, beside] = [&runs[0], &runs[1]].map(|run| run.path());
+        let [stopping, beside] = [&runs[0], &runs[1]].map(tempfile::TempDir::path);
         assert!(tensors_of(stopping) == tensors_of(beside), "{shape:?}");
         assert_eq!(told(stopping), told(beside));
         // Whatever the metrics told after it, a run goes on from each of them as if it never stopped.

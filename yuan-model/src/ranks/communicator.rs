@@ -21,9 +21,9 @@ pub trait Engine: fmt::Debug + Send + Sync {
     /// If a rank is gone, says nothing for too long, or is at another collective.
     fn exchange(&self, members: &[usize], parts: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, RankError>;
 
-    /// A rank that is known to be gone, without waiting for it; for whoever watches a rank that may
-    /// be stuck in its device.
-    fn lost(&self) -> Option<usize> {
+    /// What is known of a rank that is gone or shows no life, without waiting for it; for whoever
+    /// watches a rank that may be stuck in its device.
+    fn lost(&self) -> Option<RankError> {
         None
     }
 }
@@ -146,8 +146,8 @@ impl Communicator {
         self.place == 0
     }
 
-    /// A rank that is known to be gone, whichever group it is in.
-    pub fn lost(&self) -> Option<usize> {
+    /// What is known of a rank that is gone or shows no life, whichever group it is in.
+    pub fn lost(&self) -> Option<RankError> {
         self.engine.lost()
     }
 

@@ -89,7 +89,7 @@ pub fn connect(meeting: &Meeting) -> Result<Communicator, RankError> {
     }
     let peers = streams.into_iter().map(|stream| stream.map(Peer::new).transpose());
     let peers = peers.collect::<Result<_, _>>().map_err(failed("use a connection"))?;
-    Ok(Communicator::new(Arc::new(Sockets { rank, patience, peers })))
+    Ok(Communicator::new(Arc::new(Sockets::new(rank, patience, peers))))
 }
 
 fn failed(what: &str) -> impl Fn(io::Error) -> RankError {
@@ -134,7 +134,7 @@ fn meet(meeting: &Meeting, streams: &mut [Option<TcpStream>]) -> Result<(), Rank
     stream.set_read_timeout(Some(patient(meeting.patience))).map_err(failed("wait for rank 0"))?;
     let first = stream.peer_addr().map_err(failed("name rank 0"))?;
     let deadline = after(meeting.patience);
-    let list = read_frame(&mut stream, SHORT).map_err(|error| refusal(0, meeting, &error))?;
+    let list = read_words(&mut stream, SHORT).map_err(|error| refusal(0, meeting, &error))?;
     streams[0] = Some(stream);
     let list = String::from_utf8_lossy(&list).into_owned();
     let place = |line: &str| match line.parse::<u16>() {
@@ -233,9 +233,9 @@ fn accept(
             if &magic != MAGIC {
                 return Ok(String::new());
             }
-            let token = read_frame(&mut caller, meeting.token.len() as u64)?;
+            let token = read_words(&mut caller, meeting.token.len() as u64)?;
             let is_known = is_same(&token, meeting.token.as_bytes());
-            let numbers = if is_known { read_frame(&mut caller, SHORT)? } else { Vec::new() };
+            let numbers = if is_known { read_words(&mut caller, SHORT)? } else { Vec::new() };
             stream.set_read_timeout(None)?;
             Ok::<_, io::Error>(String::from_utf8_lossy(&numbers).into_owned())
         };
@@ -279,11 +279,17 @@ fn write_frame(stream: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
     stream.write_all(bytes)
 }
 
+/// What stands in place of a frame's length where a rank only shows that it is alive.
+const SIGN_OF_LIFE: u64 = u64::MAX;
+
 /// A frame of at most so many bytes; memory is taken for what arrives, not for what is announced.
-fn read_frame(stream: &mut impl Read, most: u64) -> io::Result<Vec<u8>> {
+fn read_frame(stream: &mut impl Read, most: u64) -> io::Result<Option<Vec<u8>>> {
     let mut length = [0; 8];
     stream.read_exact(&mut length)?;
     let length = u64::from_le_bytes(length);
+    if length == SIGN_OF_LIFE {
+        return Ok(None);
+    }
     if length > most {
         return Err(io::Error::other(format!("{length} bytes are announced, {most} at most")));
     }
@@ -292,7 +298,12 @@ fn read_frame(stream: &mut impl Read, most: u64) -> io::Result<Vec<u8>> {
     if bytes.len() as u64 != length {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    Ok(bytes)
+    Ok(Some(bytes))
+}
+
+/// The frame that a rank says who it is with.
+fn read_words(stream: &mut impl Read, most: u64) -> io::Result<Vec<u8>> {
+    read_frame(stream, most)?.ok_or_else(|| io::Error::other("a frame is expected"))
 }
 
 /// The connection to another rank. A thread reads what it sends, so that two ranks can send each
@@ -301,24 +312,48 @@ struct Peer {
     stream: Mutex<TcpStream>,
     arrived: Mutex<Receiver<Vec<u8>>>,
     is_gone: Arc<AtomicBool>,
+    heard: Arc<Mutex<Instant>>,
+}
+
+/// A connection that takes note of when it was heard of last.
+struct Heard {
+    stream: TcpStream,
+    at: Arc<Mutex<Instant>>,
+}
+
+impl Read for Heard {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let bytes = self.stream.read(buffer)?;
+        *self.at.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        Ok(bytes)
+    }
 }
 
 impl Peer {
     fn new(stream: TcpStream) -> io::Result<Self> {
         stream.set_nodelay(true)?;
-        let mut reading = stream.try_clone()?;
+        let heard = Arc::new(Mutex::new(Instant::now()));
+        let mut reading = Heard { stream: stream.try_clone()?, at: heard.clone() };
         let (give, arrived) = channel();
         let is_gone = Arc::new(AtomicBool::new(false));
         let gone = is_gone.clone();
         thread::spawn(move || {
-            while let Ok(bytes) = read_frame(&mut reading, u64::MAX) {
-                if give.send(bytes).is_err() {
+            while let Ok(frame) = read_frame(&mut reading, u64::MAX) {
+                if frame.is_some_and(|bytes| give.send(bytes).is_err()) {
                     break;
                 }
             }
             gone.store(true, Ordering::Relaxed);
         });
-        Ok(Self { stream: Mutex::new(stream), arrived: Mutex::new(arrived), is_gone })
+        Ok(Self { stream: Mutex::new(stream), arrived: Mutex::new(arrived), is_gone, heard })
+    }
+
+    /// Shows that this rank is alive, unless it is just sending something.
+    fn show_life(&self) {
+        if let Ok(mut stream) = self.stream.try_lock() {
+            // Whoever waits for the other rank notices when it is gone.
+            drop(stream.write_all(&SIGN_OF_LIFE.to_le_bytes()));
+        }
     }
 }
 
@@ -334,8 +369,27 @@ struct Sockets {
     rank: usize,
     patience: Duration,
     /// None at the place of this rank.
-    peers: Vec<Option<Peer>>,
+    peers: Arc<Vec<Option<Peer>>>,
 }
+
+impl Sockets {
+    /// A thread shows the others that this rank is alive, whatever it does, as long as it exists.
+    fn new(rank: usize, patience: Duration, peers: Vec<Option<Peer>>) -> Self {
+        let peers = Arc::new(peers);
+        let (all, interval) = (Arc::downgrade(&peers), (patience / 4).min(BEAT));
+        thread::spawn(move || {
+            while let Some(peers) = all.upgrade() {
+                peers.iter().flatten().for_each(Peer::show_life);
+                drop(peers);
+                thread::sleep(interval);
+            }
+        });
+        Self { rank, patience, peers }
+    }
+}
+
+/// How often a rank shows that it is alive.
+const BEAT: Duration = Duration::from_secs(1);
 
 impl fmt::Debug for Sockets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -376,11 +430,20 @@ impl Engine for Sockets {
         members.iter().map(receive).collect()
     }
 
-    fn lost(&self) -> Option<usize> {
-        let is_gone = |peer: &Option<Peer>| {
-            peer.as_ref().is_some_and(|peer| peer.is_gone.load(Ordering::Relaxed))
+    fn lost(&self) -> Option<RankError> {
+        let peers = || {
+            self.peers.iter().enumerate().filter_map(|(rank, peer)| Some((rank, peer.as_ref()?)))
         };
-        self.peers.iter().position(is_gone)
+        let is_gone = |(_, peer): &(usize, &Peer)| peer.is_gone.load(Ordering::Relaxed);
+        if let Some((rank, _)) = peers().find(is_gone) {
+            return Some(RankError::Gone { rank });
+        }
+        let is_silent = |(_, peer): &(usize, &Peer)| {
+            let heard = *peer.heard.lock().unwrap_or_else(PoisonError::into_inner);
+            heard.elapsed() > self.patience
+        };
+        let (rank, _) = peers().find(is_silent)?;
+        Some(RankError::Silent { rank, seconds: self.patience.as_secs() })
     }
 }
 
@@ -429,6 +492,29 @@ mod tests {
         });
         assert_eq!(found[0], Err(RankError::Gone { rank: 1 }));
         assert!(matches!(found[2], Err(RankError::Gone { .. })), "{:?}", found[2]);
+    }
+
+    #[test]
+    fn a_rank_that_shows_no_life_is_named_and_one_that_does_is_not() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let pair = || {
+            let to = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            (to, listener.accept().unwrap().0)
+        };
+        let (alive, other) = (pair(), pair());
+        let patience = Duration::from_secs(600);
+        let first = Sockets::new(0, patience, vec![None, Some(Peer::new(alive.0).unwrap())]);
+        let _second = Sockets::new(1, patience, vec![Some(Peer::new(alive.1).unwrap()), None]);
+        assert_eq!(first.lost(), None);
+        // Its connection stays, and nobody sends.
+        let stopped = vec![None, Some(Peer::new(other.0).unwrap())];
+        let waits = Sockets::new(0, Duration::from_millis(20), stopped);
+        let lost = (0..6000).find_map(|_| {
+            thread::sleep(Duration::from_millis(10));
+            waits.lost()
+        });
+        assert_eq!(lost, Some(RankError::Silent { rank: 1, seconds: 0 }));
+        drop(other.1);
     }
 
     #[test]

@@ -13,8 +13,8 @@ use yuan_model::{
 };
 
 use super::{
-    MODEL, OPTIMIZER,
     index::{Piece, files_of},
+    state::{MODEL, OPTIMIZER},
 };
 use crate::{AdamW, LanguageModel, TrainError, optim::SUFFIXES};
 

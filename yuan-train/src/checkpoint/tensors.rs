@@ -10,8 +10,8 @@ use burn::tensor::{DType, TensorData};
 use yuan_model::storage::{self, Dtype, StorageError, StoredTensor, TensorFile};
 
 use super::{
-    MODEL, OPTIMIZER, STATE, STEP, damaged,
     index::{Entry, Index, Piece, files_of},
+    state::{MODEL, OPTIMIZER, STATE, STEP, damaged},
 };
 use crate::TrainError;
 

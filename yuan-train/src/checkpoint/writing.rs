@@ -26,16 +26,17 @@ use yuan_model::{
 };
 
 use super::{
-    Checkpoint, CheckpointState, LAYOUT, STATE, STEP, damaged,
     index::{Index, Piece},
     share::Share,
+    state::{CheckpointState, LAYOUT, STATE, STEP, damaged},
 };
 use crate::{AdamW, LanguageModel, TrainError, checksums::Checksums};
 
 /// A checkpoint that is being written.
 #[derive(Debug)]
 pub(crate) struct Writing {
-    checkpoint: Checkpoint,
+    path: PathBuf,
+    step: u64,
     /// All ranks, if there are several.
     world: Option<Communicator>,
     thread: JoinHandle<Result<(), TrainError>>,
@@ -117,7 +118,7 @@ impl Writing {
             };
         let files = share.files();
         let ((tell, written), is_written) = (mpsc::channel(), Arc::new(AtomicBool::new(false)));
-        let checkpoint = Checkpoint { path: path.clone(), step: state.step };
+        let (place, step) = (path.clone(), state.step);
         let mut job = Job {
             step: state.step,
             files: files.iter().map(|file| (file.name.clone(), file.tensors.clone())).collect(),
@@ -162,11 +163,17 @@ impl Writing {
             (thread, None)
         };
         let pieces = share.pieces();
-        let writing = Self { checkpoint, world, thread, is_written, written, pieces, reports };
+        let writing =
+            Self { path: place, step, world, thread, is_written, written, pieces, reports };
         for file in &files {
             share.read(file, |bytes| feed.give(bytes))?;
         }
         Ok(writing)
+    }
+
+    /// Steps completed when it was begun.
+    pub fn step(&self) -> u64 {
+        self.step
     }
 
     /// Whether this process has written its files, or failed to.
@@ -179,16 +186,16 @@ impl Writing {
     /// # Errors
     ///
     /// If a file of any rank cannot be written, or a rank is gone; there is no checkpoint then.
-    pub fn finish(self) -> Result<Checkpoint, TrainError> {
+    pub fn finish(self) -> Result<(), TrainError> {
         let Some(world) = self.world.clone() else {
             drop(self.reports);
-            return join(self.thread).map(|()| self.checkpoint);
+            return join(self.thread);
         };
         // Ranks are not of one speed, and each may take longer than they wait for each other.
         while world.sum_counts(&[u64::from(!self.is_done())])?[0] > 0 {
             thread::sleep(Duration::from_millis(20));
         }
-        let Self { checkpoint, thread, written, pieces, reports, .. } = self;
+        let Self { path, thread, written, pieces, reports, .. } = self;
         let files = written.try_recv();
         let mut thread = Some(thread);
         let error = match &files {
@@ -215,11 +222,10 @@ impl Writing {
         } else {
             let told = String::from_utf8_lossy(&world.broadcast(Vec::new())?).into_owned();
             if let (Ok(()), false) = (&outcome, told.is_empty()) {
-                outcome =
-                    Err(damaged(&checkpoint.path, format!("it could not be written: {told}")));
+                outcome = Err(damaged(&path, format!("it could not be written: {told}")));
             }
         }
-        outcome.map(|()| checkpoint)
+        outcome
     }
 }
 

@@ -185,19 +185,20 @@ impl<M: LanguageModel> Trainer<M> {
             self.writing = Some(Checkpoint::begin(&self.run_dir, model, optimizer, &state)?);
             return Ok(());
         }
-        let saved = Checkpoint::save(&self.run_dir, model, optimizer, &state)?;
-        self.tell_of_checkpoint(&saved)
+        Checkpoint::save(&self.run_dir, model, optimizer, &state)?;
+        self.tell_of_checkpoint(self.step)
     }
 
     /// Waits for the checkpoint that is being written, if one is.
     fn finish_checkpoint(&mut self) -> Result<(), TrainError> {
         let Some(writing) = self.writing.take() else { return Ok(()) };
-        let saved = writing.finish()?;
-        self.tell_of_checkpoint(&saved)
+        let step = writing.step();
+        writing.finish()?;
+        self.tell_of_checkpoint(step)
     }
 
-    fn tell_of_checkpoint(&mut self, saved: &Checkpoint) -> Result<(), TrainError> {
-        self.tell(&Event::Checkpoint { step: saved.step })?;
+    fn tell_of_checkpoint(&mut self, step: u64) -> Result<(), TrainError> {
+        self.tell(&Event::Checkpoint { step })?;
         match self.is_first_rank() {
             true => Checkpoint::keep_latest(&self.run_dir, self.config.keep_checkpoints),
             false => Ok(()),
