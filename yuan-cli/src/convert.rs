@@ -39,15 +39,13 @@ pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
             let saved = checkpoint.rewrite(to, None, &options.weights.save_options(Vec::new()))?;
             options.weights.warn(&saved, console);
         }
+        ModelDirectory::Run { checkpoint, .. } if !options.run => {
+            let save = options.weights.save_options(from.tokenizer_files());
+            options.weights.warn(&checkpoint.save_hf(to, &save)?, console);
+        }
         _ => {
-            // The types are converted on the way out, so that each value is rounded once.
-            let model = from.load(&host_device(), options.weights.dtype.filter(|_| options.run))?;
-            if options.run {
-                ModelDirectory::write_run(to, &model, &from.tokenizer_files())?;
-            } else {
-                let save = options.weights.save_options(from.tokenizer_files());
-                options.weights.warn(&model.save_hf(to, &save)?, console);
-            }
+            let model = from.load(&host_device(), options.weights.dtype)?;
+            ModelDirectory::write_run(to, &model, &from.tokenizer_files())?;
         }
     }
     let seconds = start.elapsed().as_secs_f64();

@@ -45,16 +45,23 @@ fn assert_same_run(run: &Path, expected: &Path) {
 #[test]
 fn processes_of_one_device_each_train_as_one_device_does() {
     let directory = tempdir().unwrap();
-    let (data, one) = (directory.path().join("data"), directory.path().join("one"));
+    let data = directory.path().join("data");
     write_corpus(&data);
-    succeed(&mut tiny_pretrain(&data, &one));
-    for (name, options) in [("spread", "1"), ("copied", "2")] {
+    let one = |batch: &str| {
+        let run = directory.path().join(format!("one-{batch}"));
+        succeed(tiny_pretrain(&data, &run).args(["--batch", batch]));
+        run
+    };
+    let ones = [one("2"), one("4")];
+    for (name, ranks, rows) in [("spread", 2, "1"), ("copied", 2, "2"), ("both", 4, "2")] {
         let run = directory.path().join(name);
         let mut command = tiny_pretrain(&data, &run);
-        command.args(["--device", "flex,flex", "--data-parallel", options, "--groups", "2"]);
+        let (devices, batch) = (vec!["flex"; ranks].join(","), ranks.to_string());
+        command.args(["--device", &devices, "--batch", &batch]);
+        command.args(["--data-parallel", rows, "--groups", "2"]);
         let (out, _) = succeed(&mut command);
         assert!(out.contains("validation loss") && out.contains("report.html"), "{out}");
-        assert_same_run(&run, &one);
+        assert_same_run(&run, &ones[ranks / 4]);
         // A checkpoint of ranks is one of one device, too.
         let (text, _) = succeed(yuan("generate").arg(&run).args(["the", "--max-new-tokens", "4"]));
         assert!(!text.trim().is_empty());

@@ -145,6 +145,14 @@ pub enum ModelError {
         /// Layers given.
         found: usize,
     },
+    /// A text has not as many places for image rows as there are rows.
+    #[error("the text has {placeholders} places for image rows, but there are {rows}")]
+    ImageRows {
+        /// Tokens that stand for a row.
+        placeholders: usize,
+        /// Rows of the images.
+        rows: usize,
+    },
     /// A layer was told to keep fewer experts than a token visits.
     #[error("layer {layer}: {kept} experts are fewer than top_k = {top_k}")]
     TooFewKept {

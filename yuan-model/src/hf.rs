@@ -15,5 +15,8 @@ mod shards;
 pub use checkpoint::{CheckpointError, HfCheckpoint, LoadOptions, extras, problems, read_config};
 pub use elements::Piece;
 pub use layout::{ParameterSource, TensorLayout};
-pub use save::{PRUNED_METADATA, SaveOptions, Saved, overflowing, parse_shard_size};
+pub use save::{
+    PRUNED_METADATA, Parameters, ReadParameter, SaveOptions, Saved, overflowing, parse_shard_size,
+    save_parameters,
+};
 pub use shards::Shards;

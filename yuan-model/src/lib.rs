@@ -6,7 +6,8 @@
 //! [`layers`] is what goes through the layers and the one loop over them; [`ranks`] spreads a model
 //! over devices.
 //! [`PrunableExperts`] cuts the experts of any model; [`Cache`], [`generate`] and [`text`] make
-//! text; [`hf`] has Hugging Face's names, keys and checkpoints. Beneath them are [`ops`] (the
+//! text; [`hf`] has Hugging Face's names, keys and checkpoints; [`vision`] makes rows of the model of
+//! pictures. Beneath them are [`ops`] (the
 //! operations that matter for speed), [`loss`], [`masks`] (packed rows), [`named`] (parameters by
 //! path) and [`storage`]; [`device()`] names what it all runs on.
 //!
@@ -49,6 +50,7 @@ pub mod rope;
 pub mod storage;
 mod surgery;
 pub mod text;
+pub mod vision;
 
 pub use burn;
 

@@ -13,18 +13,29 @@
 //!   checkpoint is loaded, by a thread of its own beside the loading.
 
 use std::{
+    collections::HashMap,
     fs,
+    ops::Range,
     path::{Path, PathBuf},
     thread,
 };
 
 use burn::tensor::{Device, TensorData};
 use yuan_files::{remove_directory, remove_leftovers_in};
-use yuan_model::{hf::Shards, named, ranks::Ranks};
+use yuan_model::{
+    YuanConfig,
+    hf::{CheckpointError, Parameters, SaveOptions, Saved, Shards, save_parameters},
+    named,
+    ranks::Ranks,
+};
 
 use crate::{
-    AdamW, AdamWConfig, LanguageModel, TrainError, checksums::Checksums,
-    language_model::optimizer_for, names::CONFIG, optim::SUFFIXES, run::lock::RunLock,
+    AdamW, AdamWConfig, LanguageModel, TrainError,
+    checksums::Checksums,
+    language_model::optimizer_for,
+    names::{CONFIG, MODEL as MODEL_CONFIG},
+    optim::SUFFIXES,
+    run::lock::RunLock,
 };
 
 mod index;
@@ -359,6 +370,35 @@ impl Checkpoint {
     /// As [`load`](Self::load).
     pub fn load_model<M: LanguageModel>(&self, device: &Device) -> Result<M, TrainError> {
         self.beside_verifying((0, 1), || self.load_model_of(device, None, None))
+    }
+
+    /// Writes the model in Hugging Face's layout; it is read tensor by tensor, and no memory ever holds
+    /// it.
+    ///
+    /// # Errors
+    ///
+    /// As [`load_model`](Self::load_model) and [`YuanModel::save_hf`](yuan_model::YuanModel::save_hf).
+    pub fn save_hf(&self, directory: &Path, options: &SaveOptions) -> Result<Saved, TrainError> {
+        self.beside_verifying((0, 1), || {
+            let config = YuanConfig::load(&self.path.join(MODEL_CONFIG))?;
+            let tensors = Tensors::open(&self.path, Kind::Model, None)?;
+            let sources = config.parameter_sources();
+            let shapes: HashMap<String, Vec<usize>> =
+                sources.iter().map(|one| (one.path.clone(), one.parameter_shape())).collect();
+            tensors.check(shapes.clone())?;
+            let read = |path: &str, slices: Option<Range<usize>>| {
+                let shape = shapes.get(path).map_or(&[][..], Vec::as_slice);
+                let slice: usize = shape.iter().skip(1).product();
+                let slices = slices.unwrap_or(0..shape.first().copied().unwrap_or(1));
+                let read = tensors.read(path, None, slices.start * slice..slices.end * slice);
+                read.map_err(|error| {
+                    let reason = error.to_string();
+                    CheckpointError::Directory { path: self.path.clone(), reason }
+                })
+            };
+            let parameters = Parameters { dtype: &|path| tensors.dtype_of(path), read: &read };
+            Ok(save_parameters(&config, &parameters, directory, options)?)
+        })
     }
 
     fn load_model_of<M: LanguageModel>(

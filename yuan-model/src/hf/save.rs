@@ -4,10 +4,11 @@
 use std::{
     collections::HashMap,
     fs,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
-use burn::tensor::{DType, FloatDType};
+use burn::tensor::{DType, FloatDType, TensorData};
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -19,7 +20,7 @@ use super::{
     shards::{INDEX, SINGLE},
 };
 use crate::{
-    YuanModel, named,
+    YuanConfig, YuanModel, named,
     storage::{Dtype, OutgoingTensor, TensorBytes, float_dtype, stored_dtype, write_tensors},
 };
 use yuan_files::{FileError, copy_into, create_parent, write_directory};
@@ -115,56 +116,83 @@ impl YuanModel {
         directory: &Path,
         options: &SaveOptions,
     ) -> Result<Saved, CheckpointError> {
-        let sources = self.config().parameter_sources();
         let dtypes: HashMap<String, DType> = named::parameter_dtypes(self).into_iter().collect();
-        let mut outgoing = Vec::new();
-        for source in &sources {
-            let stored = dtypes.get(&source.path).and_then(|&dtype| stored_float(dtype));
-            let dtype = options.dtype.or(stored).unwrap_or(FloatDType::F32);
-            for (index, name) in source.names.iter().enumerate() {
-                let index = (source.layout == TensorLayout::StackedTransposed).then_some(index);
-                outgoing.push((
-                    tensor(name.clone(), dtype_of(dtype), source.shape.clone()),
-                    (source, index, dtype),
-                ));
-            }
-        }
-        let mut config: Value = serde_json::from_str(&self.config().to_json())
-            .map_err(|error| CheckpointError::directory(directory, error.to_string()))?;
-        if let Some((tensor, _)) = outgoing.iter().max_by_key(|(tensor, _)| tensor.bytes()) {
-            config["torch_dtype"] = json!(torch_name(tensor.dtype));
-        }
-        // Most readers look for this key only.
-        let tokens = &self.config().tokens;
-        let ends =
-            if tokens.eos.is_empty() { Vec::from_iter(tokens.eod) } else { tokens.eos.clone() };
-        config["eos_token_id"] = eos_json(&ends).unwrap_or_default();
-        let generation = json!({
-            "bos_token_id": tokens.bos,
-            "eos_token_id": config["eos_token_id"],
-            "pad_token_id": tokens.pad,
-        });
-        let bytes = |&(source, index, dtype): &(&ParameterSource, Option<usize>, FloatDType)| {
-            let slices = index.map(|index| index..index + 1);
-            let data = named::read_part(self, &source.path, slices);
-            let missing = || {
-                CheckpointError::directory(directory, format!("the model has no {}", source.path))
-            };
-            let data = data.ok_or_else(missing)?;
-            let stored = stored_float(data.dtype()).unwrap_or(dtype);
-            let overflows = overflows(data.as_bytes(), stored, dtype);
-            Ok((source.disassemble(data, dtype), overflows))
+        let missing =
+            |path: &str| CheckpointError::directory(directory, format!("the model has no {path}"));
+        let parameters = Parameters {
+            dtype: &|path| dtypes.get(path).copied(),
+            read: &|path, slices| named::read_part(self, path, slices).ok_or_else(|| missing(path)),
         };
-        let finish = |unfinished: &Path| {
-            let path = unfinished.join(GENERATION);
-            match path.exists() {
-                // It came with the tokenizer.
-                true => Ok(()),
-                false => write_text(&path, &format!("{generation:#}\n")),
-            }
-        };
-        write(directory, options, &config, &outgoing, bytes, finish)
+        save_parameters(self.config(), &parameters, directory, options)
     }
+}
+
+/// Parameters of a model, wherever they are, by their paths.
+pub struct Parameters<'a> {
+    /// The type of a parameter.
+    pub dtype: &'a dyn Fn(&str) -> Option<DType>,
+    /// The elements of a parameter, or of some of its slices along the first axis.
+    pub read: &'a ReadParameter<'a>,
+}
+
+/// Reads a parameter, or some of its slices along the first axis.
+pub type ReadParameter<'a> =
+    dyn Fn(&str, Option<Range<usize>>) -> Result<TensorData, CheckpointError> + 'a;
+
+/// [`YuanModel::save_hf`] of a model that is in no memory: its parameters are read slice by slice.
+///
+/// # Errors
+///
+/// As there, and the first error of `parameters`.
+pub fn save_parameters(
+    model: &YuanConfig,
+    parameters: &Parameters<'_>,
+    directory: &Path,
+    options: &SaveOptions,
+) -> Result<Saved, CheckpointError> {
+    let sources = model.parameter_sources();
+    let mut outgoing = Vec::new();
+    for source in &sources {
+        let stored = (parameters.dtype)(&source.path).and_then(stored_float);
+        let dtype = options.dtype.or(stored).unwrap_or(FloatDType::F32);
+        for (index, name) in source.names.iter().enumerate() {
+            let index = (source.layout == TensorLayout::StackedTransposed).then_some(index);
+            outgoing.push((
+                tensor(name.clone(), dtype_of(dtype), source.shape.clone()),
+                (source, index, dtype),
+            ));
+        }
+    }
+    let mut config: Value = serde_json::from_str(&model.to_json())
+        .map_err(|error| CheckpointError::directory(directory, error.to_string()))?;
+    if let Some((tensor, _)) = outgoing.iter().max_by_key(|(tensor, _)| tensor.bytes()) {
+        config["torch_dtype"] = json!(torch_name(tensor.dtype));
+    }
+    // Most readers look for this key only.
+    let tokens = &model.tokens;
+    let ends = if tokens.eos.is_empty() { Vec::from_iter(tokens.eod) } else { tokens.eos.clone() };
+    config["eos_token_id"] = eos_json(&ends).unwrap_or_default();
+    let generation = json!({
+        "bos_token_id": tokens.bos,
+        "eos_token_id": config["eos_token_id"],
+        "pad_token_id": tokens.pad,
+    });
+    let bytes = |&(source, index, dtype): &(&ParameterSource, Option<usize>, FloatDType)| {
+        let slices = index.map(|index| index..index + 1);
+        let data = (parameters.read)(&source.path, slices)?;
+        let stored = stored_float(data.dtype()).unwrap_or(dtype);
+        let overflows = overflows(data.as_bytes(), stored, dtype);
+        Ok((source.disassemble(data, dtype), overflows))
+    };
+    let finish = |unfinished: &Path| {
+        let path = unfinished.join(GENERATION);
+        match path.exists() {
+            // It came with the tokenizer.
+            true => Ok(()),
+            false => write_text(&path, &format!("{generation:#}\n")),
+        }
+    };
+    write(directory, options, &config, &outgoing, bytes, finish)
 }
 
 impl HfCheckpoint {

@@ -159,6 +159,10 @@ impl Fixture {
         numbers
     }
 
+    pub fn names(&self) -> impl Iterator<Item = &String> {
+        self.floats.keys().chain(self.ints.keys())
+    }
+
     pub fn has(&self, name: &str) -> bool {
         self.floats.contains_key(name) || self.ints.contains_key(name)
     }

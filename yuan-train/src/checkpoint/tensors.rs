@@ -122,6 +122,15 @@ impl Tensors {
         }
     }
 
+    /// The type of a parameter.
+    pub fn dtype_of(&self, path: &str) -> Option<DType> {
+        let file = match &self.index {
+            Some(index) => &self.files[index.parameters.get(path)?.pieces.first()?.rank],
+            None => &self.files[0],
+        };
+        dtype_of(file.tensors().get(path)?.dtype)
+    }
+
     /// Elements of a tensor, counted through all of it, one after the other.
     pub fn read(
         &self,
