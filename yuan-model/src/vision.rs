@@ -1,7 +1,7 @@
 //! Images: the tower that turns tiles into tokens, and the projector that makes rows of the language
 //! model of them.
 //!
-//! [`TileGrid`] says how an image is cut into tiles, [`VisionTower`] (InternViT) turns tiles into
+//! [`TileGrid`] says how an image is cut into tiles, [`VisionTower`] (`InternViT`) turns tiles into
 //! tokens, [`pixel_unshuffle`] puts four of them together, [`Projector`] makes rows of the language
 //! model's width, and [`put_in_place`] puts these where a text has placeholders.
 

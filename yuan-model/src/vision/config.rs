@@ -14,7 +14,7 @@ pub enum VisionNormType {
     RmsNorm,
 }
 
-/// An InternViT tower; the keys are upstream's `vision_config`.
+/// An `InternViT` tower; the keys are upstream's `vision_config`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VisionConfig {
     /// Width of a token.

@@ -10,7 +10,7 @@ use super::VisionConfig;
 use crate::{YuanConfig, norm::RmsNorm};
 
 /// Four patches become one row of the language model:
-/// `RMSNorm(W_down (silu(W_up x) ⊙ W_gate x))`, with SiLU on *up*.
+/// `RMSNorm(W_down (silu(W_up x) ⊙ W_gate x))`, with `SiLU` on *up*.
 #[derive(Module, Debug)]
 pub struct Projector {
     /// `[4 · width, inner]`

@@ -9,7 +9,7 @@ use burn::{
 use super::{VisionConfig, VisionNormType};
 use crate::{ConfigError, norm::RmsNorm};
 
-/// An InternViT tower.
+/// An `InternViT` tower.
 ///
 /// ```
 /// use burn::tensor::{Device, Tensor};
