@@ -241,6 +241,16 @@ fn states_of_checkpoints_are_read_or_refused() {
 }
 
 #[test]
+fn indexes_of_checkpoints_are_read_or_refused() {
+    fuzz("index", "json", &[], 4_000, targets::index);
+}
+
+#[test]
+fn checksums_of_checkpoints_are_read_or_refused() {
+    fuzz("checksums", "json", &[], 4_000, targets::checksums);
+}
+
+#[test]
 fn indexes_of_tokens_are_read_or_refused() {
     fuzz("indexed", "idx", &[], 10_000, targets::indexed);
 }

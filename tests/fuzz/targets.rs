@@ -48,6 +48,12 @@ pub fn seeds(kind: &str) -> Vec<Vec<u8>> {
             "callbacks": {"metrics_file": 63, "prune_experts": {"rounds": 1}},
             "settings": {"steps": "240"}}"#
             .into(),
+        "index" => br#"{"ranks": 2, "parameters": {"a": {"shape": [2, 3], "moments": true, "pieces":
+            [{"rank": 1, "start": 0, "end": 4}, {"rank": 0, "start": 4, "end": 6}]}}}"#
+            .into(),
+        "checksums" => br#"{"files": {"config.json": {"bytes": 2, "crc32": 2745614147},
+            "model.safetensors": {"bytes": 18446744073709551615, "crc32": 0}}}"#
+            .into(),
         "tokenizer" => br#"{"version": "1.0", "added_tokens": [{"id": 4, "content": "<eod>",
             "special": true, "single_word": false, "lstrip": false, "rstrip": false,
             "normalized": false}], "normalizer": null, "post_processor": null,
@@ -267,6 +273,33 @@ pub fn state(input: &[u8], within: Within<'_>) {
         assert_eq!(state.step, 120);
     }
     assert!(checkpoint.verify().is_err() || checkpoint.state().is_ok());
+}
+
+/// `index.json` of a checkpoint that several ranks wrote: what is read or refused is said briefly.
+pub fn index(input: &[u8], within: Within<'_>) {
+    refused_checkpoint("index.json", input, within);
+}
+
+/// `checksums.json` of a checkpoint: no file of another directory is read.
+pub fn checksums(input: &[u8], within: Within<'_>) {
+    refused_checkpoint("checksums.json", input, within);
+}
+
+/// A checkpoint without tensors, whose file of this name is the input, is refused with a sentence.
+fn refused_checkpoint(name: &str, input: &[u8], within: Within<'_>) {
+    let temp = TempDir::new().unwrap();
+    let state = &seeds("state")[0];
+    for (name, contents) in
+        [("state.json", &state[..]), ("config.json", b"{}"), ("checksums.json", b"{\"files\": {}}")]
+    {
+        fs::write(temp.path().join(name), contents).unwrap();
+    }
+    fs::write(temp.path().join(name), input).unwrap();
+    let checkpoint = Checkpoint { path: temp.path().to_owned(), step: 120 };
+    // Files are read in pieces of a megabyte.
+    let allowed = allowance(input.len()) + (2 << 20);
+    let refused = measured(within, allowed, || checkpoint.verify()).unwrap_err().to_string();
+    assert!(refused.len() < 10_000 + 200 * input.len(), "{} bytes: {refused}", refused.len());
 }
 
 /// An index of tokens: every sequence of what is accepted can be read or is refused.

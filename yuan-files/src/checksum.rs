@@ -1,7 +1,7 @@
 //! What a file was when it was written, in a few bytes.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, Read, Write},
     path::Path,
 };
@@ -31,10 +31,14 @@ impl Checksum {
     ///
     /// # Errors
     ///
-    /// If it cannot be read.
+    /// If it cannot be read, or is not a regular file.
     pub fn of_file(path: &Path) -> Result<Self, FileError> {
         let mut sum = Summing::new(io::sink());
         let mut copy = || {
+            // A pipe would be waited for, and a device may have no end.
+            if !fs::metadata(path)?.is_file() {
+                return Err(io::Error::other("this is no file"));
+            }
             let mut file = File::open(path)?;
             let mut piece = vec![0; 1 << 20];
             loop {
@@ -99,5 +103,21 @@ mod tests {
         assert_eq!(Checksum::of_file(&path).unwrap(), Checksum::of(&bytes));
         // The check value that the standard gives for this polynomial.
         assert_eq!(Checksum::of(b"123456789"), Checksum { bytes: 9, crc32: 0xcbf4_3926 });
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_waited_for() {
+        let temp = tempfile::tempdir().unwrap();
+        let refused = Checksum::of_file(temp.path()).unwrap_err().to_string();
+        assert!(refused.contains("this is no file"), "{refused}");
+        #[cfg(unix)]
+        {
+            let pipe = temp.path().join("pipe");
+            assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+            for path in [&pipe, Path::new("/dev/zero")] {
+                let refused = Checksum::of_file(path).unwrap_err().to_string();
+                assert!(refused.contains("this is no file"), "{refused}");
+            }
+        }
     }
 }

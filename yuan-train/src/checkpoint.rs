@@ -256,12 +256,11 @@ impl Checkpoint {
             return Ok(());
         }
         let checksums = Checksums::load(&self.path)?;
-        let mut files = vec!["config.json".to_owned(), STATE.to_owned()];
-        match Index::load(&self.path)? {
-            Some(index) => files.extend(index.files()),
-            None => files.extend([MODEL, OPTIMIZER].map(str::to_owned)),
-        }
-        let missing = checksums.missing(&files);
+        let mut missing = checksums.missing(["config.json", STATE].map(str::to_owned));
+        missing.extend(match Index::load(&self.path)? {
+            Some(index) => checksums.missing(index.files()),
+            None => checksums.missing([MODEL, OPTIMIZER].map(str::to_owned)),
+        });
         self.refuse(&[missing, checksums.problems(&self.path, share)].concat())
     }
 

@@ -30,12 +30,19 @@ impl Checksums {
         Ok(write_whole(&path, text.as_bytes())?)
     }
 
-    /// Reads the file.
+    /// Reads the file, which names files of its own directory alone.
     pub fn load(directory: &Path) -> Result<Self, TrainError> {
         let path = directory.join(Self::FILE);
         let text = fs::read_to_string(&path).map_err(TrainError::io("read", &path))?;
-        serde_json::from_str(&text)
-            .map_err(|error| TrainError::Damaged { path, reason: error.to_string() })
+        let parsed = serde_json::from_str::<Self>(&text).map_err(|error| error.to_string());
+        let checked = parsed.and_then(|checksums| {
+            let elsewhere = |name: &&String| Path::new(name).file_name() != Some(name.as_ref());
+            match checksums.files.keys().find(elsewhere) {
+                Some(name) => Err(format!("`{name}` is not the name of a file of this directory")),
+                None => Ok(checksums),
+            }
+        });
+        checked.map_err(|reason| TrainError::Damaged { path, reason })
     }
 
     /// Reads of every `of` files one and says, one sentence each, which is not what was written.
@@ -47,9 +54,11 @@ impl Checksums {
         self.files.keys().skip(rank).step_by(of).filter_map(problem).collect()
     }
 
-    /// Says which of these files have no checksum.
-    pub fn missing(&self, names: &[String]) -> Vec<String> {
-        let missing = names.iter().filter(|name| !self.files.contains_key(*name));
+    /// Says which of these files have no checksum, of the first of them.
+    pub fn missing(&self, names: impl IntoIterator<Item = String>) -> Vec<String> {
+        // A damaged number of ranks makes hundreds of thousands of names.
+        const NAMED: usize = 8;
+        let missing = names.into_iter().filter(|name| !self.files.contains_key(name)).take(NAMED);
         missing.map(|name| format!("{name} has no checksum in {}", Self::FILE)).collect()
     }
 
@@ -74,5 +83,23 @@ impl Checksums {
                 format!("{name} has {} bytes, but {} were written", found.bytes, written.bytes)
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_outside_the_directory_are_not_read() {
+        let temp = tempfile::tempdir().unwrap();
+        for name in ["/dev/zero", "../other", "sub/file", "", "..", "."] {
+            let mut checksums = Checksums::default();
+            checksums.add(name, Checksum { bytes: 1, crc32: 0 });
+            checksums.save(temp.path()).unwrap();
+            let refused = Checksums::load(temp.path()).unwrap_err().to_string();
+            assert!(refused.contains(Checksums::FILE), "{refused}");
+            assert!(refused.contains(&format!("`{name}` is not the name of a file")), "{refused}");
+        }
     }
 }

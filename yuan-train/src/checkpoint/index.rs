@@ -84,8 +84,8 @@ impl Index {
     }
 
     /// Names of all files with tensors.
-    pub fn files(&self) -> Vec<String> {
-        (0..self.ranks).flat_map(files_of).collect()
+    pub fn files(&self) -> impl Iterator<Item = String> {
+        (0..self.ranks).flat_map(files_of)
     }
 
     /// Every parameter is there, once.
