@@ -253,7 +253,7 @@ impl YuanConfig {
 }
 
 /// Refuses a value with a sentence.
-fn require(
+pub(crate) fn require(
     holds: bool,
     key: &'static str,
     value: impl std::fmt::Display,

@@ -11,6 +11,7 @@ mod layout;
 mod naming;
 mod save;
 mod shards;
+pub mod vision;
 
 pub use checkpoint::{CheckpointError, HfCheckpoint, LoadOptions, extras, problems, read_config};
 pub use elements::Piece;

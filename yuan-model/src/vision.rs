@@ -3,7 +3,8 @@
 //!
 //! [`TileGrid`] says how an image is cut into tiles, [`VisionTower`] (`InternViT`) turns tiles into
 //! tokens, [`pixel_unshuffle`] puts four of them together, [`Projector`] makes rows of the language
-//! model's width, and [`put_in_place`] puts these where a text has placeholders.
+//! model's width, and [`put_in_place`] puts these where a text has placeholders. Upstream's names are in
+//! [`hf::vision`](crate::hf::vision).
 
 use std::ops::Range;
 
@@ -12,14 +13,13 @@ use burn::tensor::{Int, Tensor, TensorData};
 use crate::ModelError;
 
 mod config;
-mod names;
+mod cubic;
 mod picture;
 mod projector;
 mod segmentation;
 mod tower;
 
 pub use config::{VisionConfig, VisionNormType};
-pub use names::{Published, fill, published};
 pub use picture::{NORMALISATION, Picture};
 pub use projector::{Projector, pixel_unshuffle};
 pub use segmentation::TileGrid;

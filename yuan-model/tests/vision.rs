@@ -8,9 +8,10 @@ use support::{
 };
 use yuan_model::{
     ModelError, YuanConfig,
+    hf::vision::{fill, published},
     vision::{
-        Picture, Projector, TileGrid, VisionConfig, VisionNormType, VisionTower, fill,
-        pixel_unshuffle, published, put_in_place,
+        Picture, Projector, TileGrid, VisionConfig, VisionNormType, VisionTower, pixel_unshuffle,
+        put_in_place,
     },
 };
 

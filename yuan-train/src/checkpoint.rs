@@ -256,7 +256,7 @@ impl Checkpoint {
             return Ok(());
         }
         let checksums = Checksums::load(&self.path)?;
-        let mut missing = checksums.missing(["config.json", STATE].map(str::to_owned));
+        let mut missing = checksums.missing([MODEL_CONFIG, STATE].map(str::to_owned));
         missing.extend(match Index::load(&self.path)? {
             Some(index) => checksums.missing(index.files()),
             None => checksums.missing([MODEL, OPTIMIZER].map(str::to_owned)),
@@ -406,13 +406,14 @@ impl Checkpoint {
         ranks: Option<&Ranks>,
         step: Option<u64>,
     ) -> Result<M, TrainError> {
-        let file = self.path.join("config.json");
+        let file = self.path.join(MODEL_CONFIG);
         let config = fs::read_to_string(&file).map_err(TrainError::io("read", &file))?;
         let model = match ranks {
             Some(ranks) => M::from_config_json_on_rank(&config, device, ranks),
             None => M::from_config_json(&config, device),
         };
-        let model = model.map_err(|error| damaged(&self.path, format!("config.json: {error}")))?;
+        let model =
+            model.map_err(|error| damaged(&self.path, format!("{MODEL_CONFIG}: {error}")))?;
         self.fill(model, step)
     }
 

@@ -12,6 +12,7 @@ use yuan_model::{
 use crate::{
     Checkpoint, Problem, TrainError,
     diagnosis::{problems_of_run, problems_of_text},
+    names,
 };
 
 /// Tensors, sizes and experts of a checkpoint, and what is wrong with it.
@@ -84,7 +85,7 @@ impl Inventory {
     pub fn checked(path: &Path, verify: bool) -> Result<Self, TrainError> {
         match Checkpoint::find(path)? {
             Some(checkpoint) => {
-                let config = YuanConfig::load(&checkpoint.path.join("config.json"))?;
+                let config = YuanConfig::load(&checkpoint.path.join(names::MODEL))?;
                 let tensors = checkpoint.headers()?;
                 let sources = config.parameter_sources().into_iter();
                 let expected =

@@ -236,7 +236,7 @@ fn place<S: Float, D: Float>(
 ///
 /// Through square tiles in the first cache: every line of memory is read and written once, also
 /// where rows lie a power of two apart and would push each other out of the cache.
-fn transpose<A: Copy + Sync, T: Copy + Default + Send>(
+pub(super) fn transpose<A: Copy + Sync, T: Copy + Default + Send>(
     source: &[A],
     rows: usize,
     columns: usize,

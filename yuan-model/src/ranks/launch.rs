@@ -2,7 +2,7 @@
 
 use std::{env, time::Duration};
 
-use super::{Meeting, RankError};
+use super::{Meeting, RankError, sockets::is_this_machine};
 
 /// The environment variable with the secret of a run's ranks: a process that has another one or none
 /// is turned away.
@@ -48,9 +48,8 @@ impl Meeting {
             // Jobs that run side by side get ports of their own.
             None => 20_000 + number("SLURM_JOB_ID").unwrap_or(0) % 20_000,
         };
-        let is_local = matches!(host.as_str(), "localhost" | "127.0.0.1" | "::1");
         let token = get(TOKEN);
-        if token.is_none() && !is_local {
+        if token.is_none() && !is_this_machine(&host) {
             return Err(refuse(format!(
                 "ranks on several machines need a secret in common: set {TOKEN} to the same random \
                  text for all of them"

@@ -73,6 +73,11 @@ fn any(like: &SocketAddr) -> IpAddr {
     }
 }
 
+/// Whether a host by this name or address, without brackets, is this machine and nothing else.
+pub(super) fn is_this_machine(host: &str) -> bool {
+    matches!(host, "localhost" | "127.0.0.1" | "::1")
+}
+
 /// Meets all ranks and returns once all are there.
 ///
 /// # Errors
@@ -104,9 +109,8 @@ fn meet(meeting: &Meeting, streams: &mut [Option<TcpStream>]) -> Result<(), Rank
     let first = found.first().ok_or_else(|| RankError::Engine(format!("{address} is nowhere")))?;
     // A machine may know its own name as an address that others cannot reach: the first rank hears
     // all of them, unless they are all on this machine.
-    let is_local = ["localhost", "127.0.0.1", "[::1]"]
-        .iter()
-        .any(|name| address.strip_prefix(name).is_some_and(|rest| rest.starts_with(':')));
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let is_local = is_this_machine(host.trim_start_matches('[').trim_end_matches(']'));
     if meeting.rank == 0 {
         let at = if is_local { *first } else { SocketAddr::new(any(first), first.port()) };
         let listener = TcpListener::bind(at).map_err(failed(&format!("listen at {at}")))?;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ConfigError;
+use crate::{ConfigError, config::require};
 
 /// The norm of a tower's blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,23 +115,21 @@ impl VisionConfig {
             ("patch_size", self.patch_size),
             ("image_size", self.image_size),
         ];
-        let refuse = |key: &'static str, value: usize, reason: &'static str| {
-            Err(ConfigError::Unsupported { key, value: value.to_string(), reason })
-        };
-        if let Some((key, value)) = sizes.into_iter().find(|(_, value)| *value == 0) {
-            return refuse(key, value, "it must be positive");
+        for (key, size) in sizes {
+            if size == 0 {
+                return Err(ConfigError::Zero { key });
+            }
         }
-        if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
-            return refuse(
-                "num_attention_heads",
-                self.num_attention_heads,
-                "it must divide hidden_size",
-            );
-        }
-        if !self.image_size.is_multiple_of(2 * self.patch_size) {
-            return refuse("image_size", self.image_size, "it must be an even number of patches");
-        }
-        Ok(())
+        let (width, heads) = (self.hidden_size, self.num_attention_heads);
+        require(
+            width.is_multiple_of(heads),
+            "num_attention_heads",
+            heads,
+            "must divide hidden_size",
+        )?;
+        let (image, patch) = (self.image_size, self.patch_size);
+        let is_even = image.is_multiple_of(2 * patch);
+        require(is_even, "image_size", image, "must be an even number of patches")
     }
 }
 

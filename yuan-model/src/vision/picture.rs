@@ -1,6 +1,6 @@
 //! Pictures as the tower wants them: resized as Pillow does it, cut into tiles, normalised.
 
-use super::TileGrid;
+use super::{TileGrid, cubic::cubic};
 
 /// A picture of red, green and blue values, row by row.
 ///
@@ -132,6 +132,8 @@ const PRECISION: u32 = 22;
 
 impl Filter {
     fn new(from: usize, to: usize) -> Self {
+        /// Pillow's parameter of the kernel, and how far the kernel reaches.
+        const A: f64 = -0.5;
         const SUPPORT: f64 = 2.0;
         let scale = from as f64 / to as f64;
         let width = scale.max(1.0);
@@ -142,7 +144,7 @@ impl Filter {
             let first = (center - support + 0.5).max(0.0) as usize;
             let end = ((center + support + 0.5) as usize).min(from);
             let mut weights: Vec<f64> =
-                (first..end).map(|index| cubic((index as f64 - center + 0.5) / width)).collect();
+                (first..end).map(|index| cubic(A, (index as f64 - center + 0.5) / width)).collect();
             let sum: f64 = weights.iter().sum();
             if sum != 0.0 {
                 weights.iter_mut().for_each(|weight| *weight /= sum);
@@ -170,17 +172,5 @@ impl Filter {
             new.extend(sums.iter().map(|sum| (sum >> PRECISION).clamp(0, 255) as u8));
         }
         new
-    }
-}
-
-fn cubic(x: f64) -> f64 {
-    const A: f64 = -0.5;
-    let x = x.abs();
-    if x < 1.0 {
-        ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
-    } else if x < 2.0 {
-        (((x - 5.0) * x + 8.0) * x - 4.0) * A
-    } else {
-        0.0
     }
 }

@@ -10,9 +10,9 @@ pub struct TileGrid {
 }
 
 impl TileGrid {
-    /// The grid of an image of `width` × `height` pixels in tiles of `tile` × `tile`, at most `most` of
-    /// them: the one of the closest shape that is not more than twice as large, and of two that are
-    /// equally close the larger one, if the image has more than half of its pixels.
+    /// The grid of an image of `width` × `height` pixels in tiles of `tile` × `tile`, at most `most`
+    /// of them: the one of the closest shape that is not more than twice as large, and of two that
+    /// are equally close the larger one, if the image has more than half of its pixels.
     ///
     /// The rules are upstream's with their quirks: the growth of the larger one is not looked at.
     ///

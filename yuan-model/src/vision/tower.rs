@@ -6,7 +6,7 @@ use burn::{
     tensor::{Device, Tensor, TensorData, activation::softmax},
 };
 
-use super::{VisionConfig, VisionNormType};
+use super::{VisionConfig, VisionNormType, cubic::cubic};
 use crate::{ConfigError, norm::RmsNorm};
 
 /// An `InternViT` tower.
@@ -209,8 +209,8 @@ impl VisionTower {
         Tensor::cat(vec![class, self.patch.forward(patches)], 1) + self.positions(rows, columns)
     }
 
-    /// Positions of a grid of patches, `[1, 1 + rows · columns, width]`: those of a tile, or stretched to
-    /// another grid.
+    /// Positions of a grid of patches, `[1, 1 + rows · columns, width]`: those of a tile, or stretched
+    /// to another grid.
     fn positions(&self, rows: usize, columns: usize) -> Tensor<3> {
         let (grid, width) = (self.config.grid(), self.config.hidden_size);
         let learnt = self.position_embedding.val();
@@ -251,23 +251,13 @@ fn gelu(x: Tensor<3>) -> Tensor<3> {
 /// both, values behind an end being the last one: `[to, from]`.
 fn cubic_weights(from: usize, to: usize) -> Vec<f32> {
     const A: f64 = -0.75;
-    let kernel = |distance: f64| {
-        let d = distance.abs();
-        if d <= 1.0 {
-            ((A + 2.0) * d - (A + 3.0)) * d * d + 1.0
-        } else if d < 2.0 {
-            ((A * d - 5.0 * A) * d + 8.0 * A) * d - 4.0 * A
-        } else {
-            0.0
-        }
-    };
     let mut weights = vec![0.0; to * from];
     for place in 0..to {
         let at = (place as f64 + 0.5) * from as f64 / to as f64 - 0.5;
         let first = at.floor() as i64 - 1;
         for index in first..first + 4 {
             let source = index.clamp(0, from as i64 - 1) as usize;
-            weights[place * from + source] += kernel(at - index as f64) as f32;
+            weights[place * from + source] += cubic(A, at - index as f64) as f32;
         }
     }
     weights

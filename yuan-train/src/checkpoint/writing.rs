@@ -22,7 +22,7 @@ use yuan_files::{Checksum, write_directory};
 use yuan_model::{
     named::StoredParameter,
     ranks::Communicator,
-    storage::{TensorBytes, write_tensors},
+    storage::{OutgoingTensor, TensorBytes, write_tensors},
 };
 
 use super::{
@@ -30,7 +30,7 @@ use super::{
     share::Share,
     state::{CheckpointState, LAYOUT, STATE, STEP, damaged},
 };
-use crate::{AdamW, LanguageModel, TrainError, checksums::Checksums};
+use crate::{AdamW, LanguageModel, TrainError, checksums::Checksums, names::MODEL as MODEL_CONFIG};
 
 /// A checkpoint that is being written.
 #[derive(Debug)]
@@ -236,7 +236,7 @@ fn join(thread: JoinHandle<Result<(), TrainError>>) -> Result<(), TrainError> {
 /// What a thread writes of one process.
 struct Job {
     step: u64,
-    files: Vec<(String, Vec<yuan_model::storage::OutgoingTensor>)>,
+    files: Vec<(String, Vec<OutgoingTensor>)>,
     tensors: Box<dyn Iterator<Item = TensorBytes> + Send>,
     tell: Sender<Written>,
     is_written: Arc<AtomicBool>,
@@ -266,7 +266,7 @@ impl Job {
 /// Adds what belongs to a checkpoint beside tensors.
 fn complete(directory: &Path, own: Written, rest: Rest) -> Result<(), TrainError> {
     let mut files = own;
-    let mut texts = vec![("config.json", rest.config), (STATE, rest.state)];
+    let mut texts = vec![(MODEL_CONFIG, rest.config), (STATE, rest.state)];
     if let Some(reports) = rest.reports {
         let ended = || damaged(directory, "the run ended before it was complete");
         let reports = reports.recv().map_err(|_| ended())?;

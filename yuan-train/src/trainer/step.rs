@@ -14,7 +14,7 @@ use crate::{
     gradients,
     optim::{clip_factor, global_norm_squared},
     session::Session,
-    sharded::{Holders, Sums},
+    sharded::{Holders, Parts, Sums},
 };
 
 /// What came of an attempt at a step.
@@ -58,8 +58,8 @@ pub(super) fn take<M: LanguageModel>(
     let seed = config.seed.wrapping_add(step + 1);
     let model = session.unread_model();
     let ranks = model.ranks().cloned();
-    let first = ranks.as_ref().map_or(0, |ranks| ranks.world().rank());
-    let of_rank = (first as u64).wrapping_mul(OTHER_RANK);
+    let rank = ranks.as_ref().map_or(0, |ranks| ranks.world().rank());
+    let of_rank = (rank as u64).wrapping_mul(OTHER_RANK);
     device.seed(seed.wrapping_add(of_rank));
     let rows = rows.next_rows(config.batch_size * config.accumulation)?;
     let learnt_in_step = learnt(&rows).max(1.0);
@@ -98,33 +98,30 @@ pub(super) fn take<M: LanguageModel>(
         }
     }
     let sums = sums.expect("`TrainConfig::validate` wants at least one micro-batch");
-    let learning_rate = config.learning_rate_at(step);
-    let scale = |numbers: &StepNumbers| clip_factor(numbers.norm, config.clip_norm);
-    let numbers = match sums_of_ranks {
+    let (numbers, update) = match sums_of_ranks {
         Some(mut sums_of_ranks) => {
             sums_of_ranks.add(model, earlier);
             let parts = sums_of_ranks.finish(model);
             let squares = parts.iter().map(|(_, part)| ops::sum_of_squares(part.clone()));
             let holders = session.optimizer().holders().expect("sums are those of holders");
             let numbers = sums.read(squares.reduce(|sum, more| sum + more))?.over(holders)?;
-            if let Some(not_finite) = numbers.not_finite() {
-                return Ok(StepOutcome::NotFinite(not_finite));
-            }
-            let scale = scale(&numbers);
-            session.step_parts(parts, learning_rate, scale);
-            numbers
+            (numbers, Update::Parts(parts))
         }
         None => {
             let gradients = gradients::of_learning(model, accumulator.grads(), learns);
             let numbers = sums.read(global_norm_squared(model, &gradients))?;
-            if let Some(not_finite) = numbers.not_finite() {
-                return Ok(StepOutcome::NotFinite(not_finite));
-            }
-            let scale = scale(&numbers);
-            session.step(gradients, learning_rate, scale);
-            numbers
+            (numbers, Update::Whole(gradients))
         }
     };
+    if let Some(not_finite) = numbers.not_finite() {
+        return Ok(StepOutcome::NotFinite(not_finite));
+    }
+    let learning_rate = config.learning_rate_at(step);
+    let scale = clip_factor(numbers.norm, config.clip_norm);
+    match update {
+        Update::Parts(parts) => session.step_parts(parts, learning_rate, scale),
+        Update::Whole(gradients) => session.step(gradients, learning_rate, scale),
+    }
     Ok(StepOutcome::Taken(StepMetrics {
         step: step + 1,
         loss: numbers.loss,
@@ -144,6 +141,14 @@ pub(super) fn take<M: LanguageModel>(
             .collect(),
         loads: numbers.loads,
     }))
+}
+
+/// The gradients of a step.
+enum Update {
+    /// Over ranks: the part of each that this rank updates.
+    Parts(Parts),
+    /// On one device.
+    Whole(GradientsParams),
 }
 
 /// The pass of one micro-batch.

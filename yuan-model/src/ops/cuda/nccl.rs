@@ -1,10 +1,12 @@
 //! Collectives between ranks that each drive a GPU, by NCCL.
 //!
-//! NCCL's work goes to the first lane, or beside it where nobody waits for the result yet, in the order
-//! in which the ranks call their collectives, which is the same on all of them. A communicator of NCCL is made when a group of ranks meets for the
-//! first time: the group's first rank draws its identifier and hands it to the others. Where NCCL is
-//! missing, or two ranks share a GPU, collectives go by way of the host. Communicators are known by the
-//! members of their group: of several runs in one process, one after the other uses them.
+//! NCCL's work goes to the first lane, or beside it where nobody waits for the result yet. All ranks
+//! call their collectives in the same order, and NCCL gets them in that order.
+//!
+//! A communicator of NCCL is made when a group of ranks meets for the first time: the group's first
+//! rank draws its identifier and hands it to the others. Where NCCL is missing, or two ranks share a
+//! GPU, collectives go by way of the host. Communicators are known by the members of their group, so
+//! one process can use them for one run at a time.
 
 #![expect(unsafe_code, reason = "NCCL is C: pointers and handles have no safe form")]
 
@@ -265,14 +267,6 @@ pub(super) fn half(
 ) -> Vec<CubeTensor> {
     let tensors: Vec<CubeTensor> = tensors.into_iter().map(contiguous).collect();
     let length = |x: &CubeTensor| x.meta.shape().num_elements();
-    let result = |x: &CubeTensor| {
-        let length = match half {
-            Half::ReduceScatter => length(x) / ranks,
-            Half::AllGather => length(x) * ranks,
-        };
-        empty(x, [length], x.dtype)
-    };
-    let results: Vec<CubeTensor> = tensors.iter().map(result).collect();
     // What one rank has of each.
     let parts: Vec<(usize, DType)> = tensors
         .iter()
@@ -281,6 +275,11 @@ pub(super) fn half(
             Half::AllGather => (length(x), x.dtype),
         })
         .collect();
+    let result = |(x, &(part, dtype)): (&CubeTensor, &(usize, DType))| match half {
+        Half::ReduceScatter => empty(x, [part], dtype),
+        Half::AllGather => empty(x, [part * ranks], dtype),
+    };
+    let results: Vec<CubeTensor> = tensors.iter().zip(&parts).map(result).collect();
     let all: Vec<&CubeTensor> = tensors.iter().chain(&results).collect();
     let held = all.iter().map(|tensor| binding(tensor)).collect();
     run_all(&all, move |lanes: &mut Lanes<'_>, pointers| {

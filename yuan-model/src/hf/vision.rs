@@ -1,7 +1,8 @@
-//! What upstream calls the parameters of tower and projector, and how it stores them.
+//! Names and layout of the parameters of an image tower and its projector.
 
 use burn::{module::Module, tensor::TensorData};
 
+use super::elements::transpose;
 use crate::named;
 
 /// A parameter as upstream's checkpoints have it.
@@ -13,8 +14,8 @@ pub struct Published {
     pub is_transposed: bool,
 }
 
-/// Upstream's name of a parameter of a [`VisionTower`](super::VisionTower) or a
-/// [`Projector`](super::Projector), by its path in the module; none of others.
+/// Upstream's name of a parameter of a [`VisionTower`](crate::vision::VisionTower) or a
+/// [`Projector`](crate::vision::Projector), by its path in the module; none of others.
 pub fn published(path: &str) -> Option<Published> {
     let matrix = |name: String| Some(Published { name, is_transposed: true });
     let same = |name: String| Some(Published { name, is_transposed: false });
@@ -74,14 +75,13 @@ pub fn fill<M: Module>(
         let (data, shape) = (data.convert::<f32>(), shape.to_vec());
         let values: Vec<f32> = data.iter::<f32>().collect();
         Some(match (is_transposed, &shape[..]) {
-            (true, &[from, to]) => TensorData::new(transposed(&values, to, from), shape),
+            (true, &[from, to]) => {
+                let mut transposed = vec![0.0; values.len()];
+                transpose(&values, to, from, &mut transposed, |value| value);
+                TensorData::new(transposed, shape)
+            }
             _ => TensorData::new(values, shape),
         })
     });
     problem.map_or(Ok(module), Err)
-}
-
-/// A matrix of so many rows and columns with its columns as rows.
-fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    (0..rows * columns).map(|at| values[at % rows * columns + at / rows]).collect()
 }
