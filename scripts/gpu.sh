@@ -112,13 +112,14 @@ gpus() { seq -s, -f 'cuda:%g' 0 $(($1 - 1)); }
 # Weak scaling, 16 rows a GPU, beside PyTorch's; unequal loads as they are, pruned, and rearranged.
 ranks() {
     prepare
-    local config=$1 count data devices row
+    local config=$1 count data devices library row
     local options=(--seq 2048 --precision bf16 --warmup 5)
     count=$(nvidia-smi -L | wc -l) devices=$(gpus "$(nvidia-smi -L | wc -l)")
     export NCCL_NVLS_ENABLE=0
     # NCCL is looked for under its name without a version.
     mkdir -p "$pack/nccl"
-    ln -sf "$(find / -name 'libnccl.so.2*' -not -path '/proc/*' 2>/dev/null | head -1)" "$pack/nccl/libnccl.so"
+    library=$(find / -name 'libnccl.so.2*' -not -path '/proc/*' 2>/dev/null | head -1)
+    ln -sf "$library" "$pack/nccl/libnccl.so"
     export LD_LIBRARY_PATH="$PWD/$pack/nccl:$LD_LIBRARY_PATH"
     YUAN_DEVICE=$devices timeout 200 "$pack/test-ranks" --test-threads 1 2>&1 | tail -15 || true
     launch() { timeout 150 python3 -m torch.distributed.run --nproc_per_node "$count" "$@" || true; }
@@ -131,7 +132,8 @@ ranks() {
     launch --no-python "$pack/bench-train_step" "$config" --device "$devices" \
         --batch $((16 * count)) "${options[@]}" --skew 2 --prune 0.19
     for row in "$count" 1; do
-        launch benches/peers/torch_yuan_ep.py "$config" --ep "$row" --batch 16 --seq 2048 --steps 8 --compile
+        launch benches/peers/torch_yuan_ep.py "$config" --ep "$row" --batch 16 --seq 2048 --steps 8 \
+            --compile
     done
 }
 

@@ -18,4 +18,5 @@ program=${PROGRAM:-target/release/yuan}
 gpus=${SLURM_GPUS_ON_NODE:-8}
 # Only this job's processes may take part; srun hands its environment on.
 export YUAN_TOKEN=${YUAN_TOKEN:-$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')}
-exec srun --kill-on-bad-exit=1 "$program" pretrain --device "$(seq -s, -f 'cuda:%g' 0 $((gpus - 1)))" "$@"
+devices=$(seq -s, -f 'cuda:%g' 0 $((gpus - 1)))
+exec srun --kill-on-bad-exit=1 "$program" pretrain --device "$devices" "$@"
