@@ -246,6 +246,31 @@ fn indexes_of_checkpoints_are_read_or_refused() {
 }
 
 #[test]
+#[cfg(feature = "images")]
+fn questions_about_images_are_read_or_refused() {
+    fuzz("pages", "tar", &[], 4_000, targets::pages);
+}
+
+#[test]
+#[cfg(feature = "images")]
+fn images_are_read_or_refused() {
+    let files = [
+        "png_rgb8.png",
+        "png_p4_adam7.png",
+        "png_rgba16.png",
+        "jpeg_progressive_420.jpg",
+        "jpeg_ycck_patched.jpg",
+        "gif_animated.gif",
+        "webp_lossy_rgba.webp",
+        "webp_lossless.webp",
+        "bmp_p8.bmp",
+        "tiff_rgb_lzw.tif",
+    ];
+    let files = files.map(|name| format!("image_files/{name}"));
+    fuzz("picture", "image", &files.each_ref().map(String::as_str), 20_000, targets::picture);
+}
+
+#[test]
 fn checksums_of_checkpoints_are_read_or_refused() {
     fuzz("checksums", "json", &[], 4_000, targets::checksums);
 }

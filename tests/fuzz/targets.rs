@@ -76,6 +76,7 @@ pub fn seeds(kind: &str) -> Vec<Vec<u8>> {
             assert_eq!(fs::read(name.with_extension("bin")).unwrap(), TOKENS);
             fs::read(name.with_extension("idx")).unwrap()
         }
+        "pages" => example_pages(),
         "template" => b"{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}\
             {%- if m.role == 'assistant' %}{% generation %}{{ m.content | trim }}{% endgeneration %}\
             {% else %}<{{ m['role'][0] }}>{{ m.content.split('-') | join('+') | tojson(indent=2) }}\
@@ -93,6 +94,28 @@ fn example_plan() -> PrunePlan {
     PrunePlan::new(&loads, &limits, ExpertLayout { top_k: 2, groups: 2 }).unwrap()
 }
 
+/// An archive with a sample of two images, whose bytes are none.
+fn example_pages() -> Vec<u8> {
+    let mut archive = Vec::new();
+    let json = br#"{"prompt": "What is it?", "response": "Nothing.", "images": ["a.png"]}"#;
+    for (name, bytes) in [("a/1.0.png", &b"no"[..]), ("a/1.1.jpg", b""), ("a/1.json", json)] {
+        let mut header = [0; 512];
+        header[..name.len()].copy_from_slice(name.as_bytes());
+        header[100..107].copy_from_slice(b"0000644");
+        header[124..135].copy_from_slice(format!("{:011o}", bytes.len()).as_bytes());
+        header[156] = b'0';
+        header[257..265].copy_from_slice(b"ustar\x0000");
+        header[148..156].fill(b' ');
+        let sum: u32 = header.iter().map(|&byte| u32::from(byte)).sum();
+        header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+        archive.extend(header);
+        archive.extend(bytes);
+        archive.resize(archive.len().next_multiple_of(512), 0);
+    }
+    archive.resize(archive.len() + 1024, 0);
+    archive
+}
+
 /// A history with an event of every kind.
 fn example_history() -> Vec<u8> {
     let plan = example_plan();
@@ -107,6 +130,7 @@ fn example_history() -> Vec<u8> {
         max_over_mean: vec![1.5, 2.0],
         device_max_over_mean: Vec::new(),
         loads: Vec::new(),
+        image_loads: Vec::new(),
     };
     let loads: Vec<LayerLoad> = plan.layers.iter().map(|layer| layer.load.clone()).collect();
     let statistics = loads.iter().map(LoadStatistics::of).collect();
@@ -278,6 +302,36 @@ pub fn state(input: &[u8], within: Within<'_>) {
 /// `index.json` of a checkpoint that several ranks wrote: what is read or refused is said briefly.
 pub fn index(input: &[u8], within: Within<'_>) {
     refused_checkpoint("index.json", input, within);
+}
+
+/// An archive of questions about images, and the same bytes as lines of them.
+#[cfg(feature = "images")]
+pub fn pages(input: &[u8], within: Within<'_>) {
+    let temp = TempDir::new().unwrap();
+    for name in ["pages.tar", "pages.jsonl"] {
+        let path = temp.path().join(name);
+        fs::write(&path, input).unwrap();
+        let files = yuan::train::data::PageFiles::new(vec![path], 0.5);
+        let texts = measured(within, allowance(input.len()), || files.texts());
+        let text: usize = texts.map_or(0, |texts| texts.iter().map(String::len).sum());
+        assert!(text <= 4 * input.len());
+    }
+}
+
+/// An image file: whatever picture it is has tiles.
+#[cfg(feature = "images")]
+pub fn picture(input: &[u8], within: Within<'_>) {
+    // The largest picture that is allowed, and what its decoder needs beside it.
+    const MOST: usize = 3 << 30;
+    let picture = measured(within, MOST, || yuan::model::vision::Picture::decode(input));
+    match picture {
+        Ok(picture) if picture.width() * picture.height() < 1 << 20 => {
+            let tiles = picture.tiles(28, 9);
+            assert!(tiles.iter().all(|tile| [tile.width(), tile.height()] == [28; 2]));
+        }
+        Ok(_) => {}
+        Err(error) => assert!(!error.to_string().contains('\n'), "{error}"),
+    }
 }
 
 /// `checksums.json` of a checkpoint: no file of another directory is read.

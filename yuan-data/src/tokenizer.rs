@@ -33,16 +33,36 @@ pub fn train(
     vocab_size: usize,
     progress: bool,
 ) -> Result<Tokenizer, DataError> {
-    if vocab_size < SMALLEST_VOCABULARY {
+    train_with(&[], texts, vocab_size, progress)
+}
+
+/// The same with other special tokens beside `<eod>`.
+///
+/// # Errors
+///
+/// As [`train`].
+pub fn train_with(
+    special: &[&str],
+    texts: impl Iterator<Item = String> + Send,
+    vocab_size: usize,
+    progress: bool,
+) -> Result<Tokenizer, DataError> {
+    let smallest = SMALLEST_VOCABULARY + special.len();
+    if vocab_size < smallest {
         return Err(DataError::Tokenizer(format!(
-            "a vocabulary of {vocab_size} is below the {SMALLEST_VOCABULARY} of bytes and <eod>"
+            "a vocabulary of {vocab_size} is below the {smallest} of bytes and special tokens"
         )));
     }
     let failed = |error: tokenizers::Error| DataError::Tokenizer(error.to_string());
     let trainer = BpeTrainerBuilder::new()
         .vocab_size(vocab_size)
         .show_progress(progress)
-        .special_tokens(vec![AddedToken::from(END_OF_DOCUMENT, true)])
+        .special_tokens(
+            std::iter::once(&END_OF_DOCUMENT)
+                .chain(special)
+                .map(|&token| AddedToken::from(token, true))
+                .collect(),
+        )
         .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
         .build();
     let byte_level = ByteLevel::new(false, true, true);

@@ -91,6 +91,7 @@ impl Block {
         LayerOutput {
             hidden: self.add(x, moe.hidden),
             tokens_per_expert: moe.tokens_per_expert,
+            image_tokens_per_expert: moe.image_tokens_per_expert,
             rows_per_device: moe.rows_per_rank,
             balance_loss: moe.balance_loss,
         }

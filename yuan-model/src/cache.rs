@@ -11,6 +11,8 @@ use crate::ops;
 pub struct Cache {
     layers: Vec<LayerCache>,
     padding: Vec<usize>,
+    /// Tokens of each sequence at position 0, but for the first one.
+    standing: Vec<usize>,
     length: usize,
     capacity: usize,
 }
@@ -43,7 +45,21 @@ impl Cache {
     ///
     /// `capacity` counts padding, prompt and all tokens to come; memory is taken as they come.
     pub fn new(num_layers: usize, padding: Vec<usize>, capacity: usize) -> Self {
-        Self { layers: vec![LayerCache::default(); num_layers], padding, length: 0, capacity }
+        let standing = vec![0; padding.len()];
+        let layers = vec![LayerCache::default(); num_layers];
+        Self { layers, padding, standing, length: 0, capacity }
+    }
+
+    /// The same with positions that begin to count later: the first `standing[i] + 1` tokens of
+    /// sequence `i` are all at position 0, as images are in upstream's training.
+    ///
+    /// # Panics
+    ///
+    /// If there are not as many numbers as sequences.
+    #[must_use]
+    pub fn with_standing(self, standing: Vec<usize>) -> Self {
+        assert_eq!(standing.len(), self.padding.len(), "a number for every sequence");
+        Self { standing, ..self }
     }
 
     /// Tokens read so far, padding included.
@@ -89,8 +105,8 @@ impl Cache {
             "{tokens} tokens do not fit the {} left of the cache",
             self.room()
         );
-        let Self { layers, padding, length, capacity } = self;
-        (layers, Span { start: *length, tokens, capacity: *capacity, padding })
+        let Self { layers, padding, standing, length, capacity } = self;
+        (layers, Span { start: *length, tokens, capacity: *capacity, padding, standing })
     }
 
     pub(crate) fn advance(&mut self, tokens: usize) {
@@ -105,6 +121,7 @@ pub(crate) struct Span<'a> {
     tokens: usize,
     capacity: usize,
     padding: &'a [usize],
+    standing: &'a [usize],
 }
 
 /// Tokens that there is room for at first; then the room doubles.
@@ -122,13 +139,16 @@ impl Span<'_> {
 
     /// Position of every new token in its sequence, `[batch or 1, tokens]`; zero for padding.
     pub(crate) fn position_ids(&self, device: &Device) -> Tensor<2, Int> {
-        let equal = self.padding.windows(2).all(|pair| pair[0] == pair[1]);
-        let rows = if equal { &self.padding[..self.padding.len().min(1)] } else { self.padding };
-        let position = |padding: usize| {
+        let sums = self.padding.iter().zip(self.standing);
+        let mut rows: Vec<usize> = sums.map(|(padding, standing)| padding + standing).collect();
+        if rows.windows(2).all(|pair| pair[0] == pair[1]) {
+            rows.truncate(1);
+        }
+        let position = |before: usize| {
             (self.start..self.start + self.tokens)
-                .map(move |place| place.saturating_sub(padding) as i64)
+                .map(move |place| place.saturating_sub(before) as i64)
         };
-        let positions: Vec<i64> = rows.iter().flat_map(|&padding| position(padding)).collect();
+        let positions: Vec<i64> = rows.iter().flat_map(|&before| position(before)).collect();
         Tensor::from_data(TensorData::new(positions, [rows.len(), self.tokens]), device)
     }
 

@@ -2,7 +2,7 @@
 //!
 //! The names of Hugging Face's `config.json` live in [`hf`](crate::hf); this is the validated form.
 
-use crate::ConfigError;
+use crate::{ConfigError, vision::ImageConfig};
 
 mod presets;
 
@@ -90,6 +90,8 @@ pub struct YuanConfig {
     pub isolate_documents: bool,
     /// Special tokens.
     pub tokens: SpecialTokens,
+    /// The model's eyes: an image tower and what belongs to it; none in a model of text alone.
+    pub images: Option<ImageConfig>,
 }
 
 /// The YaRN variant (`use_yarn`): slow frequencies are divided by the scale, fast ones kept.
@@ -177,7 +179,8 @@ impl YuanConfig {
         }
         self.validate_rotary()?;
         self.validate_numbers()?;
-        self.validate_tokens()
+        self.validate_tokens()?;
+        self.images.as_ref().map_or(Ok(()), |images| images.validate(self.vocab_size))
     }
 
     /// Counts up to here fit 64 bits with room for sums; a trillion is 1e12.

@@ -145,6 +145,45 @@ pub enum ModelError {
         /// Layers given.
         found: usize,
     },
+    /// Images were given to a model of text alone.
+    #[error("the model sees no images: it has no image tower")]
+    SeesNoImages,
+    /// A tokenizer lacks a token that texts with images need.
+    #[error("the tokenizer has no {0} token, which texts with images need")]
+    NoToken(&'static str),
+    /// A text marks more or fewer images than there are.
+    #[error("the text marks {marks} images, but {images} are given")]
+    ImageMarks {
+        /// Marks in the text.
+        marks: usize,
+        /// Images.
+        images: usize,
+    },
+    /// A tile is not of the size that the image tower takes.
+    #[error("a tile has {} x {} pixels, but the image tower takes {expected} x {expected}", found[0], found[1])]
+    TileSize {
+        /// Its width and height.
+        found: [usize; 2],
+        /// The side that a tile has.
+        expected: usize,
+    },
+    /// A row of an image stands outside the text.
+    #[error("a row of an image has a place outside the {tokens} tokens of the batch")]
+    ImagePlace {
+        /// Tokens of the batch.
+        tokens: usize,
+    },
+    /// Rows of an image come from a model of another width.
+    #[error("the rows of an image have {found} numbers each, but the model has {expected}")]
+    ImageWidth {
+        /// Numbers of a row.
+        found: usize,
+        /// Width of the model.
+        expected: usize,
+    },
+    /// The image tower was given nothing.
+    #[error("there is no tile of an image to look at")]
+    NoTile,
     /// A text has not as many places for image rows as there are rows.
     #[error("the text has {placeholders} places for image rows, but there are {rows}")]
     ImageRows {

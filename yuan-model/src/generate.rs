@@ -8,12 +8,17 @@ use burn::{
 };
 use rand::{SeedableRng, rngs::StdRng};
 
-use crate::{Cache, YuanModel};
+use crate::{
+    Cache, ModelError, YuanModel,
+    vision::{placeholders, put_in_place},
+};
 
 mod error;
+mod prompt;
 mod sampling;
 
 pub use error::GenerateError;
+pub use prompt::{ImagePositions, ImageRows, Prompt};
 pub use sampling::Sampling;
 
 /// How sequences are continued.
@@ -28,12 +33,20 @@ pub struct GenerationOptions {
     /// Decides the choices. Every sequence of a batch has a stream of its own, which neither the
     /// others nor the batch's size influence.
     pub seed: u64,
+    /// Where the images of a prompt stand.
+    pub image_positions: ImagePositions,
 }
 
 impl Default for GenerationOptions {
     /// 128 tokens, always the likeliest one, no stop tokens.
     fn default() -> Self {
-        Self { max_new_tokens: 128, sampling: Sampling::greedy(), stop_tokens: Vec::new(), seed: 0 }
+        Self {
+            max_new_tokens: 128,
+            sampling: Sampling::greedy(),
+            stop_tokens: Vec::new(),
+            seed: 0,
+            image_positions: ImagePositions::default(),
+        }
     }
 }
 
@@ -67,26 +80,31 @@ pub struct Generation {
 }
 
 impl YuanModel {
-    /// Continues prompts of any lengths together; `on_token` hears of every token as it comes and
-    /// may end it all.
+    /// Continues prompts of any lengths together, with or without [images](Prompt::with_images);
+    /// `on_token` hears of every token as it comes and may end it all.
     ///
     /// # Errors
     ///
-    /// An empty prompt, a token outside the vocabulary, or settings out of range, before anything
-    /// is computed; scores that are not finite, or a device that fails.
-    pub fn generate(
+    /// An empty prompt, a token outside the vocabulary, images that do not fit the places of a prompt,
+    /// or settings out of range, before anything is computed; scores that are not finite, or a device
+    /// that fails.
+    pub fn generate<P>(
         &self,
-        prompts: &[Vec<u32>],
+        prompts: &[P],
         options: &GenerationOptions,
         mut on_token: impl FnMut(NewToken) -> ControlFlow<()>,
-    ) -> Result<Vec<Generation>, GenerateError> {
+    ) -> Result<Vec<Generation>, GenerateError>
+    where
+        P: Clone + Into<Prompt>,
+    {
+        let prompts: Vec<Prompt> = prompts.iter().cloned().map(Into::into).collect();
         options.sampling.validate()?;
-        check_prompts(prompts, self.config().vocab_size)?;
-        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        let places = self.check_prompts(&prompts)?;
+        let longest = prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(0);
         let mut sequences: Vec<Sequence> = prompts
             .iter()
             .enumerate()
-            .map(|(index, prompt)| Sequence::new(index, prompt, options))
+            .map(|(index, prompt)| Sequence::new(index, &prompt.tokens, options))
             .collect();
         if prompts.is_empty() || options.max_new_tokens == 0 {
             return Ok(sequences.into_iter().map(Sequence::finish).collect());
@@ -94,15 +112,21 @@ impl YuanModel {
         // Without a graph, which would otherwise grow with every token.
         let model = self.valid();
         let device = model.embedding.weight.val().device();
-        let padding = prompts.iter().map(|prompt| longest - prompt.len()).collect();
+        let padding: Vec<usize> =
+            prompts.iter().map(|prompt| longest - prompt.tokens.len()).collect();
         let capacity = longest.saturating_add(options.max_new_tokens - 1);
         if i32::try_from(capacity).is_err() {
             return Err(GenerateError::TooLong { tokens: capacity });
         }
         let mut cache = Cache::new(model.blocks.len(), padding, capacity);
-        let mut input = padded(prompts, longest);
+        if options.image_positions == ImagePositions::Together {
+            // The token after the last row is the first one that another position follows.
+            let standing = places.iter().map(|places| places.last().map_or(0, |last| last + 1));
+            cache = cache.with_standing(standing.collect());
+        }
+        let mut embedded = model.embed_prompts(&prompts, &places, longest, &device);
         loop {
-            let logits = model.next_logits(&input, &mut cache, &device)?;
+            let logits = model.next_logits(embedded, &mut cache)?;
             let mut cancelled = false;
             let rows = logits.chunks(logits.len() / sequences.len()).zip(&mut sequences);
             for (logits, sequence) in rows.filter(|(_, sequence)| sequence.is_open()) {
@@ -117,42 +141,88 @@ impl YuanModel {
             }
             // What follows an ended sequence is never looked at; it goes on with its last token.
             let last = |sequence: &Sequence| sequence.tokens.last().copied().unwrap_or(0);
-            input = sequences.iter().map(|sequence| vec![last(sequence)]).collect();
+            embedded = model.embed_tokens(sequences.iter().map(last), 1, &device);
         }
     }
 
     /// Scores of the token after the last one of every row, `[batch · vocab]`.
     fn next_logits(
         &self,
-        rows: &[Vec<u32>],
+        embedded: Tensor<3>,
         cache: &mut Cache,
-        device: &Device,
     ) -> Result<Vec<f32>, GenerateError> {
-        let [batch, tokens] = [rows.len(), rows[0].len()];
-        let ids: Vec<i64> = rows.iter().flatten().map(|&token| i64::from(token)).collect();
-        let input_ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [batch, tokens]), device);
-        let hidden = self.forward_cached(input_ids, cache).hidden;
+        let tokens = embedded.dims()[1];
+        let hidden = self.forward_cached_rows(embedded, cache).hidden;
         let logits = self.logits(hidden.slice_dim(1, tokens - 1..tokens));
         logits.try_into_vec_as::<f32>().map_err(|error| GenerateError::Device(error.to_string()))
     }
-}
 
-fn check_prompts(prompts: &[Vec<u32>], vocab_size: usize) -> Result<(), GenerateError> {
-    for (sequence, prompt) in prompts.iter().enumerate() {
-        if prompt.is_empty() {
-            return Err(GenerateError::EmptyPrompt { sequence });
-        }
-        if let Some(&token) = prompt.iter().find(|&&token| token as usize >= vocab_size) {
-            return Err(GenerateError::UnknownToken { sequence, token, vocab_size });
-        }
+    /// The embedding of sequences of `seq` tokens each, `[batch, seq, hidden]`.
+    fn embed_tokens(
+        &self,
+        tokens: impl Iterator<Item = u32>,
+        seq: usize,
+        device: &Device,
+    ) -> Tensor<3> {
+        let ids: Vec<i64> = tokens.map(i64::from).collect();
+        let shape = [ids.len() / seq, seq];
+        self.embed(Tensor::<2, Int>::from_data(TensorData::new(ids, shape), device), None)
     }
-    Ok(())
-}
 
-/// Prompts that end together; what stands before the shorter ones has no influence.
-fn padded(prompts: &[Vec<u32>], longest: usize) -> Vec<Vec<u32>> {
-    let pad = |prompt: &Vec<u32>| [vec![0; longest - prompt.len()], prompt.clone()].concat();
-    prompts.iter().map(pad).collect()
+    /// Prompts that end together, `[batch, longest, hidden]`; what stands before the shorter ones has
+    /// no influence.
+    fn embed_prompts(
+        &self,
+        prompts: &[Prompt],
+        places: &[Vec<usize>],
+        longest: usize,
+        device: &Device,
+    ) -> Tensor<3> {
+        let padding = |prompt: &Prompt| longest - prompt.tokens.len();
+        let padded = prompts.iter().flat_map(|prompt| {
+            std::iter::repeat_n(0, padding(prompt)).chain(prompt.tokens.iter().copied())
+        });
+        let text = self.embed_tokens(padded, longest, device);
+        let rows: Vec<Tensor<2>> =
+            prompts.iter().filter_map(|prompt| Some(prompt.images.clone()?.0)).collect();
+        if rows.is_empty() {
+            return text;
+        }
+        let in_batch =
+            prompts.iter().zip(places).enumerate().flat_map(|(row, (prompt, places))| {
+                let start = row * longest + padding(prompt);
+                places.iter().map(move |place| start + place)
+            });
+        put_in_place(text, &in_batch.collect::<Vec<_>>(), Tensor::cat(rows, 0))
+            .unwrap_or_else(|error| panic!("{error}: checked before"))
+    }
+
+    /// Where the rows of the images of every prompt go; prompts that cannot be continued are refused.
+    fn check_prompts(&self, prompts: &[Prompt]) -> Result<Vec<Vec<usize>>, GenerateError> {
+        let vocab_size = self.config().vocab_size;
+        let check = |(sequence, prompt): (usize, &Prompt)| {
+            if prompt.tokens.is_empty() {
+                return Err(GenerateError::EmptyPrompt { sequence });
+            }
+            if let Some(&token) = prompt.tokens.iter().find(|&&id| id as usize >= vocab_size) {
+                return Err(GenerateError::UnknownToken { sequence, token, vocab_size });
+            }
+            let Some(images) = &prompt.images else { return Ok(Vec::new()) };
+            let refused = |error| GenerateError::Images { sequence, error };
+            let config = self.config().images.as_ref();
+            let config = config.ok_or_else(|| refused(ModelError::SeesNoImages))?;
+            let places = placeholders(&prompt.tokens, config.placeholder);
+            let ([rows, found], expected) = (images.rows().dims(), self.config().hidden_size);
+            if found != expected {
+                return Err(refused(ModelError::ImageWidth { found, expected }));
+            }
+            match places.len() == rows {
+                true => Ok(places),
+                false => Err(refused(ModelError::ImageRows { placeholders: places.len(), rows })),
+            }
+        };
+        prompts.iter().enumerate().map(check).collect()
+    }
 }
 
 /// A sequence while it grows.

@@ -11,9 +11,12 @@ mod layout;
 mod naming;
 mod save;
 mod shards;
-pub mod vision;
+mod vision;
 
-pub use checkpoint::{CheckpointError, HfCheckpoint, LoadOptions, extras, problems, read_config};
+pub use checkpoint::{
+    CheckpointError, HfCheckpoint, LoadOptions, config_of_files, extras, problems, read_config,
+    read_language_config,
+};
 pub use elements::Piece;
 pub use layout::{ParameterSource, TensorLayout};
 pub use save::{

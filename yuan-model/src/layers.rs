@@ -21,6 +21,18 @@ pub struct Batch {
     /// Over ranks: the part of the learnt labels of all their rows that these rows have, by which
     /// the mean over them is multiplied.
     pub share: Option<f64>,
+    /// The images of the rows, if there are any.
+    pub images: Option<BatchImages>,
+}
+
+/// The images of a batch.
+#[derive(Debug, Clone)]
+pub struct BatchImages {
+    /// Their tiles one after the other, normalised, `[tiles, channels, side, side]`.
+    pub tiles: Tensor<4>,
+    /// Where the rows of the tiles stand, in order, counted over all tokens of the batch; the tokens
+    /// there only keep the places.
+    pub places: Vec<usize>,
 }
 
 /// Which labels of a batch are learnt, and which of its tokens only fill the rows up.
@@ -66,13 +78,19 @@ impl Batch {
         labels: Tensor<2, Int>,
         position_ids: Tensor<2, Int>,
     ) -> Self {
-        Self { input_ids, labels, position_ids, mask: None, share: None }
+        Self { input_ids, labels, position_ids, mask: None, share: None, images: None }
     }
 
     /// The same rows, of which only some labels are learnt.
     #[must_use]
     pub fn with_mask(self, mask: LossMask) -> Self {
         Self { mask: Some(mask), ..self }
+    }
+
+    /// The same rows, with images among their tokens.
+    #[must_use]
+    pub fn with_images(self, images: BatchImages) -> Self {
+        Self { images: Some(images), ..self }
     }
 
     /// The rows of one rank, which have this part of the learnt labels of all ranks' rows: the loss
@@ -91,6 +109,8 @@ pub struct LayerOutput {
     /// Tokens that each expert received, padding excluded, `[num_experts]`; a token counts once per
     /// expert.
     pub tokens_per_expert: Tensor<1, Int>,
+    /// Those of them that are rows of images, `[num_experts]`, if there are images.
+    pub image_tokens_per_expert: Option<Tensor<1, Int>>,
     /// Over ranks: rows that each rank of a row computed in its experts.
     pub rows_per_device: Option<DeviceRows>,
     /// Weighted sum of the balancing losses that are on, `[1]`.
@@ -108,6 +128,8 @@ pub struct LossOutput {
     /// Per layer: tokens that each expert received, `[num_experts]`; over ranks, those of the rows
     /// of this one.
     pub tokens_per_expert: Vec<Tensor<1, Int>>,
+    /// Per layer: those of them that are rows of images; empty without images.
+    pub image_tokens_per_expert: Vec<Tensor<1, Int>>,
     /// Per layer: rows that each rank of a row computed in its experts; empty on one device.
     pub rows_per_device: Vec<DeviceRows>,
 }
@@ -116,7 +138,13 @@ impl LossOutput {
     /// A loss, `[1]`, and the tokens that each expert of each layer received, `[num_experts]`, on
     /// one device and without balancing losses.
     pub fn new(loss: Tensor<1>, tokens_per_expert: Vec<Tensor<1, Int>>) -> Self {
-        Self { loss, balance_loss: None, tokens_per_expert, rows_per_device: Vec::new() }
+        Self {
+            loss,
+            balance_loss: None,
+            tokens_per_expert,
+            image_tokens_per_expert: Vec::new(),
+            rows_per_device: Vec::new(),
+        }
     }
 }
 
@@ -125,6 +153,8 @@ impl LossOutput {
 pub struct LayerSums {
     /// Per layer: tokens that each expert received, `[num_experts]`.
     pub tokens_per_expert: Vec<Tensor<1, Int>>,
+    /// Per layer: those of them that are rows of images; empty without images.
+    pub image_tokens_per_expert: Vec<Tensor<1, Int>>,
     /// Per layer: rows of the ranks that share it.
     pub rows_per_device: Vec<DeviceRows>,
     /// Sum of the balancing losses of the layers, `[1]`, if any is on.
@@ -134,8 +164,15 @@ pub struct LayerSums {
 impl LayerSums {
     /// With the loss of what the last layer left.
     pub fn with_loss(self, loss: Tensor<1>) -> LossOutput {
-        let Self { tokens_per_expert, rows_per_device, balance_loss } = self;
-        LossOutput { loss, balance_loss, tokens_per_expert, rows_per_device }
+        let Self { tokens_per_expert, image_tokens_per_expert, rows_per_device, balance_loss } =
+            self;
+        LossOutput {
+            loss,
+            balance_loss,
+            tokens_per_expert,
+            image_tokens_per_expert,
+            rows_per_device,
+        }
     }
 }
 
@@ -151,6 +188,7 @@ pub fn through_layers(
         let output = layer(index, x);
         x = output.hidden;
         sums.tokens_per_expert.push(output.tokens_per_expert);
+        sums.image_tokens_per_expert.extend(output.image_tokens_per_expert);
         sums.rows_per_device.extend(output.rows_per_device);
         sums.balance_loss = match (sums.balance_loss, output.balance_loss) {
             (Some(sum), Some(more)) => Some(sum + more),

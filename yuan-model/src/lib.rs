@@ -62,7 +62,7 @@ pub use device::{NoDevice, available, device, host_device};
 pub use error::{ConfigError, ModelError};
 pub use filter::{LocalizedFilter, PairConv};
 pub use generate::{GenerateError, GenerationOptions};
-pub use layers::{Batch, LossMask, LossOutput};
+pub use layers::{Batch, BatchImages, LossMask, LossOutput};
 pub use model::{ForwardOptions, HiddenOutput, Inputs, ModelOutput, YuanModel};
 pub use moe::BalanceLosses;
 pub use norm::RmsNorm;

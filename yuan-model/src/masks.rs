@@ -4,6 +4,8 @@
 //! stand between prompt and answer. Pre-training ([`document_position_ids`]) learns every token;
 //! instruction tuning ([`answer_mask`]) learns the answers only.
 
+use serde::{Deserialize, Serialize};
+
 /// Why no mask could be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -113,7 +115,7 @@ pub fn hugging_face_mask(input_ids: &[u32], eod: u32, sep: u32) -> Vec<bool> {
 }
 
 /// Markers of rows that hold images.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageMarkers {
     /// Begin of a document.
     pub bos: u32,

@@ -3,11 +3,11 @@
 use burn::{
     module::{Initializer, Module},
     nn::{Embedding, EmbeddingConfig, Linear, LinearConfig},
-    tensor::{Bool, Device, FloatDType, Int, Tensor},
+    tensor::{Bool, Device, FloatDType, Int, Tensor, TensorData},
 };
 
 use crate::{
-    Batch, Block, Cache, ConfigError, LossOutput, YuanConfig,
+    Batch, BatchImages, Block, Cache, ConfigError, LossOutput, ModelError, YuanConfig,
     attention::{DocumentMask, project},
     layers::{LayerOutput, LayerSums, through_layers},
     loss::{ROWS_AT_ONCE, masked_mean, token_losses},
@@ -15,6 +15,7 @@ use crate::{
     norm::RmsNorm,
     ops,
     rope::Rotary,
+    vision::{ImageEncoder, put_in_place},
 };
 
 /// A Yuan3.0 language model.
@@ -40,6 +41,8 @@ pub struct YuanModel {
     pub final_norm: RmsNorm,
     /// `[hidden, vocab]`, not tied to the embedding.
     pub head: Linear,
+    /// What sees images, if anything does.
+    pub images: Option<ImageEncoder>,
     #[module(skip)]
     config: YuanConfig,
 }
@@ -94,6 +97,7 @@ impl YuanModel {
         let normal = |std| Initializer::Normal { mean: 0.0, std };
         let embedding_std = config.embedding_init_std.unwrap_or(config.init_std);
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+        let images = config.images.as_ref();
         Ok(Self {
             embedding: EmbeddingConfig::new(vocab, hidden)
                 .with_initializer(normal(embedding_std))
@@ -106,6 +110,7 @@ impl YuanModel {
                 .with_bias(false)
                 .with_initializer(normal(config.init_std))
                 .init(device),
+            images: images.map(|images| ImageEncoder::new(images, config, device)).transpose()?,
             config: config.clone(),
         })
     }
@@ -149,6 +154,7 @@ impl YuanModel {
                 selection_bias: options.selection_bias.as_ref().map(|bias| bias[layer].clone()),
                 padding: options.padding.clone(),
                 balance: options.balance,
+                of_images: None,
             };
             self.blocks[layer].forward(x, &rotary, documents.as_ref(), moe)
         });
@@ -173,14 +179,23 @@ impl YuanModel {
     ///
     /// If the cache is of another number of layers or sequences, or has no room for the tokens.
     pub fn forward_cached(&self, input_ids: Tensor<2, Int>, cache: &mut Cache) -> HiddenOutput {
-        let ([batch, tokens], device) = (input_ids.dims(), input_ids.device());
+        self.forward_cached_rows(self.embed(input_ids, None), cache)
+    }
+
+    /// The same for rows of the embedding, `[batch, tokens, hidden]`, among which those of images may
+    /// be.
+    ///
+    /// # Panics
+    ///
+    /// As [`forward_cached`](Self::forward_cached).
+    pub fn forward_cached_rows(&self, x: Tensor<3>, cache: &mut Cache) -> HiddenOutput {
+        let ([batch, tokens, _], device) = (x.dims(), x.device());
         assert_eq!(batch, cache.batch(), "sequences of the cache");
         let (layers, span) = cache.split(tokens);
         assert_eq!(layers.len(), self.blocks.len(), "layers of the cache");
         let rotary = Rotary::new(&self.config, Some(span.position_ids(&device)), tokens, &device);
         let padding = span.padding_mask(&device);
         let real = padding.clone().map(|padding| padding.bool_not().float().unsqueeze_dim::<3>(2));
-        let x = self.embed(input_ids, None);
         let (x, sums) = through_layers(self.blocks.len(), x, |layer, x| {
             let options = MoeOptions { padding: padding.clone(), ..MoeOptions::default() };
             let (block, cached) = (&self.blocks[layer], &mut layers[layer]);
@@ -268,22 +283,87 @@ pub struct Inputs {
     batch: Batch,
     rotary: Rotary,
     documents: Option<DocumentMask>,
+    /// True where a token is a row of an image, `[batch, seq]`.
+    of_images: Option<Tensor<2, Bool>>,
+}
+
+impl Inputs {
+    /// The images of the batch, if it has any.
+    pub fn images(&self) -> Option<&BatchImages> {
+        self.batch.images.as_ref()
+    }
 }
 
 /// The model as its layers, for what runs them one by one: embedding → layers → loss.
 impl YuanModel {
     /// Prepares a batch: positions and documents.
     pub fn inputs(&self, batch: Batch) -> Inputs {
-        let ([_, seq], device) = (batch.input_ids.dims(), batch.input_ids.device());
+        let ([rows, seq], device) = (batch.input_ids.dims(), batch.input_ids.device());
         let positions = batch.position_ids.clone();
+        let of_images = batch.images.as_ref().map(|images| {
+            let mut mask = vec![false; rows * seq];
+            images.places.iter().for_each(|&place| mask[place] = true);
+            Tensor::from_data(TensorData::new(mask, [rows, seq]), &device)
+        });
         let documents = self.config.isolate_documents.then(|| DocumentMask::new(positions.clone()));
         let rotary = Rotary::new(&self.config, Some(positions), seq, &device);
-        Inputs { batch, rotary, documents }
+        Inputs { batch, rotary, documents, of_images }
     }
 
-    /// The embedding of a batch's tokens in the type to compute in, `[batch, seq, hidden]`.
-    pub fn embed_inputs(&self, inputs: &Inputs, dtype: FloatDType) -> Tensor<3> {
-        self.embed(inputs.batch.input_ids.clone(), Some(dtype))
+    /// The rows of a batch's images, `[rows, hidden]`; none of a batch of text.
+    ///
+    /// # Panics
+    ///
+    /// If the model sees no images.
+    pub fn image_rows(&self, inputs: &Inputs, dtype: FloatDType) -> Option<Tensor<2>> {
+        let images = inputs.batch.images.as_ref()?;
+        let encoder = self.images.as_ref().expect("images are given to a model that sees them");
+        let part = |part| encoder.forward(images.tiles.clone().slice_dim(0, part).cast(dtype));
+        Some(Tensor::cat(ImageEncoder::parts(images.tiles.dims()[0]).map(part).collect(), 0))
+    }
+
+    /// The embedding of a batch's tokens in the type to compute in, `[batch, seq, hidden]`, with the
+    /// rows of its images in their places.
+    ///
+    /// # Panics
+    ///
+    /// If there are not as many places as rows.
+    pub fn embed_inputs(
+        &self,
+        inputs: &Inputs,
+        rows: Option<Tensor<2>>,
+        dtype: FloatDType,
+    ) -> Tensor<3> {
+        let text = self.embed(inputs.batch.input_ids.clone(), Some(dtype));
+        match (rows, &inputs.batch.images) {
+            (Some(rows), Some(images)) => {
+                put_in_place(text, &images.places, rows).unwrap_or_else(|error| panic!("{error}"))
+            }
+            _ => text,
+        }
+    }
+
+    /// Checks that the images of a batch fit the model and the places that its rows keep for them.
+    ///
+    /// # Errors
+    ///
+    /// If the model sees none, or there are more or fewer places than rows.
+    pub fn check_images(&self, batch: &Batch) -> Result<(), ModelError> {
+        let Some(images) = &batch.images else { return Ok(()) };
+        let config = self.config.images.as_ref().ok_or(ModelError::SeesNoImages)?;
+        let [tiles, _, height, width] = images.tiles.dims();
+        let (side, [batch, seq]) = (config.tower.image_size, batch.input_ids.dims());
+        if [height, width] != [side; 2] {
+            return Err(ModelError::TileSize { found: [width, height], expected: side });
+        }
+        if images.places.iter().any(|&place| place >= batch * seq) {
+            return Err(ModelError::ImagePlace { tokens: batch * seq });
+        }
+        let rows = tiles * config.tower.tokens_per_tile();
+        match images.places.len() == rows {
+            true => Ok(()),
+            false => Err(ModelError::ImageRows { placeholders: images.places.len(), rows }),
+        }
     }
 
     /// One layer; `x` is the residual stream, `[batch, seq, hidden]`.
@@ -299,7 +379,8 @@ impl YuanModel {
         balance: BalanceLosses,
     ) -> LayerOutput {
         let padding = inputs.batch.mask.as_ref().and_then(|mask| mask.padding.clone());
-        let options = MoeOptions { balance, padding, ..MoeOptions::default() };
+        let of_images = inputs.of_images.clone();
+        let options = MoeOptions { balance, padding, of_images, ..MoeOptions::default() };
         self.blocks[layer].forward(x, &inputs.rotary, inputs.documents.as_ref(), options)
     }
 
@@ -323,7 +404,8 @@ impl YuanModel {
     /// If the device fails, or a rank is gone.
     pub fn loss(&self, batch: Batch, balance: BalanceLosses, dtype: FloatDType) -> LossOutput {
         let inputs = self.inputs(batch);
-        let embedded = self.embed_inputs(&inputs, dtype);
+        let rows = self.image_rows(&inputs, dtype);
+        let embedded = self.embed_inputs(&inputs, rows, dtype);
         let layer = |layer, x| self.layer(layer, x, &inputs, balance);
         let (x, sums) = through_layers(self.blocks.len(), embedded, layer);
         sums.with_loss(self.loss_of_hidden(x, &inputs))

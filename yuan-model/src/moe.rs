@@ -44,6 +44,8 @@ pub struct MoeOptions {
     pub padding: Option<Tensor<2, Bool>>,
     /// Losses that pull towards equal load.
     pub balance: BalanceLosses,
+    /// True where a token is a row of an image, `[batch, seq]`: these are counted apart as well.
+    pub of_images: Option<Tensor<2, Bool>>,
 }
 
 /// Result of one mixture-of-experts layer.
@@ -54,6 +56,8 @@ pub struct MoeOutput {
     /// Tokens that each expert received, padding excluded, `[num_experts]`; a token counts once per
     /// expert.
     pub tokens_per_expert: Tensor<1, Int>,
+    /// Those of them that are rows of images, `[num_experts]`, if there are images.
+    pub image_tokens_per_expert: Option<Tensor<1, Int>>,
     /// Over ranks: rows that each rank of a row computed in its experts.
     pub rows_per_rank: Option<DeviceRows>,
     /// Weighted sum of the balancing losses that are on, `[1]`; over ranks, of all their tokens.
@@ -86,13 +90,14 @@ impl MoeLayer {
         let (routed, rows) = self.route(hidden, options.selection_bias);
         let tokens = routed.tokens(shape[0], options.padding.as_ref());
         let balance_loss = self.balance_loss(options.balance, &tokens);
+        let flat = |mask: Tensor<2, Bool>| mask.reshape([shape[0] * shape[1]]);
         let tokens_per_expert = match options.padding {
-            Some(padding) => {
-                let counted = padding.reshape([shape[0] * shape[1]]).bool_not();
-                routed.dispatch.tokens_per_expert_where(counted)
-            }
+            Some(padding) => routed.dispatch.tokens_per_expert_where(flat(padding).bool_not()),
             None => routed.dispatch.tokens_per_expert(),
         };
+        let of_images = options.of_images.map(flat);
+        let image_tokens_per_expert =
+            of_images.map(|counted| routed.dispatch.tokens_per_expert_where(counted));
         let spread = self.ranks.as_ref().filter(|ranks| ranks.ranks().expert() > 1);
         let (rows, rows_per_rank) = match spread {
             None => {
@@ -110,7 +115,13 @@ impl MoeLayer {
             }
         };
         let hidden = routed.combine(rows, shape);
-        MoeOutput { hidden, tokens_per_expert, rows_per_rank, balance_loss }
+        MoeOutput {
+            hidden,
+            tokens_per_expert,
+            image_tokens_per_expert,
+            rows_per_rank,
+            balance_loss,
+        }
     }
 
     /// The balancing losses of all tokens, those of other ranks included.

@@ -48,6 +48,7 @@ mod norm;
 mod optimizer;
 mod parts;
 mod rotary;
+mod tower;
 
 /// The portable forms of all operations: the truth, which runs on every backend.
 #[doc(hidden)]
@@ -55,7 +56,7 @@ pub mod portable {
     pub use super::{
         attention::portable::*, backward::portable::*, collective::portable::*, dense::portable::*,
         filter::portable::*, loss::portable::*, moe::portable::*, norm::portable::*,
-        optimizer::portable::*, rotary::portable::*,
+        optimizer::portable::*, rotary::portable::*, tower::portable::*,
     };
 }
 
@@ -75,6 +76,7 @@ pub use moe::{
 pub use norm::rms_norm;
 pub use optimizer::{AdamWStep, adamw_update, sum_of_squares};
 pub use rotary::rotate;
+pub use tower::{add_bias, add_scaled, full_attention, gelu, layer_norm};
 
 use crate::ranks::Communicator;
 use attention::packed;
@@ -334,6 +336,20 @@ pub trait YuanOps: Backend {
         portable::causal_attention_backward::<Self>(query, key, value, packed(first_keys), grad)
     }
 
+    /// See [`full_attention`].
+    fn full_attention(qkv: FloatTensor<Self>, heads: usize) -> FloatTensor<Self> {
+        portable::full_attention::<Self>(qkv, heads)
+    }
+
+    /// Gradient of [`full_attention`] for its input.
+    fn full_attention_backward(
+        qkv: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        heads: usize,
+    ) -> FloatTensor<Self> {
+        portable::full_attention_backward::<Self>(qkv, grad, heads)
+    }
+
     /// See [`cross_entropy`].
     fn cross_entropy(logits: FloatTensor<Self>, labels: IntTensor<Self>) -> FloatTensor<Self> {
         portable::cross_entropy::<Self>(logits, labels)
@@ -404,6 +420,64 @@ pub trait YuanOps: Backend {
     /// See [`read_counts`]: the numbers, if they are on the host already or on their way.
     fn read_counts(_counts: IntTensor<Self>) -> HostCounts {
         HostCounts(None)
+    }
+
+    /// See [`layer_norm`].
+    fn layer_norm_rows(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> FloatTensor<Self> {
+        portable::layer_norm::<Self>(x, weight, bias, epsilon)
+    }
+
+    /// Gradients of [`layer_norm`] for its input, its weight and its bias.
+    fn layer_norm_rows_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        portable::layer_norm_backward::<Self>(x, weight, grad, epsilon).into()
+    }
+
+    /// See [`gelu`].
+    fn gelu_rows(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        portable::gelu::<Self>(x)
+    }
+
+    /// Gradient of [`gelu`] for its input.
+    fn gelu_rows_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        portable::gelu_backward::<Self>(x, grad)
+    }
+
+    /// See [`add_bias`].
+    fn add_bias(x: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+        portable::add_bias::<Self>(x, bias)
+    }
+
+    /// Gradient of [`add_bias`] for its bias.
+    fn sum_rows(grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        portable::sum_rows::<Self>(grad)
+    }
+
+    /// See [`add_scaled`].
+    fn add_scaled(
+        x: FloatTensor<Self>,
+        branch: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        portable::add_scaled::<Self>(x, branch, scale)
+    }
+
+    /// Gradients of [`add_scaled`] for the branch and its scale.
+    fn add_scaled_backward(
+        branch: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        portable::add_scaled_backward::<Self>(branch, scale, grad).into()
     }
 
     /// See [`sum_of_squares`].

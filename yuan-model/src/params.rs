@@ -21,15 +21,24 @@ pub struct ParameterCount {
     pub experts: u64,
     /// The experts that one token visits, over all layers.
     pub active_experts: u64,
+    /// The image tower, if there is one.
+    pub tower: u64,
+    /// The projector from the tower to the language model: three matrices and a norm.
+    pub projector: u64,
 }
 
 impl ParameterCount {
     /// All parameters.
     pub fn total(&self) -> u64 {
+        self.language() + self.projector + self.tower
+    }
+
+    /// Parameters of the language model.
+    pub fn language(&self) -> u64 {
         self.embedding + self.head + self.backbone() + self.experts
     }
 
-    /// Parameters that one token uses, embedding and head included.
+    /// Parameters that one token uses, with those of images left out, embedding and head included.
     pub fn active(&self) -> u64 {
         self.embedding + self.active_without_embedding()
     }
@@ -51,7 +60,7 @@ impl ParameterCount {
 }
 
 impl YuanConfig {
-    /// Counts the parameters of the language model.
+    /// Counts the parameters of the model.
     pub fn parameter_count(&self) -> ParameterCount {
         let [v, h, p, f] = [
             self.vocab_size,
@@ -69,6 +78,13 @@ impl YuanConfig {
             RouterType::Attention => 3,
             RouterType::Linear => 1,
         };
+        let (tower, projector) = match &self.images {
+            Some(images) => {
+                let from = 4 * images.tower.hidden_size as u64;
+                (images.tower.parameters(), 2 * from * f + f * h + h)
+            }
+            None => (0, 0),
+        };
         ParameterCount {
             embedding: v * h,
             head: v * h,
@@ -79,6 +95,8 @@ impl YuanConfig {
                 + if self.router_selection_bias { experts } else { 0 },
             experts: experts * expert,
             active_experts: layers * self.top_k as u64 * expert,
+            tower,
+            projector,
         }
     }
 }
@@ -86,6 +104,7 @@ impl YuanConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vision::ImageConfig;
 
     fn at_vocabulary(config: YuanConfig, vocab_size: usize) -> ParameterCount {
         YuanConfig { vocab_size, ..config }.parameter_count()
@@ -98,7 +117,13 @@ mod tests {
         assert_eq!(at_vocabulary(YuanConfig::ultra(), 135_040).total(), 1_010_643_655_680);
         assert_eq!(YuanConfig::ultra().parameter_count().total(), 1_010_653_092_864);
         // The projector of the multimodal model makes up the rest of the published count.
-        assert_eq!(YuanConfig::ultra().parameter_count().total() + 209_719_808, 1_010_862_812_672);
+        let images = Some(ImageConfig::published());
+        let ultra = YuanConfig { images: images.clone(), ..YuanConfig::ultra() }.parameter_count();
+        assert_eq!(ultra.language() + ultra.projector, 1_010_862_812_672);
+        assert_eq!((ultra.tower, ultra.projector), (304_012_288, 209_719_808));
+        assert_eq!(ultra.total(), 1_010_862_812_672 + 304_012_288);
+        let flash = YuanConfig { images, ..YuanConfig::flash() }.parameter_count();
+        assert_eq!(flash.projector, 83_888_128);
     }
 
     #[test]

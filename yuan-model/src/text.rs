@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, fs, panic::catch_unwind, path::Path};
 
 use serde_json::Value;
 
+#[cfg(feature = "chat")]
+use crate::vision::ImageLayout;
 use crate::{YuanConfig, storage::refuse_pointer};
 use yuan_files::FileError;
 
@@ -75,6 +77,18 @@ impl Tokenizer {
     /// If the tokenizer fails.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TextError> {
         let encoding = self.tokenizer.encode_fast(text, add_special_tokens).map_err(failed)?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The tokens of a text in which nothing is a special token, whatever it spells.
+    ///
+    /// # Errors
+    ///
+    /// If the tokenizer fails.
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, TextError> {
+        let mut tokenizer = self.tokenizer.clone();
+        tokenizer.set_encode_special_tokens(true);
+        let encoding = tokenizer.encode_fast(text, false).map_err(failed)?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -149,6 +163,37 @@ impl Tokenizer {
         let template = self.template()?;
         // The template writes the special tokens itself.
         self.encode(&template.render(messages, &self.special_tokens, true)?.text, false)
+    }
+
+    /// The tokens of a conversation with images, which become `rows` rows of the model each, in the
+    /// order of the [messages that have them](Message::with_images).
+    ///
+    /// A template that knows parts of a message decides where an image goes. With any other one it
+    /// stands before the text of its message.
+    ///
+    /// # Errors
+    ///
+    /// As [`encode_chat`](Self::encode_chat), and if the messages have more or fewer images.
+    pub fn encode_chat_with_images(
+        &self,
+        messages: &[Message],
+        layout: &ImageLayout,
+        rows: &[usize],
+    ) -> Result<Vec<u32>, TextError> {
+        let with_parts = self.encode_chat(messages);
+        if let Ok(tokens) = with_parts
+            && let Ok(tokens) = layout.with_room(&tokens, rows)
+        {
+            return Ok(tokens);
+        }
+        let [.., start, end] = ImageLayout::TOKENS;
+        let marked = |message: &Message| {
+            let marks = format!("{start}{end}").repeat(message.images);
+            Message::new(message.role.clone(), marks + &message.content)
+        };
+        let marked: Vec<Message> = messages.iter().map(marked).collect();
+        let tokens = self.encode_chat(&marked)?;
+        layout.with_room(&tokens, rows).map_err(|error| TextError::Template(error.to_string()))
     }
 }
 

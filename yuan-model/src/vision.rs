@@ -2,59 +2,69 @@
 //! model of them.
 //!
 //! [`TileGrid`] says how an image is cut into tiles, [`VisionTower`] (`InternViT`) turns tiles into
-//! tokens, [`pixel_unshuffle`] puts four of them together, [`Projector`] makes rows of the language
-//! model's width, and [`put_in_place`] puts these where a text has placeholders. Upstream's names are in
-//! [`hf::vision`](crate::hf::vision).
-
-use std::ops::Range;
+//! tokens, [`pixel_unshuffle`] puts four of them together, and [`Projector`] makes rows of the language
+//! model's width. [`ImageEncoder`] is all of that; [`put_in_place`] puts its rows where a text has
+//! placeholders. A [`YuanModel`](crate::YuanModel) with
+//! [`YuanConfig::images`](crate::YuanConfig::images) has such an encoder.
 
 use burn::tensor::{Int, Tensor, TensorData};
 
-use crate::ModelError;
+use crate::{ModelError, ops};
 
 mod config;
 mod cubic;
+#[cfg(feature = "images")]
+mod decode;
+mod encoder;
+mod layout;
 mod picture;
 mod projector;
 mod segmentation;
 mod tower;
 
-pub use config::{VisionConfig, VisionNormType};
+pub use config::{ImageConfig, VisionConfig, VisionNormType};
+#[cfg(feature = "images")]
+pub use decode::PictureError;
+pub use encoder::{ImageEncoder, pixels_of};
+pub use layout::ImageLayout;
 pub use picture::{NORMALISATION, Picture};
 pub use projector::{Projector, pixel_unshuffle};
 pub use segmentation::TileGrid;
-pub use tower::{VisionBlock, VisionNorm, VisionTower};
+pub use tower::{LayerNorm, VisionBlock, VisionNorm, VisionTower};
 
-/// The embeddings of a text, `[batch, seq, hidden]`, with the rows of its images, `[rows, hidden]`, in
-/// the places of the `placeholder` tokens among `input_ids`, in order.
+/// Places in a text that keep room for rows of images, in order.
+pub fn placeholders(input_ids: &[u32], placeholder: u32) -> Vec<usize> {
+    let places = input_ids.iter().enumerate().filter(|(_, token)| **token == placeholder);
+    places.map(|(place, _)| place).collect()
+}
+
+/// The embeddings of a text, `[batch, seq, hidden]`, with the rows of its images, `[rows, hidden]`, at
+/// `places` of the tokens, which are counted over the whole batch.
 ///
 /// # Errors
 ///
-/// If there are not as many placeholders as rows.
+/// If there are not as many places as rows.
 ///
 /// # Panics
 ///
-/// If `input_ids` has not one token for each place of the text.
+/// If a place lies outside the text.
 pub fn put_in_place(
     text: Tensor<3>,
-    input_ids: &[u32],
-    placeholder: u32,
+    places: &[usize],
     rows: Tensor<2>,
 ) -> Result<Tensor<3>, ModelError> {
     let ([batch, seq, hidden], [count, _]) = (text.dims(), rows.dims());
-    assert_eq!(input_ids.len(), batch * seq, "a token for each place");
-    let placeholders = input_ids.iter().filter(|&&token| token == placeholder).count();
-    if placeholders != count {
-        return Err(ModelError::ImageRows { placeholders, rows: count });
+    if places.len() != count {
+        return Err(ModelError::ImageRows { placeholders: places.len(), rows: count });
     }
-    let mut image_rows: Range<usize> = batch * seq..batch * seq + count;
-    let source = |(place, &token): (usize, &u32)| match token == placeholder {
-        true => image_rows.next().unwrap_or(place) as i64,
-        false => place as i64,
-    };
-    let sources: Vec<i64> = input_ids.iter().enumerate().map(source).collect();
+    let mut sources: Vec<i64> = (0..(batch * seq) as i64).collect();
+    for (row, &place) in places.iter().enumerate() {
+        sources[place] = (batch * seq + row) as i64;
+    }
     let sources: Tensor<1, Int> =
         Tensor::from_data(TensorData::new(sources, [batch * seq]), &text.device());
-    let all = Tensor::cat(vec![text.reshape([batch * seq, hidden]), rows], 0);
-    Ok(all.select(0, sources).reshape([batch, seq, hidden]))
+    let dtype = text.dtype().into();
+    let all = Tensor::cat(vec![text.reshape([batch * seq, hidden]), rows.cast(dtype)], 0);
+    // The gradient of this selection is added up in the same order on every backend.
+    Ok(ops::embed(all, sources, dtype).reshape([batch, seq, hidden]))
 }

@@ -353,7 +353,7 @@ fn what_cannot_be_continued_is_refused_before_anything_is_computed() {
     ] {
         assert_eq!(refused(&prompts(), sampling), message);
     }
-    assert_eq!(model.generate(&[], &options(2, greedy), never_stop).unwrap(), []);
+    assert_eq!(model.generate(&[] as &[Vec<u32>], &options(2, greedy), never_stop).unwrap(), []);
     let nothing = model.generate(&prompts(), &options(0, greedy), never_stop).unwrap();
     assert!(nothing.iter().all(|generation| generation.tokens.is_empty()));
 }

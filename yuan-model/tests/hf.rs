@@ -447,6 +447,9 @@ fn the_language_model_of_a_multimodal_checkpoint_loads_and_the_rest_comes_along(
     let tensors = multimodal(&from);
     fs::write(from.join("tokenizer.json"), "{}").unwrap();
     fs::write(from.join("old.bin"), "weights of another format").unwrap();
+    let open = |directory: &Path| HfCheckpoint::open_language(directory).unwrap();
+    let load =
+        |directory: &Path| open(directory).load(&Device::flex(), &LoadOptions::default()).unwrap();
     assert_eq!(parameters(&load(&from)), parameters(&load(&fixtures().join("flash_tiny"))));
     let checkpoint = open(&from);
     assert_eq!(checkpoint.extras().count(), 4);

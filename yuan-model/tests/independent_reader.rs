@@ -1,6 +1,8 @@
 //! What we save, read by Python's `safetensors`. `YUAN_PYTHON` names the interpreter, which must
 //! then have it, as in CI; without the variable the test runs where `python3` happens to have it.
 
+mod support;
+
 use std::{fs, path::Path, process::Command};
 
 use burn::tensor::{Device, FloatDType};
@@ -49,11 +51,11 @@ fn python_reads_what_we_write() {
     let temp = TempDir::new().unwrap();
     let script = temp.path().join("compare.py");
     fs::write(&script, COMPARE).unwrap();
-    for (number, name) in ["flash_tiny", "ultra_tiny", "ultra_tiny/sharded"].into_iter().enumerate()
-    {
+    let seeing = support::multimodal::multimodal(&temp);
+    let text = ["flash_tiny", "ultra_tiny", "ultra_tiny/sharded"].map(|name| fixtures.join(name));
+    for (number, from) in text.into_iter().chain([seeing]).enumerate() {
         for (dtype, type_name) in [(None, "f32"), (Some(FloatDType::F16), "f16")] {
             for shard_size in [u64::MAX, 100_000] {
-                let from = fixtures.join(name);
                 let to = temp.path().join(format!("{number}-{type_name}-{shard_size}"));
                 let checkpoint = HfCheckpoint::open(&from).unwrap();
                 let model = checkpoint.load(&Device::flex(), &LoadOptions::default()).unwrap();
@@ -63,7 +65,7 @@ fn python_reads_what_we_write() {
                 let output =
                     command.arg(&script).args([&from, &to]).arg(type_name).output().unwrap();
                 let error = String::from_utf8_lossy(&output.stderr);
-                assert!(output.status.success(), "{name} as {type_name}: {error}");
+                assert!(output.status.success(), "{} as {type_name}: {error}", from.display());
                 assert!(String::from_utf8_lossy(&output.stdout).contains("tensors agree"));
             }
         }

@@ -130,6 +130,36 @@ proptest! {
     }
 
     #[test]
+    fn operations_of_the_tower_agree(rows in 1..140_usize, width in 1..40_usize, seed: u64) {
+        agree("layer_norm", |device| {
+            let x = numbers([rows, width], seed, device).mul_scalar(3.0).add_scalar(0.5).require_grad();
+            let [weight, bias] = [1, 2].map(|i| numbers([width], seed ^ i, device).require_grad());
+            results!(ops::layer_norm(x.clone(), weight.clone(), bias.clone(), 1e-2), x, weight, bias)
+        });
+        agree("gelu", |device| {
+            let x = numbers([rows, width], seed, device).mul_scalar(5.0).require_grad();
+            results!(ops::gelu(x.clone()), x)
+        });
+        agree("add_bias", |device| {
+            let (x, bias) = (numbers([rows, width], seed, device).require_grad(), numbers([width], seed ^ 1, device).require_grad());
+            results!(ops::add_bias(x.clone(), bias.clone()), x, bias)
+        });
+        agree("add_scaled", |device| {
+            let [x, branch] = [0, 1].map(|i| numbers([rows, width], seed ^ i, device).require_grad());
+            let scale = numbers([width], seed ^ 2, device).require_grad();
+            results!(ops::add_scaled(x.clone(), branch.clone(), scale.clone()), x, branch, scale)
+        });
+    }
+
+    #[test]
+    fn full_attention_agrees(batch in 1..3_usize, heads in 1..4_usize, seq in prop_oneof![1..40_usize, 60..140_usize], width in 1..12_usize, seed: u64) {
+        agree("full_attention", |device| {
+            let qkv = numbers([batch, seq, 3 * heads * width], seed, device).mul_scalar(2.0).require_grad();
+            results!(ops::full_attention(qkv.clone(), heads), qkv)
+        });
+    }
+
+    #[test]
     fn cached_attention_is_the_end_of_causal_attention(
         batch in 1..4_usize,
         heads in 1..4_usize,

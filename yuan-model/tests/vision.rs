@@ -4,23 +4,22 @@ mod support;
 
 use burn::tensor::{Tensor, TensorData};
 use support::{
-    Fixture, Kind, assert_gradient, assert_near, assert_near_scaled, devices, gradients, reference,
+    Fixture, Kind, assemble, assert_gradient, assert_near, assert_near_scaled, devices, fill,
+    fixtures, gradients, reference, sources_under,
 };
 use yuan_model::{
     ModelError, YuanConfig,
-    hf::vision::{fill, published},
     vision::{
-        Picture, Projector, TileGrid, VisionConfig, VisionNormType, VisionTower, pixel_unshuffle,
-        put_in_place,
+        ImageConfig, ImageEncoder, Picture, TileGrid, VisionConfig, VisionNormType, VisionTower,
+        pixel_unshuffle, placeholders, put_in_place,
     },
 };
 
-fn configs() -> (VisionConfig, YuanConfig, u32) {
+fn configs() -> (YuanConfig, ImageConfig) {
     let text = std::fs::read_to_string(reference().join("vision_tiny/config.json")).unwrap();
-    let config: serde_json::Value = serde_json::from_str(&text).unwrap();
-    let vision = serde_json::from_value(config["vision_config"].clone()).unwrap();
-    let placeholder = config["img_context_token_id"].as_u64().unwrap() as u32;
-    (vision, YuanConfig::from_json(&text).unwrap(), placeholder)
+    let config = YuanConfig::from_json(&text).unwrap();
+    let images = config.images.clone().unwrap();
+    (config, images)
 }
 
 fn number(value: &serde_json::Value) -> usize {
@@ -29,19 +28,15 @@ fn number(value: &serde_json::Value) -> usize {
 
 #[test]
 fn tower_and_projector_agree_with_the_reference() {
-    let (vision, language, placeholder) = configs();
+    let (language, images) = configs();
     let weights = Fixture::load("vision_tiny/model.safetensors");
     let io = Fixture::load("vision_tiny/io.safetensors");
-    let read = |name: &str| {
-        weights.has(name).then(|| {
-            let tensor = weights.host(name);
-            TensorData::new(tensor.values.clone(), tensor.shape.clone())
-        })
-    };
+    let sources = sources_under(&language, "images.", "");
     for (name, device) in devices() {
         let device = device.autodiff();
-        let tower = fill(VisionTower::new(&vision, &device).unwrap(), read).unwrap();
-        let projector = fill(Projector::new(&vision, &language, &device), read).unwrap();
+        let encoder = ImageEncoder::new(&images, &language, &device).unwrap();
+        let encoder = fill(encoder, &sources, &weights, "");
+        let ImageEncoder { tower, projector } = &encoder;
         let near = |key: &str, ours: &Tensor<3>| {
             assert_near(&format!("{name} {key}"), ours, io.host(key), Kind::Activation);
         };
@@ -71,12 +66,12 @@ fn tower_and_projector_agree_with_the_reference() {
         let wide = io.tensor::<4>("resize.input.pixel_values", &device);
         near("resize.vision.embeddings", &tower.embed(wide));
 
-        let merged = put_in_place(
-            io.tensor("merge.text_embeds", &device),
-            &io.ints("merge.input_ids").iter().map(|&id| id as u32).collect::<Vec<_>>(),
-            placeholder,
-            rows.clone().reshape([tiles * tokens, hidden]),
-        );
+        let ids: Vec<u32> = io.ints("merge.input_ids").iter().map(|&id| id as u32).collect();
+        let flat = rows.clone().reshape([tiles * tokens, hidden]);
+        let whole = encoder.forward(pixels.clone());
+        assert_eq!(whole.into_data(), flat.clone().into_data(), "{name}: all parts in one");
+        let places = placeholders(&ids, images.placeholder);
+        let merged = put_in_place(io.tensor("merge.text_embeds", &device), &places, flat);
         near("merge.output", &merged.unwrap());
 
         let loss = (rows * io.tensor::<3>("loss_coef", &device)).sum();
@@ -84,23 +79,10 @@ fn tower_and_projector_agree_with_the_reference() {
         assert!(apart <= 1e-4, "{name}: loss differs by {apart:e}");
         let grads = loss.backward();
         let mut compared = 0;
-        let found = [gradients(&tower, &grads), gradients(&projector, &grads)];
-        for (path, gradient) in found.into_iter().flatten() {
-            let published = published(&path).unwrap();
-            let expected = io.host(&format!("grads.{}", published.name)).clone();
-            let [from, to] = match gradient.shape()[..] {
-                [from, to] => [from, to],
-                _ => [1, gradient.num_elements()],
-            };
-            let stored = match published.is_transposed {
-                // Stored with the output first.
-                true => {
-                    (0..from * to).map(|at| expected.values[at % to * from + at / to]).collect()
-                }
-                false => expected.values,
-            };
-            let stored = TensorData::new(stored, gradient.shape().clone());
-            assert_gradient(&format!("{name} {path}"), &device, &gradient, &stored);
+        for (path, gradient) in gradients(&encoder, &grads) {
+            let source = sources.iter().find(|source| source.path == path).unwrap();
+            let expected = assemble(source, &io, "grads.");
+            assert_gradient(&format!("{name} {path}"), &device, &gradient, &expected);
             compared += 1;
         }
         assert_eq!(compared, weights_of_images(&weights));
@@ -167,7 +149,7 @@ fn pictures_are_resized_as_pillow_does_it_in_the_reference() {
 /// Which pass comes first decides how values round.
 #[test]
 fn both_orders_of_the_passes_round_as_in_pillow() {
-    let path = reference().join("image_resize/orders.json");
+    let path = fixtures().join("image_resize/orders.json");
     let orders: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     let cases = orders["cases"].as_array().unwrap();
     assert_eq!(cases.len(), 6);
@@ -191,7 +173,7 @@ fn both_orders_of_the_passes_round_as_in_pillow() {
 
 #[test]
 fn norms_and_missing_rows_are_as_the_configuration_and_the_text_say() {
-    let (vision, _, placeholder) = configs();
+    let vision = configs().1.tower;
     let device = burn::tensor::Device::flex();
     let config = VisionConfig {
         norm_type: VisionNormType::RmsNorm,
@@ -203,13 +185,12 @@ fn norms_and_missing_rows_are_as_the_configuration_and_the_text_say() {
     let parameters = yuan_model::named::parameter_names(&tower);
     let count: usize = parameters.iter().map(|name| name.shape.num_elements()).sum();
     assert_eq!(count as u64, config.parameters());
-    assert!(parameters.iter().all(|name| published(&name.path).is_some()));
     let tiles = Tensor::<4>::ones([1, 3, 28, 28], &device);
     let output = tower.forward(tiles).into_data();
     assert!(output.iter::<f32>().all(f32::is_finite));
 
     let (text, rows) = (Tensor::zeros([1, 3, 4], &device), Tensor::zeros([2, 4], &device));
-    let refused = put_in_place(text, &[7, placeholder, 9], placeholder, rows).unwrap_err();
+    let refused = put_in_place(text, &placeholders(&[7, 5, 9], 5), rows).unwrap_err();
     assert!(matches!(refused, ModelError::ImageRows { placeholders: 1, rows: 2 }));
     assert_eq!(refused.to_string(), "the text has 1 places for image rows, but there are 2");
 }

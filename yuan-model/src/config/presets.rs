@@ -90,6 +90,7 @@ impl YuanConfig {
             logit_scale: 1.0,
             isolate_documents: false,
             tokens: SpecialTokens::default(),
+            images: None,
         }
     }
 

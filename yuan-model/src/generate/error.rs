@@ -1,5 +1,7 @@
 //! What can go wrong when text is generated, each in one sentence.
 
+use crate::ModelError;
+
 /// Why nothing could be generated.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -19,6 +21,14 @@ pub enum GenerateError {
         token: u32,
         /// Size of the vocabulary.
         vocab_size: usize,
+    },
+    /// The images of a prompt do not fit it, or the model.
+    #[error("prompt {sequence}: {error}")]
+    Images {
+        /// Index of the prompt.
+        sequence: usize,
+        /// What does not fit.
+        error: ModelError,
     },
     /// A number of the sampling is out of its range.
     #[error("{name} = {value} is out of range: expected {expected}")]

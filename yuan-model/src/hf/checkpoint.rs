@@ -139,7 +139,43 @@ impl HfCheckpoint {
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let (config, raw_config) = read_config(path)?;
         let shards = Shards::open(path)?;
-        let names = Names::of(&raw_config, &shards);
+        Self::of_files(path, config_of_files(config, &shards), raw_config, shards)
+    }
+
+    /// The language model of a directory alone: whatever image tower it has need not be one that this
+    /// library knows, is not loaded, and comes along in a [copy](Self::rewrite) as it is.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub fn open_language(path: &Path) -> Result<Self, CheckpointError> {
+        let (config, raw_config) = read_language_config(path)?;
+        Self::of_files(path, config, raw_config, Shards::open(path)?)
+    }
+
+    /// The whole model, or the language model alone if the image tower is none that this library knows;
+    /// then also why. For what copies a tower and does not run it.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open), for the language model.
+    pub fn open_known(path: &Path) -> Result<(Self, Option<CheckpointError>), CheckpointError> {
+        match Self::open(path) {
+            Ok(whole) => Ok((whole, None)),
+            Err(error @ CheckpointError::Config { .. }) => {
+                Self::open_language(path).map(|language| (language, Some(error)))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn of_files(
+        path: &Path,
+        config: YuanConfig,
+        raw_config: Value,
+        shards: Shards,
+    ) -> Result<Self, CheckpointError> {
+        let names = Names::of(&config, &raw_config, &shards);
         let checkpoint = Self { path: path.into(), config, raw_config, shards, names };
         let problems = problems(&checkpoint.config, &checkpoint.raw_config, &checkpoint.shards);
         if problems.is_empty() {
@@ -169,18 +205,17 @@ impl HfCheckpoint {
         &self.shards
     }
 
-    /// Its tensors that are no parameters of the language model: a vision tower, tables of angles.
+    /// Its tensors that are no parameters of the model: tables of angles, towers of another kind.
     pub fn extras(&self) -> impl Iterator<Item = &str> {
-        extras(&self.shards)
+        extras(&self.config, &self.raw_config, &self.shards)
     }
 
-    /// Type, shape and place of a tensor of the language model, by its name without prefix.
+    /// Type, shape and place of a tensor, by its name without prefix.
     pub fn tensor(&self, name: &str) -> Option<&StoredTensor> {
         self.shards.get(&self.full_name(name))
     }
 
-    /// The name of a tensor of the language model in the files; the head of a model with tied
-    /// weights is its embedding.
+    /// The name of a tensor in the files; the head of a model with tied weights is its embedding.
     pub fn full_name(&self, name: &str) -> String {
         self.names.stored(name)
     }
@@ -304,21 +339,48 @@ pub(super) fn check_experts(config: &YuanConfig, experts: &[Vec<usize>]) -> Resu
 ///
 /// A file that cannot be read or a configuration that is refused.
 pub fn read_config(directory: &Path) -> Result<(YuanConfig, Value), CheckpointError> {
+    read_config_with(directory, YuanConfig::from_json)
+}
+
+/// The same of the language model alone, whatever image tower there is.
+///
+/// # Errors
+///
+/// As [`read_config`], for this part.
+pub fn read_language_config(directory: &Path) -> Result<(YuanConfig, Value), CheckpointError> {
+    read_config_with(directory, YuanConfig::language_from_json)
+}
+
+fn read_config_with(
+    directory: &Path,
+    parse: impl FnOnce(&str) -> Result<YuanConfig, ConfigError>,
+) -> Result<(YuanConfig, Value), CheckpointError> {
     let path = directory.join(CONFIG);
     refuse_pointer(&path)?;
     let text = fs::read_to_string(&path).map_err(FileError::of("read", &path))?;
     let refused = |cause| CheckpointError::Config { path: path.clone(), cause };
-    let config = YuanConfig::from_json(&text).map_err(refused)?;
+    let config = parse(&text).map_err(refused)?;
     let raw = serde_json::from_str(&text)
         .map_err(|error| refused(ConfigError::Format(error.to_string())))?;
     Ok((config, raw))
 }
 
-/// Tensors that are no parameters of the language model and yet belong there, such as those of a
-/// vision tower.
-pub fn extras(shards: &Shards) -> impl Iterator<Item = &str> {
+/// The configuration of what the files hold: without an image tower if no tensor is one of it, for a
+/// directory may hold the language model alone.
+pub fn config_of_files(config: YuanConfig, shards: &Shards) -> YuanConfig {
     let naming = Naming::of(shards.names());
-    shards.names().filter(move |name| naming.is_extra(name))
+    let has_images = shards.names().any(|name| naming.is_of_images(name));
+    YuanConfig { images: config.images.filter(|_| has_images), ..config }
+}
+
+/// Tensors that are no parameters of the model and yet belong there, such as tables of angles.
+pub fn extras<'a>(
+    config: &YuanConfig,
+    raw_config: &Value,
+    shards: &'a Shards,
+) -> impl Iterator<Item = &'a str> {
+    let names = Names::of(config, raw_config, shards);
+    shards.names().filter(move |name| names.is_extra(name))
 }
 
 /// Everything that keeps the tensors from being those of the configuration, one sentence each.
@@ -333,7 +395,7 @@ pub fn problems(config: &YuanConfig, raw_config: &Value, shards: &Shards) -> Vec
             "the files hold {found} tensors, but config.json asks for over {expected}"
         )];
     }
-    let names = Names::of(raw_config, shards);
+    let names = Names::of(config, raw_config, shards);
     let expected = config.parameter_sources().into_iter().flat_map(|source| {
         let shape = source.shape;
         source.names.into_iter().map(move |name| (names.stored(&name), shape.clone()))
@@ -341,7 +403,7 @@ pub fn problems(config: &YuanConfig, raw_config: &Value, shards: &Shards) -> Vec
     // Embedding and head may be one tensor, which is expected once.
     let mut seen = BTreeSet::new();
     let expected = expected.filter(|(name, _)| seen.insert(name.clone()));
-    let found = shards.names().filter(|name| !names.naming.is_extra(name));
+    let found = shards.names().filter(|name| !names.is_extra(name));
     let found = found.filter_map(|name| Some((name, shards.get(name)?)));
     mismatches(expected, found, |dtype| float_dtype(dtype).is_some())
 }

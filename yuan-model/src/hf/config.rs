@@ -8,6 +8,7 @@ use crate::{ConfigError, RouterType, YuanConfig};
 
 mod keys;
 
+use super::vision::{images_of, with_images};
 use keys::{Keys, wrong_kind};
 
 impl YuanConfig {
@@ -18,9 +19,26 @@ impl YuanConfig {
     /// Keys that are missing, of the wrong kind, contradictory, or that ask for something this
     /// library does not compute.
     pub fn from_json(text: &str) -> Result<Self, ConfigError> {
-        let root: Value =
-            serde_json::from_str(text).map_err(|error| ConfigError::Format(error.to_string()))?;
-        let config = root.get("llm_config").filter(|value| !value.is_null()).unwrap_or(&root);
+        let root = parse(text)?;
+        let images = images_of(&root)?;
+        let config = Self { images, ..Self::language_of(&root)? };
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Reads the language model's part of a `config.json` and nothing else.
+    ///
+    /// # Errors
+    ///
+    /// As [`from_json`](Self::from_json), for this part.
+    pub fn language_from_json(text: &str) -> Result<Self, ConfigError> {
+        let config = Self::language_of(&parse(text)?)?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    fn language_of(root: &Value) -> Result<Self, ConfigError> {
+        let config = root.get("llm_config").filter(|value| !value.is_null()).unwrap_or(root);
         let object =
             config.as_object().ok_or_else(|| ConfigError::Format("expected an object".into()))?;
         let empty = Map::new();
@@ -29,9 +47,7 @@ impl YuanConfig {
             Some(Value::Object(moe)) => moe,
             Some(other) => return Err(wrong_kind("moe_config", other, "an object")),
         };
-        let config = Keys { object, moe }.config()?;
-        config.validate()?;
-        Ok(config)
+        Keys { object, moe }.config()
     }
 
     /// Reads the file at `path`; see [`from_json`](Self::from_json).
@@ -45,7 +61,8 @@ impl YuanConfig {
         Self::from_json(&text)
     }
 
-    /// The configuration as a flat `config.json`, with the keys that upstream's readers look for.
+    /// The configuration as a `config.json` with the keys that upstream's readers look for: flat, or
+    /// nested if the model has an image tower.
     pub fn to_json(&self) -> String {
         let uniform = self.experts_per_layer.windows(2).all(|pair| pair[0] == pair[1]);
         let mut moe = json!({
@@ -120,8 +137,15 @@ impl YuanConfig {
         for (key, value) in optional.into_iter().filter_map(|(key, value)| Some((key, value?))) {
             root[key] = value;
         }
+        if let Some(images) = &self.images {
+            root = with_images(images, root);
+        }
         format!("{root:#}\n")
     }
+}
+
+fn parse(text: &str) -> Result<Value, ConfigError> {
+    serde_json::from_str(text).map_err(|error| ConfigError::Format(error.to_string()))
 }
 
 /// One token as a number, several as a list.
@@ -136,7 +160,7 @@ pub(super) fn eos_json(eos: &[u32]) -> Option<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::YarnConfig;
+    use crate::{YarnConfig, vision::ImageConfig};
 
     fn with(edit: impl FnOnce(&mut Value)) -> Result<YuanConfig, ConfigError> {
         let mut root: Value = serde_json::from_str(&YuanConfig::tiny(96).to_json()).unwrap();
@@ -154,7 +178,9 @@ mod tests {
             attention_dropout: 0.1,
             ..YuanConfig::tiny(96)
         };
-        for config in [YuanConfig::flash(), YuanConfig::ultra(), YuanConfig::ultra_unpruned(), odd]
+        let seeing = YuanConfig { images: Some(ImageConfig::published()), ..YuanConfig::ultra() };
+        for config in
+            [YuanConfig::flash(), YuanConfig::ultra(), YuanConfig::ultra_unpruned(), odd, seeing]
         {
             assert_eq!(YuanConfig::from_json(&config.to_json()).unwrap(), config);
         }

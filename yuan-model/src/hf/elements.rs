@@ -135,7 +135,7 @@ impl ParameterSource {
             TensorLayout::Same if from == dtype => return TensorBytes::Data(data),
             TensorLayout::Same => convert_bytes(part, from, dtype),
             TensorLayout::Transposed | TensorLayout::StackedTransposed => {
-                with_types!(from, dtype, transposed_bytes(part, self.shape[1], self.shape[0]))
+                with_types!(from, dtype, transposed_bytes(part, self.columns(), self.shape[0]))
             }
             TensorLayout::Taps => {
                 with_types!(from, dtype, taps_bytes(part, self.shape[0], self.shape[1]))
@@ -192,7 +192,7 @@ fn assemble<D: Float, B: AsRef<[u8]>, E>(
                 (selected.as_slice(), rows.len())
             }
         };
-        let columns = source.shape.get(1).copied().unwrap_or(1);
+        let columns = source.columns();
         match from {
             FloatDType::F16 => place::<f16, D>(source.layout, bytes, rows, columns, out),
             FloatDType::BF16 => place::<bf16, D>(source.layout, bytes, rows, columns, out),

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::vision::image_sources;
 use crate::{RouterType, YuanConfig};
 
 /// How a parameter is laid out in a checkpoint.
@@ -9,7 +10,7 @@ use crate::{RouterType, YuanConfig};
 pub enum TensorLayout {
     /// As it is here.
     Same,
-    /// `[out, in]` there, `[in, out]` here.
+    /// `[out, in, …]` there, `[in · …, out]` here; the patch embedding is stored as a convolution.
     Transposed,
     /// A filter convolution: `[out, in, 2, 1]` there, `[in, 2 · out]` here, previous token first.
     Taps,
@@ -33,6 +34,20 @@ pub struct ParameterSource {
 }
 
 impl ParameterSource {
+    /// A whole parameter, as one tensor.
+    pub(super) fn whole(path: &str, name: &str, shape: &[usize], layout: TensorLayout) -> Self {
+        let (path, names, shape) = (path.into(), vec![name.into()], shape.to_vec());
+        Self { path, names, shape, layout, rows: None }
+    }
+
+    /// Elements of a row of its tensor; of a filter convolution, those of one tap.
+    pub(super) fn columns(&self) -> usize {
+        match self.layout {
+            TensorLayout::Taps => self.shape[1],
+            _ => self.shape[1..].iter().product(),
+        }
+    }
+
     /// Shape of the parameter.
     pub fn parameter_shape(&self) -> Vec<usize> {
         let rows = self.rows.as_ref().map_or(self.shape[0], Vec::len);
@@ -42,7 +57,7 @@ impl ParameterSource {
                 shape[0] = rows;
                 shape
             }
-            TensorLayout::Transposed => vec![self.shape[1], rows],
+            TensorLayout::Transposed => vec![self.columns(), rows],
             TensorLayout::Taps => vec![self.shape[1], 2 * rows],
             TensorLayout::StackedTransposed => vec![self.names.len(), self.shape[1], rows],
         }
@@ -67,13 +82,7 @@ impl YuanConfig {
         experts: Option<&[Vec<usize>]>,
     ) -> Vec<ParameterSource> {
         let (vocab, hidden) = (self.vocab_size, self.hidden_size);
-        let whole = |path: &str, name: &str, shape: &[usize], layout| ParameterSource {
-            path: path.into(),
-            names: vec![name.into()],
-            shape: shape.to_vec(),
-            layout,
-            rows: None,
-        };
+        let whole = ParameterSource::whole;
         let mut sources = vec![whole(
             "embedding.weight",
             "model.embed_tokens.weight",
@@ -100,6 +109,9 @@ impl YuanConfig {
             &[vocab, hidden],
             TensorLayout::Transposed,
         ));
+        if let Some(images) = &self.images {
+            sources.extend(image_sources(images, self));
+        }
         sources
     }
 }
@@ -137,13 +149,9 @@ impl<'a> LayerSources<'a> {
     }
 
     fn add(&mut self, path: &str, name: &str, shape: &[usize], layout: TensorLayout) {
-        self.sources.push(ParameterSource {
-            path: format!("blocks.{}.{path}", self.new),
-            names: vec![format!("model.layers.{}.{name}", self.old)],
-            shape: shape.to_vec(),
-            layout,
-            rows: None,
-        });
+        let path = format!("blocks.{}.{path}", self.new);
+        let name = format!("model.layers.{}.{name}", self.old);
+        self.sources.push(ParameterSource::whole(&path, &name, shape, layout));
     }
 
     fn add_filter(&mut self) {
@@ -235,14 +243,22 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
-    use crate::{YuanModel, named};
+    use crate::{
+        YuanModel, named,
+        vision::{ImageConfig, VisionNormType},
+    };
 
     #[test]
     fn the_sources_are_the_parameters_of_the_model() {
+        let mut other_norms = ImageConfig::tiny(3);
+        other_norms.tower.norm_type = VisionNormType::RmsNorm;
+        (other_norms.tower.qk_normalization, other_norms.tower.qkv_bias) = (true, false);
         for config in [
             YuanConfig::tiny(96),
             YuanConfig { filter_bias: true, localized_filter: true, ..YuanConfig::tiny(96) },
             YuanConfig { router_selection_bias: true, ..YuanConfig::tiny(96) },
+            YuanConfig { images: Some(ImageConfig::tiny(3)), ..YuanConfig::tiny(96) },
+            YuanConfig { images: Some(other_norms), ..YuanConfig::tiny(96) },
         ] {
             let model = YuanModel::new(&config, &Device::default()).unwrap();
             let paths: Vec<String> =
@@ -260,7 +276,8 @@ mod tests {
         let uneven =
             YuanConfig { filter_bias: true, experts_per_layer: vec![8, 3, 2], ..attention.clone() };
         let biased = YuanConfig { router_selection_bias: true, ..uneven.clone() };
-        for config in [YuanConfig::tiny(96), attention, without_filter, uneven, biased] {
+        let seeing = YuanConfig { images: Some(ImageConfig::tiny(3)), ..YuanConfig::tiny(96) };
+        for config in [YuanConfig::tiny(96), attention, without_filter, uneven, biased, seeing] {
             let model = YuanModel::new(&config, &Device::default()).unwrap();
             let built: usize =
                 named::parameter_names(&model).iter().map(|name| name.shape.num_elements()).sum();

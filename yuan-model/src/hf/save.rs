@@ -16,7 +16,7 @@ use super::{
     checkpoint::{CONFIG, check_experts},
     config::eos_json,
     elements::{convert_bytes, overflows, select_rows, stored_float},
-    naming::TIED,
+    naming::{Naming, TIED},
     shards::{INDEX, SINGLE},
 };
 use crate::{
@@ -151,6 +151,7 @@ pub fn save_parameters(
     options: &SaveOptions,
 ) -> Result<Saved, CheckpointError> {
     let sources = model.parameter_sources();
+    let naming = if model.images.is_some() { Naming::Multimodal } else { Naming::Text };
     let mut outgoing = Vec::new();
     for source in &sources {
         let stored = (parameters.dtype)(&source.path).and_then(stored_float);
@@ -158,7 +159,7 @@ pub fn save_parameters(
         for (index, name) in source.names.iter().enumerate() {
             let index = (source.layout == TensorLayout::StackedTransposed).then_some(index);
             outgoing.push((
-                tensor(name.clone(), dtype_of(dtype), source.shape.clone()),
+                tensor(naming.full_name(name), dtype_of(dtype), source.shape.clone()),
                 (source, index, dtype),
             ));
         }
@@ -166,15 +167,18 @@ pub fn save_parameters(
     let mut config: Value = serde_json::from_str(&model.to_json())
         .map_err(|error| CheckpointError::directory(directory, error.to_string()))?;
     if let Some((tensor, _)) = outgoing.iter().max_by_key(|(tensor, _)| tensor.bytes()) {
-        config["torch_dtype"] = json!(torch_name(tensor.dtype));
+        let name = json!(torch_name(tensor.dtype));
+        language_model(&mut config)["torch_dtype"] = name.clone();
+        config["torch_dtype"] = name;
     }
     // Most readers look for this key only.
     let tokens = &model.tokens;
     let ends = if tokens.eos.is_empty() { Vec::from_iter(tokens.eod) } else { tokens.eos.clone() };
-    config["eos_token_id"] = eos_json(&ends).unwrap_or_default();
+    let eos = eos_json(&ends).unwrap_or_default();
+    language_model(&mut config)["eos_token_id"] = eos.clone();
     let generation = json!({
         "bos_token_id": tokens.bos,
-        "eos_token_id": config["eos_token_id"],
+        "eos_token_id": eos,
         "pad_token_id": tokens.pad,
     });
     let bytes = |&(source, index, dtype): &(&ParameterSource, Option<usize>, FloatDType)| {
@@ -425,12 +429,17 @@ fn set_untied(config: &mut Value) {
 
 fn set_dtype(config: &mut Value, dtype: FloatDType) {
     let name = json!(torch_name(dtype_of(dtype)));
-    let nested = language_model(config);
     // Older libraries read the one key, newer ones the other.
-    for key in ["torch_dtype", "dtype"] {
-        if nested.get(key).is_some() {
-            nested[key] = name.clone();
+    let set = |nested: &mut Value| {
+        for key in ["torch_dtype", "dtype"] {
+            if nested.get(key).is_some() {
+                nested[key] = name.clone();
+            }
         }
+    };
+    set(language_model(config));
+    if let Some(vision) = config.get_mut("vision_config") {
+        set(vision);
     }
     if config.get("dtype").is_some() {
         config["dtype"] = name.clone();

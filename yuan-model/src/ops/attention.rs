@@ -134,8 +134,29 @@ pub mod portable {
         first_keys: Option<IntTensor<B>>,
         grad: FloatTensor<B>,
     ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
-        let (scale, dtype) = (1.0 / (query.shape()[3] as f64).sqrt(), query.dtype().into());
         let p = causal_probabilities::<B>(query.clone(), key.clone(), first_keys);
+        gradients_of::<B>(p, query, key, value, grad)
+    }
+
+    /// `q kᵀ / sqrt(d)` in f32.
+    pub(in crate::ops) fn scaled_scores<B: Backend>(
+        query: FloatTensor<B>,
+        key: FloatTensor<B>,
+    ) -> FloatTensor<B> {
+        let width = query.shape()[3] as f64;
+        let scores = B::float_matmul(query, B::float_transpose(key));
+        B::float_mul_scalar(B::float_cast(scores, FloatDType::F32), (1.0 / width.sqrt()).into())
+    }
+
+    /// Gradients for queries, keys and values from the probabilities and the output's gradient.
+    pub(in crate::ops) fn gradients_of<B: Backend>(
+        p: FloatTensor<B>,
+        query: FloatTensor<B>,
+        key: FloatTensor<B>,
+        value: FloatTensor<B>,
+        grad: FloatTensor<B>,
+    ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
+        let (scale, dtype) = (1.0 / (query.shape()[3] as f64).sqrt(), query.dtype().into());
         let d_value =
             B::float_matmul(B::float_transpose(B::float_cast(p.clone(), dtype)), grad.clone());
         let d_p = B::float_cast(B::float_matmul(grad, B::float_transpose(value)), FloatDType::F32);
@@ -154,7 +175,7 @@ pub mod portable {
         length: usize,
         first_keys: &[usize],
     ) -> FloatTensor<B> {
-        let [_, _, queries, d] = query.shape().dims();
+        let queries = query.shape()[2];
         let filled = |x: FloatTensor<B>| {
             B::float_slice(
                 x,
@@ -162,9 +183,7 @@ pub mod portable {
             )
         };
         let dtype = value.dtype().into();
-        let scores =
-            B::float_cast(B::float_matmul(query, B::float_transpose(filled(key))), FloatDType::F32);
-        let scores = B::float_mul_scalar(scores, (1.0 / (d as f64).sqrt()).into());
+        let scores = scaled_scores::<B>(query, filled(key));
         let scores = if queries == 1 && first_keys.iter().all(|&first| first == 0) {
             scores
         } else {
@@ -180,10 +199,8 @@ pub mod portable {
         key: FloatTensor<B>,
         first_keys: Option<IntTensor<B>>,
     ) -> FloatTensor<B> {
-        let [batch, heads, seq, width] = query.shape().dims();
-        let scores =
-            B::float_cast(B::float_matmul(query, B::float_transpose(key)), FloatDType::F32);
-        let scores = B::float_mul_scalar(scores, (1.0 / (width as f64).sqrt()).into());
+        let [batch, heads, seq, _] = query.shape().dims();
+        let scores = scaled_scores::<B>(query, key);
         let hidden = future::<B>(&scores);
         let hidden = match first_keys {
             Some(first) => B::bool_or(hidden, before::<B>(first, [batch, heads, seq])),
@@ -192,7 +209,7 @@ pub mod portable {
         softmax::<B>(B::float_mask_fill(scores, hidden, f32::NEG_INFINITY.into()))
     }
 
-    fn softmax<B: Backend>(scores: FloatTensor<B>) -> FloatTensor<B> {
+    pub(in crate::ops) fn softmax<B: Backend>(scores: FloatTensor<B>) -> FloatTensor<B> {
         let shifted = B::float_sub(scores.clone(), B::float_max_dim(scores, 3));
         let exponentials = B::float_exp(shifted);
         B::float_div(exponentials.clone(), B::float_sum_dim(exponentials, 3))

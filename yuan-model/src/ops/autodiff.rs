@@ -28,6 +28,7 @@ use super::{
     moe::{CombineRows, GatherRows, GroupedMatmul, Swiglu},
     norm::RmsNorm,
     rotary::Rotate,
+    tower::{AddBias, AddScaled, FullAttention, Gelu, LayerNorm},
 };
 
 /// Records a step with the inputs to keep (which become a list of nodes) and other state.
@@ -196,6 +197,10 @@ impl<B: YuanOps, C: CheckpointStrategy> YuanOps for Autodiff<B, C> {
         (output, Self::from_inner(log_sums))
     }
 
+    fn full_attention(qkv: FloatTensor<Self>, heads: usize) -> FloatTensor<Self> {
+        record!(FullAttention, [qkv], keep[qkv], heads, B::full_attention(qkv, heads))
+    }
+
     fn cross_entropy(logits: FloatTensor<Self>, labels: IntTensor<Self>) -> FloatTensor<Self> {
         record!(
             CrossEntropy,
@@ -215,6 +220,35 @@ impl<B: YuanOps, C: CheckpointStrategy> YuanOps for Autodiff<B, C> {
     ) -> FloatTensor<Self> {
         record!(LinearCrossEntropy, [rows, weight], keep [rows, weight], (labels.clone(), scale, rows_at_once), {
             B::linear_cross_entropy(rows, weight, labels, scale, rows_at_once)
+        })
+    }
+
+    fn layer_norm_rows(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> FloatTensor<Self> {
+        record!(LayerNorm, [x, weight, bias], keep [x, weight], epsilon, {
+            B::layer_norm_rows(x, weight, bias, epsilon)
+        })
+    }
+
+    fn gelu_rows(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        record!(Gelu, [x], keep[x], (), B::gelu_rows(x))
+    }
+
+    fn add_bias(x: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+        record!(AddBias, [x, bias], keep [], (), B::add_bias(x, bias))
+    }
+
+    fn add_scaled(
+        x: FloatTensor<Self>,
+        branch: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        record!(AddScaled, [x, branch, scale], keep [branch, scale], (), {
+            B::add_scaled(x, branch, scale)
         })
     }
 

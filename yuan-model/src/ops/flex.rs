@@ -13,10 +13,14 @@ use super::{AdamWStep, YuanOps, fast_paths, packed, portable};
 
 mod attention;
 mod elementwise;
+mod full;
 mod grouped;
 mod matrix;
 mod numeric;
 mod rows;
+mod tower;
+
+use matrix::Matrix;
 
 type Float = FloatTensor<Flex>;
 type Int = IntTensor<Flex>;
@@ -32,6 +36,20 @@ fn fast<T>(version: impl FnOnce() -> Option<T>) -> Option<T> {
 }
 
 impl YuanOps for Flex {
+    fn dense(rows: Float, weight: Float) -> Float {
+        if !is_fast(&rows) || !is_fast(&weight) {
+            return portable::dense::<Self>(rows, weight);
+        }
+        product(Matrix::of(&rows, []), Matrix::of(&weight, []))
+    }
+
+    fn dense_weight_backward(rows: Float, grad: Float) -> Float {
+        if !is_fast(&rows) || !is_fast(&grad) {
+            return portable::dense_weight_backward::<Self>(rows, grad);
+        }
+        product(Matrix::of(&rows, []).transposed(), Matrix::of(&grad, []))
+    }
+
     fn grouped_matmul(rows: Float, weight: Float, rows_per_group: Vec<usize>) -> Float {
         if !is_fast(&rows) {
             return portable::grouped_matmul::<Self>(rows, weight, &rows_per_group);
@@ -155,6 +173,16 @@ impl YuanOps for Flex {
         attention::backward(&query, &key, &value, &grad)
     }
 
+    fn full_attention(qkv: Float, heads: usize) -> Float {
+        fast(|| full::forward(&qkv, heads))
+            .unwrap_or_else(|| portable::full_attention::<Self>(qkv, heads))
+    }
+
+    fn full_attention_backward(qkv: Float, grad: Float, heads: usize) -> Float {
+        fast(|| full::backward(&qkv, &grad, heads))
+            .unwrap_or_else(|| portable::full_attention_backward::<Self>(qkv, grad, heads))
+    }
+
     fn cross_entropy(logits: Float, labels: Int) -> Float {
         let fast = fast(|| rows::cross_entropy(&logits, &labels));
         fast.unwrap_or_else(|| portable::cross_entropy::<Self>(logits, labels))
@@ -163,6 +191,49 @@ impl YuanOps for Flex {
     fn cross_entropy_backward(logits: Float, labels: Int, grad: Float) -> Float {
         let fast = fast(|| rows::cross_entropy_backward(&logits, &labels, &grad));
         fast.unwrap_or_else(|| portable::cross_entropy_backward::<Self>(logits, labels, grad))
+    }
+
+    fn layer_norm_rows(x: Float, weight: Float, bias: Float, epsilon: f64) -> Float {
+        fast(|| tower::layer_norm(&x, &weight, &bias, epsilon))
+            .unwrap_or_else(|| portable::layer_norm::<Self>(x, weight, bias, epsilon))
+    }
+
+    fn layer_norm_rows_backward(
+        x: Float,
+        weight: Float,
+        grad: Float,
+        epsilon: f64,
+    ) -> (Float, Float, Float) {
+        let fast = fast(|| tower::layer_norm_backward(&x, &weight, &grad, epsilon));
+        fast.unwrap_or_else(|| portable::layer_norm_backward::<Self>(x, weight, grad, epsilon))
+            .into()
+    }
+
+    fn gelu_rows(x: Float) -> Float {
+        fast(|| tower::gelu(&x)).unwrap_or_else(|| portable::gelu::<Self>(x))
+    }
+
+    fn gelu_rows_backward(x: Float, grad: Float) -> Float {
+        fast(|| tower::gelu_backward(&x, &grad))
+            .unwrap_or_else(|| portable::gelu_backward::<Self>(x, grad))
+    }
+
+    fn add_bias(x: Float, bias: Float) -> Float {
+        fast(|| tower::add_bias(&x, &bias)).unwrap_or_else(|| portable::add_bias::<Self>(x, bias))
+    }
+
+    fn sum_rows(grad: Float) -> Float {
+        fast(|| tower::sum_rows(&grad)).unwrap_or_else(|| portable::sum_rows::<Self>(grad))
+    }
+
+    fn add_scaled(x: Float, branch: Float, scale: Float) -> Float {
+        fast(|| tower::add_scaled(&x, &branch, &scale))
+            .unwrap_or_else(|| portable::add_scaled::<Self>(x, branch, scale))
+    }
+
+    fn add_scaled_backward(branch: Float, scale: Float, grad: Float) -> (Float, Float) {
+        let fast = fast(|| tower::add_scaled_backward(&branch, &scale, &grad));
+        fast.unwrap_or_else(|| portable::add_scaled_backward::<Self>(branch, scale, grad).into())
     }
 
     fn sum_of_squares(x: Float) -> Float {
@@ -188,14 +259,21 @@ impl YuanOps for Flex {
     }
 }
 
+/// A product as a tensor.
+fn product(left: Matrix, right: Matrix) -> Float {
+    let shape = [left.rows, right.columns];
+    tensor(left.product(right), shape)
+}
+
 /// A tensor of these values.
 fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Float {
     Float::from_data(TensorData::new(values, shape))
 }
 
-/// A tensor whose values are yet to be written.
+/// A tensor whose values are yet to be written. Burn's own empty tensor begins as bytes, which are
+/// copied where they are not aligned.
 fn empty<const D: usize>(shape: [usize; D]) -> Float {
-    Float::empty(shape.into(), DType::F32)
+    tensor(vec![0.0; shape.iter().product()], shape)
 }
 
 /// Indices in host memory, whatever their width.

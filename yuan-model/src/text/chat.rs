@@ -15,8 +15,8 @@ use std::{
 };
 
 use minijinja::{Environment, Error, ErrorKind, context, syntax::SyntaxConfig, value::Serde};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde::{Serialize, Serializer, ser::SerializeStruct};
+use serde_json::{Value, json};
 
 use super::file::{TextError, json};
 use generation::Marks;
@@ -26,18 +26,44 @@ mod generation;
 mod to_json;
 
 /// One turn of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+///
+/// A template finds `content`: a text, or, where images come before it, a list of parts, as in the
+/// `transformers` library.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
     /// Who speaks: `system`, `user` or `assistant`.
     pub role: String,
     /// What is said.
     pub content: String,
+    /// Images that come before it.
+    pub images: usize,
+}
+
+impl Serialize for Message {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut message = serializer.serialize_struct("Message", 2)?;
+        message.serialize_field("role", &self.role)?;
+        if self.images == 0 {
+            message.serialize_field("content", &self.content)?;
+        } else {
+            let mut parts = vec![json!({"type": "image"}); self.images];
+            parts.push(json!({"type": "text", "text": self.content}));
+            message.serialize_field("content", &parts)?;
+        }
+        message.end()
+    }
 }
 
 impl Message {
     /// A turn.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into() }
+        Self { role: role.into(), content: content.into(), images: 0 }
+    }
+
+    /// The same with images before what is said.
+    #[must_use]
+    pub fn with_images(self, images: usize) -> Self {
+        Self { images, ..self }
     }
 }
 
@@ -234,6 +260,19 @@ mod tests {
         ];
         // Rendered by jinja2 3.1.6 with trim_blocks and lstrip_blocks, as transformers sets it up.
         let expected = "<BOS><|User|>Hello & <b><|Assistant|>Hi.<eod><|User|>Go on<|Assistant|>";
+        assert_eq!(render(source, &turns).unwrap(), expected);
+    }
+
+    #[test]
+    fn images_of_a_message_are_parts_before_its_text() {
+        let source = "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}\
+            {% for p in m.content %}{% if p.type == 'image' %}<IMAGE></IMAGE>{% else %}{{ p.text }}\
+            {% endif %}{% endfor %}{% endif %}{% endfor %}";
+        let turns = [
+            Message::new("user", "Which is larger?").with_images(2),
+            Message::new("assistant", " The second."),
+        ];
+        let expected = "<IMAGE></IMAGE><IMAGE></IMAGE>Which is larger? The second.";
         assert_eq!(render(source, &turns).unwrap(), expected);
     }
 

@@ -101,6 +101,24 @@ impl VisionConfig {
         (self.num_hidden_layers * block + patch + positions + w) as u64
     }
 
+    /// Far above any tower: the largest has some 6e9.
+    const MOST_PARAMETERS: f64 = 1e12;
+
+    /// The count in a number that cannot overflow.
+    fn rough_parameter_count(&self) -> f64 {
+        let [width, inner, layers, channels, patch, grid] = [
+            self.hidden_size,
+            self.intermediate_size,
+            self.num_hidden_layers,
+            self.num_channels,
+            self.patch_size,
+            self.grid(),
+        ]
+        .map(|size| size as f64);
+        layers * width * (4.0 * width + 2.0 * inner)
+            + width * (channels * patch * patch + grid * grid)
+    }
+
     /// Checks that the sizes fit each other.
     ///
     /// # Errors
@@ -119,7 +137,10 @@ impl VisionConfig {
             if size == 0 {
                 return Err(ConfigError::Zero { key });
             }
+            require(size <= 1 << 20, key, size, "is beyond any image tower")?;
         }
+        let layers = self.num_hidden_layers;
+        require(layers <= 1 << 16, "num_hidden_layers", layers, "is beyond any image tower")?;
         let (width, heads) = (self.hidden_size, self.num_attention_heads);
         require(
             width.is_multiple_of(heads),
@@ -129,7 +150,66 @@ impl VisionConfig {
         )?;
         let (image, patch) = (self.image_size, self.patch_size);
         let is_even = image.is_multiple_of(2 * patch);
-        require(is_even, "image_size", image, "must be an even number of patches")
+        require(is_even, "image_size", image, "must be an even number of patches")?;
+        let count = self.rough_parameter_count();
+        match count <= Self::MOST_PARAMETERS {
+            true => Ok(()),
+            false => Err(ConfigError::TooManyParameters { count }),
+        }
+    }
+}
+
+/// How a model sees: its tower, and where the rows of an image stand in a text.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ImageConfig {
+    /// The tower.
+    pub tower: VisionConfig,
+    /// The token that keeps a place for a row of an image (`img_context_token_id`).
+    pub placeholder: u32,
+    /// Tiles that an image is cut into at most (`max_dynamic_patch`); the whole image, which comes
+    /// after several tiles, is not one of them.
+    pub max_tiles: usize,
+}
+
+impl ImageConfig {
+    /// A tower for tests: two layers of width 32, tiles of 28 × 28 pixels, four rows each.
+    pub fn tiny(placeholder: u32) -> Self {
+        let tower = VisionConfig {
+            hidden_size: 32,
+            intermediate_size: 64,
+            num_hidden_layers: 2,
+            num_attention_heads: 4,
+            image_size: 28,
+            patch_size: 7,
+            ..VisionConfig::intern_vit_300m()
+        };
+        Self { tower, placeholder, max_tiles: 9 }
+    }
+
+    /// That of the published models: InternViT-300M, and nine tiles of one image.
+    pub fn published() -> Self {
+        Self { tower: VisionConfig::intern_vit_300m(), placeholder: 77188, max_tiles: 9 }
+    }
+
+    /// Checks that the sizes fit each other and a language model of `vocab_size` tokens.
+    ///
+    /// # Errors
+    ///
+    /// Names the key that does not.
+    pub fn validate(&self, vocab_size: usize) -> Result<(), ConfigError> {
+        self.tower.validate()?;
+        let channels = self.tower.num_channels;
+        require(channels == 3, "num_channels", channels, "must be 3: red, green and blue")?;
+        if self.max_tiles == 0 {
+            return Err(ConfigError::Zero { key: "max_dynamic_patch" });
+        }
+        let most = 1 << 10;
+        require(self.max_tiles <= most, "max_dynamic_patch", self.max_tiles, "is above 1024")?;
+        let (id, name) = (self.placeholder, "img_context");
+        match (id as usize) < vocab_size {
+            true => Ok(()),
+            false => Err(ConfigError::TokenOutside { name, id, vocab_size }),
+        }
     }
 }
 

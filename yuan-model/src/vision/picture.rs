@@ -69,8 +69,9 @@ impl Picture {
             return self.clone();
         }
         let filter = Filter::new(self.width, width);
-        let rows = self.values.chunks_exact(3 * self.width);
-        let values = rows.flat_map(|row| filter.along(row, 3)).collect();
+        let mut values = vec![0; 3 * width * self.height];
+        let rows = values.chunks_exact_mut(3 * width).zip(self.values.chunks_exact(3 * self.width));
+        rows.for_each(|(new, row)| filter.within_row(row, new));
         Self { width, height: self.height, values }
     }
 
@@ -78,8 +79,7 @@ impl Picture {
         if height == self.height {
             return self.clone();
         }
-        // All columns at once: a value of a row is one channel of one pixel.
-        let values = Filter::new(self.height, height).along(&self.values, 3 * self.width);
+        let values = Filter::new(self.height, height).over_rows(&self.values, 3 * self.width);
         Self { width: self.width, height, values }
     }
 
@@ -112,19 +112,23 @@ impl Picture {
     /// Values scaled to [0, 1] and [normalised](NORMALISATION), `[3, height, width]`.
     pub fn normalised(&self) -> Vec<f32> {
         let [mean, deviation] = NORMALISATION;
-        let channel = |channel: usize| {
-            let values = self.values.iter().skip(channel).step_by(3);
-            values
-                .map(move |&value| (f32::from(value) / 255.0 - mean[channel]) / deviation[channel])
-        };
-        (0..3).flat_map(channel).collect()
+        let (pixels, _) = self.values.as_chunks::<3>();
+        let mut normalised = Vec::with_capacity(self.values.len());
+        for channel in 0..3 {
+            let normal =
+                |value: u8| (f32::from(value) / 255.0 - mean[channel]) / deviation[channel];
+            let table: [f32; 256] = std::array::from_fn(|value| normal(value as u8));
+            normalised.extend(pixels.iter().map(|pixel| table[usize::from(pixel[channel])]));
+        }
+        normalised
     }
 }
 
 /// What every new value is made from: neighbouring old ones and their weights.
 struct Filter {
-    /// First old value and weights in fixed point, for each new value.
-    parts: Vec<(usize, Vec<i64>)>,
+    /// First old value and weights in fixed point, for each new value. They and their products with
+    /// values fit 32 bits, as in Pillow.
+    parts: Vec<(usize, Vec<i32>)>,
 }
 
 /// Bits behind the point of Pillow's weights for 8-bit values.
@@ -151,26 +155,48 @@ impl Filter {
             }
             let fixed = |weight: f64| {
                 let scaled = weight * f64::from(1 << PRECISION);
-                (if scaled < 0.0 { scaled - 0.5 } else { scaled + 0.5 }) as i64
+                (if scaled < 0.0 { scaled - 0.5 } else { scaled + 0.5 }) as i32
             };
             (first, weights.into_iter().map(fixed).collect())
         };
         Self { parts: (0..to).map(part).collect() }
     }
 
-    /// New values from old ones that each consist of `width` neighbouring numbers.
-    fn along(&self, old: &[u8], width: usize) -> Vec<u8> {
-        let mut new = Vec::with_capacity(self.parts.len() * width);
-        let mut sums = vec![0_i64; width];
-        for (first, weights) in &self.parts {
-            sums.fill(1 << (PRECISION - 1));
-            for (value, weight) in old[first * width..].chunks_exact(width).zip(weights) {
-                for (sum, &value) in sums.iter_mut().zip(value) {
-                    *sum += i64::from(value) * weight;
+    /// The pixels of a row from those of another one.
+    fn within_row(&self, old: &[u8], new: &mut [u8]) {
+        let (old, _) = old.as_chunks::<3>();
+        let (new, _) = new.as_chunks_mut::<3>();
+        for (pixel, (first, weights)) in new.iter_mut().zip(&self.parts) {
+            let mut sums = [HALF; 3];
+            for (old, weight) in old[*first..].iter().zip(weights) {
+                for channel in 0..3 {
+                    sums[channel] += i32::from(old[channel]) * weight;
                 }
             }
-            new.extend(sums.iter().map(|sum| (sum >> PRECISION).clamp(0, 255) as u8));
+            *pixel = sums.map(rounded);
+        }
+    }
+
+    /// Rows of `width` values from other rows, all columns at once.
+    fn over_rows(&self, old: &[u8], width: usize) -> Vec<u8> {
+        let mut new = Vec::with_capacity(self.parts.len() * width);
+        let mut sums = vec![0; width];
+        for (first, weights) in &self.parts {
+            sums.fill(HALF);
+            for (row, weight) in old[first * width..].chunks_exact(width).zip(weights) {
+                for (sum, &value) in sums.iter_mut().zip(row) {
+                    *sum += i32::from(value) * weight;
+                }
+            }
+            new.extend(sums.iter().copied().map(rounded));
         }
         new
     }
+}
+
+/// One half in fixed point, with which sums begin in order to be rounded.
+const HALF: i32 = 1 << (PRECISION - 1);
+
+fn rounded(sum: i32) -> u8 {
+    (sum >> PRECISION).clamp(0, 255) as u8
 }

@@ -7,7 +7,7 @@ use burn::{
 };
 
 use super::VisionConfig;
-use crate::{YuanConfig, norm::RmsNorm};
+use crate::{YuanConfig, attention::project, norm::RmsNorm};
 
 /// Four patches become one row of the language model:
 /// `RMSNorm(W_down (silu(W_up x) ⊙ W_gate x))`, with `SiLU` on *up*.
@@ -40,8 +40,8 @@ impl Projector {
 
     /// Rows `[tiles, tokens, 4 · width]` → `[tiles, tokens, hidden]`, and the same before the norm.
     pub fn forward(&self, x: Tensor<3>) -> [Tensor<3>; 2] {
-        let inner = silu(self.up.forward(x.clone())) * self.gate.forward(x);
-        let rows = self.down.forward(inner);
+        let inner = silu(project(&self.up, x.clone())) * project(&self.gate, x);
+        let rows = project(&self.down, inner);
         [self.norm.forward(rows.clone()), rows]
     }
 }

@@ -2,12 +2,12 @@
 
 use burn::{
     module::{Initializer, Module, Param},
-    nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig},
-    tensor::{Device, Tensor, TensorData, activation::softmax},
+    nn::{Linear, LinearConfig},
+    tensor::{Device, FloatDType, Tensor, TensorData},
 };
 
 use super::{VisionConfig, VisionNormType, cubic::cubic};
-use crate::{ConfigError, norm::RmsNorm};
+use crate::{ConfigError, attention::project, norm::RmsNorm, ops};
 
 /// An `InternViT` tower.
 ///
@@ -44,6 +44,29 @@ pub struct VisionTower {
     config: VisionConfig,
 }
 
+/// `γ ⊙ (x − mean(x)) / sqrt(var(x) + ε) + β` over the last axis, computed in f32.
+#[derive(Module, Debug)]
+pub struct LayerNorm {
+    /// γ, `[width]`, initially one.
+    pub gamma: Param<Tensor<1>>,
+    /// β, `[width]`, initially zero.
+    pub beta: Param<Tensor<1>>,
+    epsilon: f64,
+}
+
+impl LayerNorm {
+    fn new(width: usize, epsilon: f64, device: &Device) -> Self {
+        let (gamma, beta) = (Initializer::Ones, Initializer::Zeros);
+        Self { gamma: gamma.init([width], device), beta: beta.init([width], device), epsilon }
+    }
+
+    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let [gamma, beta] =
+            [&self.gamma, &self.beta].map(|param| param.val().cast(FloatDType::F32));
+        on_rows(x, |x| ops::layer_norm(x, gamma, beta, self.epsilon))
+    }
+}
+
 /// A norm by its kind.
 #[derive(Module, Debug)]
 pub struct VisionNorm {
@@ -58,8 +81,7 @@ impl VisionNorm {
         let (width, epsilon) = (config.hidden_size, config.layer_norm_eps);
         match config.norm_type {
             VisionNormType::LayerNorm => {
-                let norm = LayerNormConfig::new(width).with_epsilon(epsilon).init(device);
-                Self { layer: Some(norm), rms: None }
+                Self { layer: Some(LayerNorm::new(width, epsilon, device)), rms: None }
             }
             VisionNormType::RmsNorm => {
                 Self { layer: None, rms: Some(RmsNorm::new(width, epsilon, device)) }
@@ -133,30 +155,24 @@ impl VisionBlock {
 
     /// `[tiles, tokens, width]` → the same.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let scaled = |x: Tensor<3>, scale: &Param<Tensor<1>>| x * scale.val().unsqueeze();
         let attended = self.attend(self.norm1.forward(x.clone()));
-        let x = x + scaled(attended, &self.ls1);
-        let inner = gelu(self.fc1.forward(self.norm2.forward(x.clone())));
-        x + scaled(self.fc2.forward(inner), &self.ls2)
+        let x = add_scaled(x, attended, &self.ls1);
+        let inner = on_rows(linear(&self.fc1, self.norm2.forward(x.clone())), ops::gelu);
+        add_scaled(x, linear(&self.fc2, inner), &self.ls2)
     }
 
     fn attend(&self, x: Tensor<3>) -> Tensor<3> {
-        let [tiles, tokens, width] = x.dims();
-        let qkv = self.qkv.forward(x);
+        let width = x.dims()[2];
+        let qkv = linear(&self.qkv, x);
         let part = |index: usize| qkv.clone().slice_dim(2, index * width..(index + 1) * width);
-        let normed = |x: Tensor<3>, norm: &Option<RmsNorm>| match norm {
-            Some(norm) => norm.forward(x),
-            None => x,
+        let qkv = match (&self.q_norm, &self.k_norm) {
+            (Some(q_norm), Some(k_norm)) => {
+                let (query, key) = (q_norm.forward(part(0)), k_norm.forward(part(1)));
+                Tensor::cat(vec![query, key, part(2)], 2)
+            }
+            _ => qkv,
         };
-        let (q, k) = (normed(part(0), &self.q_norm), normed(part(1), &self.k_norm));
-        let by_head = |x: Tensor<3>| {
-            x.reshape([tiles, tokens, self.heads, width / self.heads]).swap_dims(1, 2)
-        };
-        let [q, k, v] = [q, k, part(2)].map(by_head);
-        let scale = 1.0 / ((width / self.heads) as f64).sqrt();
-        let weights = softmax(q.mul_scalar(scale).matmul(k.swap_dims(2, 3)), 3);
-        let attended = weights.matmul(v).swap_dims(1, 2).reshape([tiles, tokens, width]);
-        self.proj.forward(attended)
+        linear(&self.proj, ops::full_attention(qkv, self.heads))
     }
 }
 
@@ -188,7 +204,8 @@ impl VisionTower {
     }
 
     /// Tokens of tiles `[tiles, channels, height, width]` before the first block: `[tiles, 1 + patches,
-    /// width]`, the class token first, patches row by row.
+    /// width]`, the class token first, patches row by row. The type of the pixels is the one that the
+    /// tower computes in.
     ///
     /// # Panics
     ///
@@ -205,8 +222,11 @@ impl VisionTower {
             .reshape([tiles, channels, rows, patch, columns, patch])
             .permute([0, 2, 4, 1, 3, 5])
             .reshape([tiles, rows * columns, channels * patch * patch]);
-        let class = self.class_embedding.val().expand([tiles, 1, self.config.hidden_size]);
-        Tensor::cat(vec![class, self.patch.forward(patches)], 1) + self.positions(rows, columns)
+        let dtype = FloatDType::from(patches.dtype());
+        let class = self.class_embedding.val().cast(dtype);
+        let class = class.expand([tiles, 1, self.config.hidden_size]);
+        let tokens = Tensor::cat(vec![class, linear(&self.patch, patches)], 1);
+        tokens + self.positions(rows, columns).cast(dtype)
     }
 
     /// Positions of a grid of patches, `[1, 1 + rows · columns, width]`: those of a tile, or stretched
@@ -241,10 +261,27 @@ impl VisionTower {
     }
 }
 
-/// `x · Φ(x)`; the gradient of Burn's own is that of an approximation on some backends.
-fn gelu(x: Tensor<3>) -> Tensor<3> {
-    let half = x.clone().mul_scalar(0.5);
-    half * x.mul_scalar(std::f64::consts::FRAC_1_SQRT_2).erf().add_scalar(1.0)
+/// A product with a bias, if there is one, in the type of `x`.
+fn linear(linear: &Linear, x: Tensor<3>) -> Tensor<3> {
+    let dtype = FloatDType::from(x.dtype());
+    let product = project(linear, x);
+    match &linear.bias {
+        Some(bias) => on_rows(product, |x| ops::add_bias(x, bias.val().cast(dtype))),
+        None => product,
+    }
+}
+
+/// `x + branch ⊙ scale`.
+fn add_scaled(x: Tensor<3>, branch: Tensor<3>, scale: &Param<Tensor<1>>) -> Tensor<3> {
+    let scale = scale.val().cast(FloatDType::from(x.dtype()));
+    let branch = branch.flatten(0, 1);
+    on_rows(x, |x| ops::add_scaled(x, branch, scale))
+}
+
+/// An operation on the tokens of all tiles, `[tiles, tokens, width]`, as rows.
+fn on_rows(x: Tensor<3>, operation: impl FnOnce(Tensor<2>) -> Tensor<2>) -> Tensor<3> {
+    let [tiles, tokens, width] = x.dims();
+    operation(x.reshape([tiles * tokens, width])).reshape([tiles, tokens, width])
 }
 
 /// Weights of cubic convolution (Keys 1981, a = −0.75) from `from` values to `to`, by the middles of

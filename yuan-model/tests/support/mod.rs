@@ -19,6 +19,8 @@ use yuan_model::{
     named,
 };
 
+pub mod multimodal;
+
 /// Devices that the tests run on: `YUAN_DEVICE` names them (`flex,wgpu`), otherwise both CPU
 /// backends.
 pub fn devices() -> Vec<(String, Device)> {

@@ -81,6 +81,7 @@ impl Keys<'_> {
             logit_scale: self.number("logit_scale")?.unwrap_or(1.0),
             isolate_documents: self.flag("reset_attention_mask")?.unwrap_or(false),
             tokens: self.tokens()?,
+            images: None,
         })
     }
 

@@ -43,6 +43,11 @@ impl<'a> Matrix<'a> {
         }
     }
 
+    /// Rows of `columns` values that begin `pitch` values apart.
+    pub(super) fn strided(values: &'a [f32], rows: usize, columns: usize, pitch: usize) -> Self {
+        Self { values, rows, columns, strides: [pitch as isize, 1] }
+    }
+
     /// Some neighbouring rows.
     pub(super) fn rows(self, rows: Range<usize>) -> Self {
         let from = rows.start * usize::try_from(self.strides[0]).expect("strides are positive");
@@ -59,6 +64,21 @@ impl<'a> Matrix<'a> {
     pub(super) fn transposed(self) -> Self {
         let [row, column] = self.strides;
         Self { rows: self.columns, columns: self.rows, strides: [column, row], ..self }
+    }
+
+    /// `self · right`, row by row.
+    pub(super) fn product(self, right: Matrix) -> Vec<f32> {
+        let count = self.rows * right.columns;
+        if self.columns == 0 {
+            return vec![0.0; count];
+        }
+        let mut out = Vec::with_capacity(count);
+        // SAFETY: the product writes all these elements, for which there is room, and reads none.
+        unsafe {
+            multiply_to(out.as_mut_ptr(), count, self, right, false);
+            out.set_len(count);
+        }
+        out
     }
 
     /// `out = self · right`, row by row.
@@ -86,8 +106,18 @@ impl<'a> Matrix<'a> {
 const PARALLEL: usize = 192 * 192 * 192;
 
 fn multiply(out: &mut [f32], left: Matrix, right: Matrix, add: bool) {
+    // SAFETY: the elements are those of a slice.
+    unsafe { multiply_to(out.as_mut_ptr(), out.len(), left, right, add) }
+}
+
+/// Writes a product, or adds it to what is there.
+///
+/// # Safety
+///
+/// `out` must have room for `count` elements, and hold them if the product is added.
+unsafe fn multiply_to(out: *mut f32, count: usize, left: Matrix, right: Matrix, add: bool) {
     let (m, k, n) = (left.rows, left.columns, right.columns);
-    assert!(k == right.rows && out.len() == m * n, "shapes of a product");
+    assert!(k == right.rows && count == m * n, "shapes of a product");
     assert!(
         left.extent() <= left.values.len() && right.extent() <= right.values.len(),
         "operands in memory"
@@ -95,13 +125,14 @@ fn multiply(out: &mut [f32], left: Matrix, right: Matrix, add: bool) {
     let parallelism =
         if m * n * k >= PARALLEL { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None };
     let ([left_row, left_column], [right_row, right_column]) = (left.strides, right.strides);
-    // SAFETY: both operands and the result lie within their slices, as checked above.
+    // SAFETY: both operands lie within their slices, as checked above, and the caller vouches for the
+    // result.
     unsafe {
         gemm::gemm(
             m,
             n,
             k,
-            out.as_mut_ptr(),
+            out,
             1,
             n as isize,
             add,

@@ -1,0 +1,217 @@
+//! Operations of the image tower.
+
+use burn::backend::TensorMetadata;
+use rayon::prelude::*;
+
+use super::{Float, empty, numeric::exp, tensor};
+
+/// Elements that one task takes.
+const CHUNK: usize = 1 << 13;
+/// Rows whose sums form one partial sum of a gradient.
+const BLOCK: usize = 64;
+
+/// Φ(x) and the density φ(x) · √(2π), by formula 7.1.26 of Abramowitz and Stegun, which is within
+/// 1.5e-7.
+#[inline(always)]
+fn normal(x: f32) -> (f32, f32) {
+    let density = exp(-0.5 * x * x);
+    let t = 1.0 / (1.0 + 0.327_591_1 * std::f32::consts::FRAC_1_SQRT_2 * x.abs());
+    let p = 1.061_405_4_f32;
+    let p = p * t - 1.453_152;
+    let p = p * t + 1.421_413_7;
+    let p = p * t - 0.284_496_74;
+    let p = p * t + 0.254_829_6;
+    let upper = 0.5 * p * t * density;
+    (if x < 0.0 { upper } else { 1.0 - upper }, density)
+}
+
+pub(super) fn gelu(x: &Float) -> Option<Float> {
+    let input = x.as_slice::<f32>()?;
+    let mut output = empty(x.shape().dims::<2>());
+    let chunks = output.storage_mut::<f32>().par_chunks_mut(CHUNK).zip(input.par_chunks(CHUNK));
+    chunks.for_each(|(out, x)| {
+        out.iter_mut().zip(x).for_each(|(out, &x)| *out = x * normal(x).0);
+    });
+    Some(output)
+}
+
+pub(super) fn gelu_backward(x: &Float, grad: &Float) -> Option<Float> {
+    /// 1 / √(2π)
+    const SCALE: f32 = 0.398_942_3;
+    let (input, grads) = (x.as_slice::<f32>()?, grad.as_slice::<f32>()?);
+    let mut output = empty(x.shape().dims::<2>());
+    let chunks = output.storage_mut::<f32>().par_chunks_mut(CHUNK).zip(input.par_chunks(CHUNK));
+    chunks.zip(grads.par_chunks(CHUNK)).for_each(|((out, x), grad)| {
+        for ((out, &x), grad) in out.iter_mut().zip(x).zip(grad) {
+            let (distribution, density) = normal(x);
+            *out = grad * (distribution + x * density * SCALE);
+        }
+    });
+    Some(output)
+}
+
+/// Mean, and inverse of the deviation.
+fn moments(x: &[f32], epsilon: f64) -> (f32, f32) {
+    let lanes = |value: &dyn Fn(f32) -> f32| {
+        let (chunks, rest) = x.as_chunks::<8>();
+        let mut lanes = [0.0; 8];
+        for chunk in chunks {
+            for i in 0..8 {
+                lanes[i] += value(chunk[i]);
+            }
+        }
+        lanes.iter().sum::<f32>() + rest.iter().map(|&x| value(x)).sum::<f32>()
+    };
+    let mean = lanes(&|x| x) / x.len() as f32;
+    let variance = lanes(&|x| (x - mean) * (x - mean)) / x.len() as f32;
+    (mean, 1.0 / (variance + epsilon as f32).sqrt())
+}
+
+pub(super) fn layer_norm(x: &Float, weight: &Float, bias: &Float, epsilon: f64) -> Option<Float> {
+    let (input, weight, bias) =
+        (x.as_slice::<f32>()?, weight.as_slice::<f32>()?, bias.as_slice::<f32>()?);
+    let [rows, width] = x.shape().dims();
+    let mut output = empty([rows, width]);
+    let pairs = output
+        .storage_mut::<f32>()
+        .par_chunks_mut(width.max(1))
+        .zip(input.par_chunks(width.max(1)));
+    pairs.with_min_len(16).for_each(|(out, x)| {
+        let (mean, inverse) = moments(x, epsilon);
+        for i in 0..width {
+            out[i] = (x[i] - mean) * inverse * weight[i] + bias[i];
+        }
+    });
+    Some(output)
+}
+
+pub(super) fn layer_norm_backward(
+    x: &Float,
+    weight: &Float,
+    grad: &Float,
+    epsilon: f64,
+) -> Option<[Float; 3]> {
+    let (input, weight, grads) =
+        (x.as_slice::<f32>()?, weight.as_slice::<f32>()?, grad.as_slice::<f32>()?);
+    let [rows, width] = x.shape().dims();
+    let block = (BLOCK * width).max(1);
+    let mut d_x = empty([rows, width]);
+    let blocks = d_x
+        .storage_mut::<f32>()
+        .par_chunks_mut(block)
+        .zip(input.par_chunks(block))
+        .zip(grads.par_chunks(block));
+    let partial: Vec<[Vec<f32>; 2]> = blocks
+        .map(|((d_x, x), grad)| {
+            let [mut d_weight, mut d_bias] = [vec![0.0; width], vec![0.0; width]];
+            let rows = d_x.chunks_mut(width).zip(x.chunks(width)).zip(grad.chunks(width));
+            for ((d_x, x), grad) in rows {
+                let (mean, inverse) = moments(x, epsilon);
+                let [mut of_grad, mut along] = [[0.0_f32; 8]; 2];
+                for i in 0..width {
+                    let (normed, scaled) = ((x[i] - mean) * inverse, grad[i] * weight[i]);
+                    d_weight[i] += grad[i] * normed;
+                    d_bias[i] += grad[i];
+                    of_grad[i % 8] += scaled;
+                    along[i % 8] += scaled * normed;
+                }
+                let [of_grad, along] =
+                    [of_grad, along].map(|lanes| lanes.iter().sum::<f32>() / width as f32);
+                for i in 0..width {
+                    let normed = (x[i] - mean) * inverse;
+                    d_x[i] = inverse * (grad[i] * weight[i] - of_grad - normed * along);
+                }
+            }
+            [d_weight, d_bias]
+        })
+        .collect();
+    let [weights, biases] =
+        [0, 1].map(|part| summed(partial.iter().map(|sums| &sums[part]), width));
+    Some([d_x, weights, biases])
+}
+
+/// Partial sums added up in their order.
+fn summed<'a>(partial: impl Iterator<Item = &'a Vec<f32>>, width: usize) -> Float {
+    let mut sums = vec![0.0; width];
+    for partial in partial {
+        sums.iter_mut().zip(partial).for_each(|(sum, partial)| *sum += partial);
+    }
+    tensor(sums, [width])
+}
+
+pub(super) fn add_bias(x: &Float, bias: &Float) -> Option<Float> {
+    let (input, bias) = (x.as_slice::<f32>()?, bias.as_slice::<f32>()?);
+    let [rows, width] = x.shape().dims();
+    let mut output = empty([rows, width]);
+    let pairs = output
+        .storage_mut::<f32>()
+        .par_chunks_mut(width.max(1))
+        .zip(input.par_chunks(width.max(1)));
+    pairs.with_min_len(16).for_each(|(out, x)| {
+        for i in 0..width {
+            out[i] = x[i] + bias[i];
+        }
+    });
+    Some(output)
+}
+
+pub(super) fn sum_rows(grad: &Float) -> Option<Float> {
+    let (grads, width) = (grad.as_slice::<f32>()?, grad.shape()[1]);
+    let sum = |block: &[f32]| {
+        let mut sum = vec![0.0; width];
+        for row in block.chunks(width) {
+            sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+        }
+        sum
+    };
+    let partial: Vec<Vec<f32>> = grads.par_chunks((BLOCK * width).max(1)).map(sum).collect();
+    Some(summed(partial.iter(), width))
+}
+
+pub(super) fn add_scaled(x: &Float, branch: &Float, scale: &Float) -> Option<Float> {
+    let (input, branch, scale) =
+        (x.as_slice::<f32>()?, branch.as_slice::<f32>()?, scale.as_slice::<f32>()?);
+    let [rows, width] = x.shape().dims();
+    let mut output = empty([rows, width]);
+    let pairs = output
+        .storage_mut::<f32>()
+        .par_chunks_mut(width.max(1))
+        .zip(input.par_chunks(width.max(1)));
+    pairs.zip(branch.par_chunks(width.max(1))).with_min_len(16).for_each(|((out, x), branch)| {
+        for i in 0..width {
+            out[i] = x[i] + branch[i] * scale[i];
+        }
+    });
+    Some(output)
+}
+
+pub(super) fn add_scaled_backward(
+    branch: &Float,
+    scale: &Float,
+    grad: &Float,
+) -> Option<(Float, Float)> {
+    let (input, scale, grads) =
+        (branch.as_slice::<f32>()?, scale.as_slice::<f32>()?, grad.as_slice::<f32>()?);
+    let [rows, width] = branch.shape().dims();
+    let block = (BLOCK * width).max(1);
+    let mut d_branch = empty([rows, width]);
+    let blocks = d_branch
+        .storage_mut::<f32>()
+        .par_chunks_mut(block)
+        .zip(input.par_chunks(block))
+        .zip(grads.par_chunks(block));
+    let partial: Vec<Vec<f32>> = blocks
+        .map(|((d_branch, branch), grad)| {
+            let mut d_scale = vec![0.0; width];
+            let rows = d_branch.chunks_mut(width).zip(branch.chunks(width));
+            for ((d_branch, branch), grad) in rows.zip(grad.chunks(width)) {
+                for i in 0..width {
+                    d_branch[i] = grad[i] * scale[i];
+                    d_scale[i] += grad[i] * branch[i];
+                }
+            }
+            d_scale
+        })
+        .collect();
+    Some((d_branch, summed(partial.iter(), width)))
+}
