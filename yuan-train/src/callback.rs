@@ -14,6 +14,7 @@ use crate::{Context, Event, StepMetrics, TrainError};
 pub(crate) mod balance_bias;
 pub(crate) mod context;
 pub(crate) mod display;
+pub(crate) mod image_loads;
 pub(crate) mod metrics_file;
 pub(crate) mod prune_experts;
 pub(crate) mod schedule;

@@ -5,10 +5,12 @@ use yuan_model::{BalanceLosses, Precision};
 
 use crate::{AdamWConfig, LaepConfig, StepWork, TrainError, Trigger};
 
+pub(crate) mod freeze;
 pub(crate) mod laep;
 pub(crate) mod learns;
 pub(crate) mod schedule;
 
+use freeze::Freeze;
 use learns::Learns;
 use schedule::Schedule;
 
@@ -35,6 +37,9 @@ pub struct TrainConfig {
     /// Which parameters learn.
     #[serde(default)]
     pub learns: Learns,
+    /// Parts of a multimodal model that stay as they are.
+    #[serde(default)]
+    pub freeze: Freeze,
     /// Settings of the optimizer.
     #[serde(flatten)]
     pub optimizer: AdamWConfig,
@@ -97,6 +102,7 @@ impl Default for TrainConfig {
             warmup_steps: 20,
             schedule: Schedule::Cosine,
             learns: Learns::All,
+            freeze: Freeze::default(),
             optimizer: AdamWConfig::default(),
             clip_norm: 1.0,
             seed: 0,

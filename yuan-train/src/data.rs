@@ -8,6 +8,8 @@ mod batches;
 #[cfg(feature = "chat")]
 mod conversations;
 mod packed;
+#[cfg(feature = "images")]
+mod pages;
 mod rows;
 mod sets;
 
@@ -17,5 +19,9 @@ pub(crate) use conversations::Conversations;
 #[cfg(feature = "chat")]
 pub use conversations::{ChatFiles, ConversationCounts};
 pub use packed::PackedRows;
+#[cfg(feature = "images")]
+pub(crate) use pages::write_pages;
+#[cfg(feature = "images")]
+pub use pages::{ImageSource, PageCounts, PageFiles, PageRows, PageSettings};
 pub use rows::{MemoryRows, Row, RowSource, TokenRows};
 pub use sets::{DataKind, DataSet, DataSets, Streams, WeightedPath};

@@ -91,7 +91,7 @@ fn problems_of_data(run_dir: &Path, run: &Run, verify: bool) -> Vec<Problem> {
             Err(error) => problems.push(Problem::new(error.to_string(), remedy)),
         }
     }
-    for set in sets.filter(|set| set.kind == DataKind::Conversations) {
+    for set in sets.filter(|set| set.kind != DataKind::Text) {
         let path = set.directory(run_dir).join("train.bin");
         let found = match verify {
             true => Checksum::of_file(&path).map(|found| found == set.checksum),

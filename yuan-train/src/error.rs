@@ -248,6 +248,16 @@ pub enum TrainError {
     /// A model could not be cut or filled.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// A part of a multimodal model is to stay as it is, and the model is none.
+    #[error("freeze: the model sees no images, so it has no parts to freeze")]
+    NothingToFreeze,
+    /// Over ranks, some rows of a step have images and others have none.
+    #[error("over ranks every row of a step must have an image, or none of them one")]
+    RowWithoutImage,
+    /// An image cannot be read.
+    #[cfg(feature = "images")]
+    #[error(transparent)]
+    Picture(#[from] yuan_model::vision::PictureError),
     /// A plan could not be made or does not fit.
     #[error(transparent)]
     Plan(#[from] PlanError),

@@ -34,6 +34,9 @@ pub struct StepMetrics {
     /// instead.
     #[serde(skip)]
     pub loads: Vec<LayerLoad>,
+    /// The same of the rows of images alone; empty without images.
+    #[serde(skip)]
+    pub image_loads: Vec<LayerLoad>,
 }
 
 /// What happened in a run; one line of the metrics file each.
@@ -85,6 +88,17 @@ pub enum Event {
         statistics: Vec<LoadStatistics>,
         /// How much every layer moved, once there are enough windows.
         stability: Option<Vec<LayerStability>>,
+    },
+    /// A window of expert loads is complete, those of images and of text apart.
+    ImageLoad {
+        /// Steps completed.
+        step: u64,
+        /// Steps that were summed.
+        window_steps: u64,
+        /// Rows of images per expert of every layer.
+        images: Vec<LayerLoad>,
+        /// All other tokens per expert of every layer.
+        text: Vec<LayerLoad>,
     },
     /// A layer changed between the paper's two phases of expert load.
     Phase {
@@ -200,6 +214,7 @@ impl Event {
             | Self::Skip { step, .. }
             | Self::Validation { step, .. }
             | Self::Load { step, .. }
+            | Self::ImageLoad { step, .. }
             | Self::Phase { step, .. }
             | Self::Prune { step, .. }
             | Self::Rearrange { step, .. }

@@ -22,7 +22,11 @@ use yuan_model::{
     named, ops,
 };
 
-use crate::Learns;
+use crate::Freeze;
+
+mod images;
+
+use images::SeenImages;
 
 /// How a loss is computed.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -34,6 +38,8 @@ pub struct LossOptions {
     /// Keep the inputs of the layers only and compute each layer again for its gradients; the
     /// number seeds dropout.
     pub recompute: Option<u64>,
+    /// Parts of a multimodal model for which no gradient is wanted.
+    pub freeze: Freeze,
 }
 
 /// What goes with a pass through a model, forward and back.
@@ -67,13 +73,14 @@ pub(crate) fn of_loss<M: Module>(
 pub(crate) fn of_learning<M: Module>(
     model: &M,
     gradients: GradientsParams,
-    learns: Learns,
+    learns: impl Fn(&str) -> bool,
 ) -> GradientsParams {
-    if learns == Learns::All {
+    let names = named::parameter_names(model).into_iter();
+    let others: HashSet<ParamId> =
+        names.filter(|name| !learns(&name.path)).map(|name| name.id).collect();
+    if others.is_empty() {
         return gradients;
     }
-    let names = named::parameter_names(model).into_iter();
-    let others = names.filter(|name| !learns.includes(&name.path)).map(|name| name.id).collect();
     let mut drop = DropGradients { gradients, others };
     model.visit(&mut drop);
     drop.gradients
@@ -102,8 +109,17 @@ pub(crate) fn of_layers(
     pass: &mut dyn Pass,
 ) -> LossOutput {
     let inputs = model.inputs(batch);
+    let frozen = options.freeze.language.then(|| without_language_gradients(model));
+    let model = frozen.as_ref().unwrap_or(model);
+    if let Some(encoder) = model.images.as_ref().filter(|_| inputs.images().is_some()) {
+        pass.before(&list_param_ids(encoder));
+    }
+    let dtype = options.precision.dtype();
+    let again = options.recompute.is_some();
+    let images = SeenImages::forward(model, &inputs, dtype, options.freeze, again);
     pass.before(&list_param_ids(&model.embedding));
-    let embedded = model.embed_inputs(&inputs, options.precision.dtype());
+    let rows = images.as_ref().map(|images| images.rows.clone());
+    let embedded = model.embed_inputs(&inputs, rows, dtype);
     let device = embedded.device();
     let layers = Layers { model, inputs: &inputs, balance: options.balance, device: &device };
 
@@ -113,13 +129,13 @@ pub(crate) fn of_layers(
     pass.before(&list_param_ids(&model.head));
     let loss = model.loss_of_hidden(last.clone(), &inputs);
     let output = sums.with_loss(loss.clone().inner());
-    let mut differentiate = |objective: Tensor<1>, input: Option<&Tensor<3>>| {
+    let mut differentiate = |objective: Tensor<1>, input: &Tensor<3>| {
         let mut gradients = objective.backward();
-        let of_input = input.and_then(|input| input.grad_remove(&mut gradients));
+        let of_input = input.grad_remove(&mut gradients);
         pass.take(GradientsParams::from_grads(gradients, model));
         of_input
     };
-    let mut above = differentiate(loss.mul_scalar(share), Some(&last));
+    let mut above = differentiate(loss.mul_scalar(share), &last);
     for (index, layer) in passed.into_iter().enumerate().rev() {
         let Layer { input, hidden, balance_loss } = match layer {
             Passed::Kept(layer) => layer,
@@ -135,12 +151,28 @@ pub(crate) fn of_layers(
                 None => return output,
             },
         };
-        above = differentiate(objective, Some(&input));
+        above = differentiate(objective, &input);
     }
-    if let Some(above) = above {
-        differentiate(ops::continue_backward(embedded, Tensor::from_inner(above)), None);
+    // Without images, a frozen language model has nothing left to learn.
+    let learns = images.is_some() || !options.freeze.language;
+    if let Some(above) = above.filter(|_| learns) {
+        let objective = ops::continue_backward(embedded, Tensor::from_inner(above));
+        let mut gradients = objective.backward();
+        let of_rows = images.as_ref().and_then(|images| images.rows.grad_remove(&mut gradients));
+        pass.take(GradientsParams::from_grads(gradients, model));
+        if let Some((images, of_rows)) = images.zip(of_rows) {
+            pass.take(images.backward(model, of_rows));
+        }
     }
     output
+}
+
+/// The model with parameters of the language model that want no gradient; that of what it was given
+/// flows through it all the same.
+fn without_language_gradients(model: &YuanModel) -> YuanModel {
+    let mut frozen = model.clone().no_grad();
+    frozen.images.clone_from(&model.images);
+    frozen
 }
 
 /// What every pass over a layer needs.

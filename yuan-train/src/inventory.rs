@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, path::Path};
 use serde::Serialize;
 use yuan_model::{
     YuanConfig,
-    hf::{self, Shards},
+    hf::{self, CheckpointError, Shards},
     storage::{StoredTensor, TensorFile},
 };
 
@@ -28,13 +28,13 @@ pub struct Inventory {
     pub experts_per_layer: Vec<usize>,
     /// Experts that each token visits.
     pub top_k: usize,
-    /// Parameters of the language model, by the configuration.
+    /// Parameters of the model, by the configuration.
     pub parameters: u64,
     /// Parameters that one token uses, embedding and head included.
     pub active_parameters: u64,
     /// Elements of all tensors.
     pub stored_elements: u64,
-    /// Tensors that are no parameters of the language model, such as a vision tower.
+    /// Tensors that are no parameters of the model, such as a vision tower.
     pub other_tensors: usize,
     /// What keeps it from being loaded, or a run from going on.
     pub problems: Vec<Problem>,
@@ -102,13 +102,18 @@ impl Inventory {
                 Ok(Self::new("run", &config, tensors.files(), problems, 0))
             }
             None => {
-                let (config, raw_config) = hf::read_config(path)?;
+                let (config, raw_config) = match hf::read_config(path) {
+                    // A tower of another kind is some tensors more.
+                    Err(CheckpointError::Config { .. }) => hf::read_language_config(path)?,
+                    read => read?,
+                };
                 let shards = Shards::open_headers(path)?;
+                let config = hf::config_of_files(config, &shards);
                 let problems = hf::problems(&config, &raw_config, &shards).into_iter();
                 let mut problems: Vec<_> =
                     problems.map(|problem| Problem::new(problem, REMEDY)).collect();
                 problems.extend(problems_of_text(path));
-                let others = hf::extras(&shards).count();
+                let others = hf::extras(&config, &raw_config, &shards).count();
                 Ok(Self::new("huggingface", &config, shards.files(), problems, others))
             }
         }
@@ -220,7 +225,7 @@ impl fmt::Display for Inventory {
         writeln!(f, "experts per layer  {}", runs(&self.experts_per_layer))?;
         writeln!(
             f,
-            "tensors            {tensors}, {} of them no parameters of the language model",
+            "tensors            {tensors}, {} of them no parameters of the model",
             self.other_tensors
         )?;
         for (name, entry) in &self.types {

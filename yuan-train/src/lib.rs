@@ -38,6 +38,7 @@ pub use callback::{
     balance_bias::BalanceBias,
     context::Context,
     display::Display,
+    image_loads::ImageLoads,
     metrics_file::MetricsFile,
     prune_experts::PruneExperts,
     schedule::{CheckpointEvery, ValidateEvery},
@@ -45,6 +46,7 @@ pub use callback::{
 pub use checkpoint::{Checkpoint, CheckpointState};
 pub use config::{
     TrainConfig,
+    freeze::Freeze,
     laep::{Guard, LaepConfig, Recovery, Trigger},
     learns::Learns,
     schedule::Schedule,

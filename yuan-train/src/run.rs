@@ -348,7 +348,12 @@ impl Run {
     ) -> Result<TrainConfig, TrainError> {
         let grid = ranks.map_or(Grid::ONE, Ranks::grid);
         let laep = &mut config.laep;
-        if laep.predict_speed && !laep.speed.as_ref().is_some_and(|speed| speed.is_of(grid)) {
+        // What the images of a batch cost is not predicted.
+        let is_known = self.model.images.is_none();
+        if is_known
+            && laep.predict_speed
+            && !laep.speed.as_ref().is_some_and(|speed| speed.is_of(grid))
+        {
             let work = config.work();
             config.laep.speed = Some(SpeedModel::measure(&self.model, device, ranks, work)?);
         }

@@ -8,7 +8,10 @@ use burn::{
     optim::GradientsParams,
     tensor::{Device, Int, Tensor, TensorData},
 };
-use yuan_model::{BalanceLosses, RouterType, YuanConfig, YuanModel, named};
+use yuan_model::{
+    BalanceLosses, BatchImages, RouterType, YuanConfig, YuanModel, named,
+    vision::{ImageConfig, VisionConfig},
+};
 use yuan_train::{Batch, LanguageModel, LossOptions, LossOutput, Precision};
 
 const VOCAB: usize = 50;
@@ -28,6 +31,19 @@ fn batch(device: &Device) -> Batch {
     // A document ends in the middle of each row.
     let position_ids = tensor((0..36).map(|i| (i % 12) % 7).collect());
     Batch::new(tokens(0), tokens(1), position_ids)
+}
+
+/// The same rows, each with nine tiles of a row of the model: more than go through the tower at once.
+fn batch_with_images(device: &Device) -> Batch {
+    let values: Vec<f32> = (0..27 * 3 * 8 * 8).map(|i| (i * i % 97) as f32 / 30.0 - 1.5).collect();
+    let tiles = Tensor::from_data(TensorData::new(values, [27, 3, 8, 8]), device);
+    let places = (0..3).flat_map(|row| (1..10).map(move |at| row * 12 + at)).collect();
+    batch(device).with_images(BatchImages { tiles, places })
+}
+
+fn images() -> ImageConfig {
+    let tiny = ImageConfig::tiny(0);
+    ImageConfig { tower: VisionConfig { image_size: 8, patch_size: 4, ..tiny.tower }, ..tiny }
 }
 
 /// Gradients of all parameters, in order.
@@ -60,10 +76,12 @@ fn loss_gradients_and_loads_are_the_same() {
     let device = Device::flex().autodiff();
     let balance = BalanceLosses { auxiliary: 0.3, sequence: 0.2, router_z: 0.1 };
     for router_type in [RouterType::Linear, RouterType::Attention] {
-        for (balance, precision, reset) in [
-            (BalanceLosses::default(), Precision::F32, false),
-            (balance, Precision::F32, true),
-            (balance, Precision::Bf16, false),
+        for (balance, precision, reset, sees) in [
+            (BalanceLosses::default(), Precision::F32, false, false),
+            (balance, Precision::F32, true, false),
+            (balance, Precision::Bf16, false, false),
+            (balance, Precision::F32, false, true),
+            (balance, Precision::Bf16, false, true),
         ] {
             let config = YuanConfig {
                 router_type,
@@ -71,18 +89,21 @@ fn loss_gradients_and_loads_are_the_same() {
                 filter_bias: true,
                 init_std: 0.2,
                 experts_per_layer: vec![8, 5, 3],
+                images: sees.then(images),
                 ..YuanConfig::tiny(VOCAB)
             };
+            let batch = if sees { batch_with_images } else { batch };
             device.seed(5);
             let model = named::initialized(YuanModel::new(&config, &device).unwrap());
             let run = |recompute| {
-                let options = LossOptions { balance, precision, recompute };
+                let options =
+                    LossOptions { balance, precision, recompute, ..LossOptions::default() };
                 let (output, found) =
                     model.loss_and_gradients(batch(&device), options, 0.5).unwrap();
                 (numbers(&output), gradients(&model, &found))
             };
             // One graph of all layers, which nothing cuts.
-            let options = LossOptions { balance, precision, recompute: None };
+            let options = LossOptions { balance, precision, ..LossOptions::default() };
             let whole = LanguageModel::loss(&model, batch(&device), options).unwrap();
             let kept = numbers(&whole);
             let objective = match whole.balance_loss {
@@ -92,7 +113,7 @@ fn loss_gradients_and_loads_are_the_same() {
             let grads = objective.mul_scalar(0.5).backward();
             let kept_gradients = gradients(&model, &GradientsParams::from_grads(grads, &model));
             for (again, again_gradients) in [run(None), run(Some(1))] {
-                let what = format!("{router_type:?} {precision:?}");
+                let what = format!("{router_type:?} {precision:?} {sees}");
                 assert_eq!(again.2, kept.2, "{what}: tokens per expert, counted once");
                 assert_eq!(again.0, kept.0, "{what}: loss");
                 // Losses of layers are added up in another order.

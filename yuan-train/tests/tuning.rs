@@ -46,7 +46,6 @@ impl RowSource for Unequal {
         let answer = [1, 11, 2, 1, 9, 1, 3, 5][place as usize % 8];
         let padding_from = ROW - [0, 0, 7, 3][place as usize % 4];
         Ok(Row {
-            set: 0,
             input_ids: (0..ROW).map(token).collect(),
             labels: (1..=ROW).map(token).collect(),
             position_ids: (0..ROW as u32).collect(),
@@ -54,6 +53,7 @@ impl RowSource for Unequal {
                 (0..ROW).map(|at| at + answer >= padding_from && at < padding_from).collect(),
             ),
             padding_from,
+            ..Row::default()
         })
     }
 }

@@ -8,8 +8,9 @@ use std::{
     thread,
 };
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
-use yuan_model::LossMask;
+use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
+use rayon::prelude::*;
+use yuan_model::{BatchImages, LossMask, vision::pixels_of};
 
 use super::{MemoryRows, Row, RowSource};
 use crate::{Batch, TrainError};
@@ -115,7 +116,8 @@ impl Ahead {
 }
 
 fn rows_of(source: &dyn RowSource, place: u64, count: usize) -> Result<Vec<Row>, TrainError> {
-    (place..place + count as u64).map(|place| source.row(place)).collect()
+    // What takes time in a row, decoding its images, is spread over the cores.
+    (place..place + count as u64).into_par_iter().map(|place| source.row(place)).collect()
 }
 
 /// Rows, all of one length, as a batch on a device.
@@ -130,6 +132,10 @@ pub fn batch_of(rows: &[Row], device: &Device) -> Batch {
         tensor(|row| &row.labels),
         tensor(|row| &row.position_ids),
     );
+    let batch = match images_of(rows, device) {
+        Some(images) => batch.with_images(images),
+        None => batch,
+    };
     if rows.iter().all(|row| row.learnt.is_none()) {
         return batch;
     }
@@ -139,6 +145,19 @@ pub fn batch_of(rows: &[Row], device: &Device) -> Batch {
     let fills = |row: &Row| (0..row.labels.len()).map(|at| at >= row.padding_from).collect();
     let padding: Vec<Vec<bool>> = rows.iter().map(fills).collect();
     batch.with_mask(LossMask::new(&learnt, &padding, device))
+}
+
+/// The images of all rows, if there are any.
+fn images_of(rows: &[Row], device: &Device) -> Option<BatchImages> {
+    let mut tiles = rows.iter().flat_map(|row| &row.tiles).peekable();
+    tiles.peek()?;
+    let tiles = pixels_of(tiles, FloatDType::F32, device);
+    let mut places = Vec::new();
+    for (number, row) in rows.iter().enumerate() {
+        let start = number * row.input_ids.len();
+        places.extend(row.image_places.iter().map(|place| start + place));
+    }
+    Some(BatchImages { tiles, places })
 }
 
 #[cfg(test)]

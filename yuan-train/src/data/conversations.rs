@@ -199,6 +199,9 @@ fn behind_separators(tokens: Vec<u32>, eod: u32, separator: u32) -> Conversation
 
 /// The messages of a line, or why it has none.
 fn messages_of(value: &Value) -> Result<Vec<Message>, &'static str> {
+    if ["image", "images"].iter().any(|key| value.get(key).is_some()) {
+        return Err("lines with images, which the first line of the file has none of");
+    }
     let text = |value: &Value| value.as_str().map(str::to_owned);
     if let (Some(prompt), Some(response)) = (text(&value["prompt"]), text(&value["response"])) {
         return Ok(vec![Message::new("user", prompt), Message::new("assistant", response)]);

@@ -89,12 +89,10 @@ impl RowSource for PackedRows {
     fn row(&self, place: u64) -> Result<Row, TrainError> {
         let number = place_in_epoch(place, self.num_rows(), self.seed) as usize;
         let mut row = Row {
-            set: 0,
             input_ids: Vec::with_capacity(self.row_len),
             labels: Vec::with_capacity(self.row_len),
             position_ids: Vec::with_capacity(self.row_len),
-            learnt: None,
-            padding_from: 0,
+            ..Row::default()
         };
         let mut mask = Vec::with_capacity(self.row_len);
         for &conversation in &self.rows[number] {
@@ -119,7 +117,10 @@ impl RowSource for PackedRows {
 }
 
 /// The tokens of a conversation.
-fn range_of(file: &TokenFile, conversation: usize) -> Result<std::ops::Range<u64>, TrainError> {
+pub(super) fn range_of(
+    file: &TokenFile,
+    conversation: usize,
+) -> Result<std::ops::Range<u64>, TrainError> {
     let sequences = file.document(conversation)?;
     if sequences.is_empty() {
         return Ok(0..0);
@@ -130,7 +131,7 @@ fn range_of(file: &TokenFile, conversation: usize) -> Result<std::ops::Range<u64
 
 /// Puts items of these lengths into rows of `room`; the items of every row, and how many are longer
 /// than a row.
-fn best_fit(lengths: &[usize], room: usize) -> (Vec<Vec<u32>>, usize) {
+pub(super) fn best_fit(lengths: &[usize], room: usize) -> (Vec<Vec<u32>>, usize) {
     let fitting = (0..lengths.len() as u32).filter(|&item| {
         let length = lengths[item as usize];
         length > 0 && length <= room

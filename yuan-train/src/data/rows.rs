@@ -1,12 +1,12 @@
 //! One row of a batch, and where rows come from.
 
 use yuan_data::{DataError, Mixture, row_of_epochs};
-use yuan_model::masks::document_position_ids;
+use yuan_model::{masks::document_position_ids, vision::Picture};
 
 use crate::TrainError;
 
 /// One row of a batch; all lists have its length.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Row {
     /// Number of the data set it is from.
     pub set: usize,
@@ -20,6 +20,10 @@ pub struct Row {
     pub learnt: Option<Vec<bool>>,
     /// Tokens from here on only fill the row up.
     pub padding_from: usize,
+    /// Tiles of its images, all of one size.
+    pub tiles: Vec<Picture>,
+    /// Where the rows of the tiles stand, in order; the tokens there only keep the places.
+    pub image_places: Vec<usize>,
 }
 
 impl Row {
@@ -33,6 +37,7 @@ impl Row {
             learnt: None,
             padding_from: input_ids.len(),
             input_ids,
+            ..Self::default()
         }
     }
 

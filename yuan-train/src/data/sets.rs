@@ -46,6 +46,8 @@ pub enum DataKind {
     Text,
     /// Conversations, of which the answers are learnt.
     Conversations,
+    /// Questions about images, of which the answers are learnt.
+    Pages,
 }
 
 /// A prepared data set as a user names it: `DIR`, or `NAME=WEIGHT:DIR`.
@@ -156,10 +158,11 @@ impl DataSets {
             [set] if set.kind == DataKind::Conversations => {
                 set.conversations(run_dir, config, eod, vocab_size)
             }
+            [set] if set.kind == DataKind::Pages => set.pages(run_dir, config, vocab_size),
             sets => {
-                if let Some(set) = sets.iter().find(|set| set.kind == DataKind::Conversations) {
+                if let Some(set) = sets.iter().find(|set| set.kind != DataKind::Text) {
                     let name = &set.name;
-                    let reason = format!("conversations ({name}) cannot be mixed with other data");
+                    let reason = format!("{name}: only sets of text can be mixed with other data");
                     return Err(DataError::Setting(reason).into());
                 }
                 self.text(run_dir, config, eod, vocab_size)
@@ -283,6 +286,29 @@ impl DataSet {
             train: rows("train", Some(config.seed))?,
             validation: vec![(self.name.clone(), 1.0, rows("validation", None)?)],
         })
+    }
+
+    #[cfg(feature = "images")]
+    fn pages(
+        &self,
+        run_dir: &Path,
+        config: &TrainConfig,
+        vocab_size: usize,
+    ) -> Result<Streams, TrainError> {
+        let rows = |split: &str, seed| {
+            let rows = super::PageRows::open(run_dir, split, vocab_size, config.seq_len, seed)?;
+            Ok::<_, TrainError>(RowStream::of(Arc::new(rows)))
+        };
+        Ok(Streams {
+            train: rows("train", Some(config.seed))?,
+            validation: vec![(self.name.clone(), 1.0, rows("validation", None)?)],
+        })
+    }
+
+    #[cfg(not(feature = "images"))]
+    fn pages(&self, _: &Path, _: &TrainConfig, _: usize) -> Result<Streams, TrainError> {
+        let reason = "this build reads no images: build it with the feature `images`";
+        Err(DataError::Setting(reason.into()).into())
     }
 }
 

@@ -6,12 +6,13 @@ use yuan_model::{
 };
 
 use crate::{
-    BalanceBias, Callback, LanguageModel, LossOptions, ModelSummary, Pass, PruneExperts,
-    SelectionBias, TrainConfig, TrainError, gradients,
+    BalanceBias, Callback, ImageLoads, LanguageModel, LossOptions, ModelSummary, Pass,
+    PruneExperts, SelectionBias, TrainConfig, TrainError, gradients,
 };
 
 impl LanguageModel for YuanModel {
     fn loss(&self, batch: Batch, options: LossOptions) -> Result<LossOutput, TrainError> {
+        self.check_images(&batch)?;
         Ok(YuanModel::loss(self, batch, options.balance, options.precision.dtype()))
     }
 
@@ -22,6 +23,7 @@ impl LanguageModel for YuanModel {
         share: f64,
         pass: &mut dyn Pass,
     ) -> Result<LossOutput, TrainError> {
+        self.check_images(&batch)?;
         Ok(gradients::of_layers(self, batch, options, share, pass))
     }
 
@@ -29,6 +31,7 @@ impl LanguageModel for YuanModel {
         // Biases move before a prune is decided.
         let mut callbacks: Vec<Box<dyn Callback<Self>>> = Vec::new();
         callbacks.extend(BalanceBias::boxed(config));
+        callbacks.push(Box::new(ImageLoads::default()));
         callbacks.push(PruneExperts::boxed(config)?);
         Ok(callbacks)
     }

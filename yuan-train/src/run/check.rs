@@ -5,7 +5,7 @@ use serde_json::Value;
 use yuan_laep::PlanError;
 use yuan_model::{YuanConfig, ranks::Grid};
 
-use crate::{TrainConfig, TrainError, Trigger};
+use crate::{Freeze, TrainConfig, TrainError, Trigger};
 
 /// Checks settings and model of a new run together, so that nothing is found out in the middle of
 /// it.
@@ -36,6 +36,9 @@ pub(super) fn check_use(config: &TrainConfig, model: &YuanConfig) -> Result<(), 
     config.validate()?;
     if config.bias_update_rate.is_some() && !model.router_selection_bias {
         return Err(TrainError::NoSelectionBias);
+    }
+    if config.freeze != Freeze::default() && model.images.is_none() {
+        return Err(TrainError::NothingToFreeze);
     }
     let (experts, top_k) = (&model.experts_per_layer, model.top_k);
     let laep = &config.laep;

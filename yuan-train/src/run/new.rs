@@ -2,6 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+#[cfg(feature = "images")]
+mod pages;
+
 use tokenizers::Tokenizer;
 use yuan_data::{
     DataError, Dataset, Document, NoProgress, PrepareOptions, Progress, Split, prepare,
@@ -40,6 +43,16 @@ pub enum RunData {
     /// Conversations, of which the answers are learnt.
     #[cfg(feature = "chat")]
     Conversations(crate::data::ChatFiles),
+    /// Questions about images, of which the answers are learnt.
+    #[cfg(feature = "images")]
+    Pages(crate::data::PageFiles),
+}
+
+#[cfg(feature = "images")]
+impl From<crate::data::PageFiles> for RunData {
+    fn from(files: crate::data::PageFiles) -> Self {
+        Self::Pages(files)
+    }
 }
 
 #[cfg(feature = "chat")]
@@ -140,7 +153,13 @@ impl<'a> NewRun<'a> {
     ) -> Result<YuanConfig, TrainError> {
         let (mut model, entries) = (self.model().clone(), tokenizer.get_vocab_size(true));
         match &self.start {
-            Start::Fresh(_) => model.vocab_size = entries,
+            Start::Fresh(_) => {
+                model.vocab_size = entries;
+                #[cfg(feature = "images")]
+                if matches!(self.data, RunData::Pages(_)) {
+                    pages::set_tokens(&mut model, tokenizer);
+                }
+            }
             Start::From(_) if model.vocab_size < entries => {
                 return Err(TrainError::Vocabulary { entries, rows: model.vocab_size });
             }
@@ -195,6 +214,15 @@ impl<'a> NewRun<'a> {
             #[cfg(feature = "chat")]
             RunData::Conversations(files) => {
                 conversations(run_dir, files, of_model, self.config.seq_len)
+            }
+            #[cfg(feature = "images")]
+            RunData::Pages(files) => {
+                let model = match &self.start {
+                    Start::Fresh(model) => model,
+                    Start::From(directory) => directory.config(),
+                };
+                let isolates = self.isolate_documents || model.isolate_documents;
+                pages::prepare(run_dir, files, model, isolates, of_model, self.config.seq_len)
             }
         }
     }

@@ -63,12 +63,16 @@ pub(super) fn take<M: LanguageModel>(
     device.seed(seed.wrapping_add(of_rank));
     let rows = rows.next_rows(config.batch_size * config.accumulation)?;
     let learnt_in_step = learnt(&rows).max(1.0);
+    // Text alone leaves the image tower as it is, weight decay included.
+    let has_images = rows.iter().any(|row| !row.tiles.is_empty());
+    let learns = |path: &str| {
+        let is_used = has_images || !path.starts_with("images.");
+        is_used && learns.includes(path) && !config.freeze.includes(path)
+    };
     let mut accumulator = GradientsAccumulator::<M>::new();
     let mut earlier = GradientsParams::new();
-    let mut sums_of_ranks = session
-        .optimizer()
-        .holders()
-        .map(|holders| Sums::new(holders, model, |path| learns.includes(path)));
+    let mut sums_of_ranks =
+        session.optimizer().holders().map(|holders| Sums::new(holders, model, learns));
     let mut sums: Option<StepSums> = None;
     for (micro_batch, rows) in rows.chunks(config.batch_size).enumerate() {
         let share = learnt(rows) / learnt_in_step;
@@ -79,6 +83,7 @@ pub(super) fn take<M: LanguageModel>(
             balance: config.balance,
             precision: config.precision,
             recompute: config.recompute.then_some(recompute_seed),
+            freeze: config.freeze,
         };
         let is_last = micro_batch + 1 == config.accumulation;
         let mut pass = MicroBatch {
@@ -140,6 +145,7 @@ pub(super) fn take<M: LanguageModel>(
             .map(DeviceRows::max_over_mean)
             .collect(),
         loads: numbers.loads,
+        image_loads: numbers.image_loads,
     }))
 }
 
@@ -208,6 +214,11 @@ pub(super) fn own_batch(
     device: &Device,
 ) -> Result<Batch, TrainError> {
     let Some(ranks) = ranks else { return Ok(batch_of(rows, device)) };
+    // The ranks add up the same gradients in the same order, so all of them see images or none does.
+    let has_images: Vec<bool> = rows.iter().map(|row| !row.tiles.is_empty()).collect();
+    if has_images.contains(&true) && has_images.contains(&false) {
+        return Err(TrainError::RowWithoutImage);
+    }
     let own = &rows[ranks.share(rows.len())?];
     Ok(batch_of(own, device).with_share(learnt(own) / learnt(rows).max(1.0)))
 }
@@ -223,6 +234,7 @@ struct StepSums {
     loss: Tensor<1>,
     balance: Option<Tensor<1>>,
     tokens_per_expert: Vec<Tensor<1, Int>>,
+    image_tokens_per_expert: Vec<Tensor<1, Int>>,
     rows_per_device: Vec<DeviceRows>,
 }
 
@@ -232,6 +244,7 @@ struct StepNumbers {
     balance_loss: Option<f64>,
     norm: f64,
     loads: Vec<LayerLoad>,
+    image_loads: Vec<LayerLoad>,
     rows_per_device: Vec<DeviceRows>,
 }
 
@@ -241,6 +254,7 @@ impl StepSums {
             loss: output.loss.mul_scalar(share),
             balance: output.balance_loss.map(|loss| loss.mul_scalar(share)),
             tokens_per_expert: output.tokens_per_expert,
+            image_tokens_per_expert: output.image_tokens_per_expert,
             rows_per_device: output.rows_per_device,
         }
     }
@@ -248,8 +262,9 @@ impl StepSums {
     fn plus(mut self, part: Self) -> Self {
         self.loss = self.loss + part.loss;
         self.balance = self.balance.zip(part.balance).map(|(sum, more)| sum + more);
-        let counts = self.tokens_per_expert.into_iter().zip(part.tokens_per_expert);
-        self.tokens_per_expert = counts.map(|(sum, more)| sum + more).collect();
+        self.tokens_per_expert = summed(self.tokens_per_expert, part.tokens_per_expert);
+        self.image_tokens_per_expert =
+            summed(self.image_tokens_per_expert, part.image_tokens_per_expert);
         for (sum, more) in self.rows_per_device.iter_mut().zip(&part.rows_per_device) {
             sum.add(more);
         }
@@ -264,7 +279,8 @@ impl StepSums {
         if let Some(balance) = self.balance {
             transaction = transaction.register(balance);
         }
-        for counts in self.tokens_per_expert {
+        let layers = self.tokens_per_expert.len();
+        for counts in self.tokens_per_expert.into_iter().chain(self.image_tokens_per_expert) {
             transaction = transaction.register(counts);
         }
         let read = transaction.try_execute();
@@ -276,8 +292,10 @@ impl StepSums {
             let counts = counts.convert::<i64>();
             LayerLoad::new(counts.iter::<i64>().map(|count| count as u64).collect())
         };
-        let loads = read.map(load).collect();
-        Ok(StepNumbers { loss, balance_loss, norm, loads, rows_per_device: self.rows_per_device })
+        let mut loads: Vec<LayerLoad> = read.map(load).collect();
+        let image_loads = loads.split_off(layers);
+        let rows_per_device = self.rows_per_device;
+        Ok(StepNumbers { loss, balance_loss, norm, loads, image_loads, rows_per_device })
     }
 }
 
@@ -287,20 +305,21 @@ impl StepNumbers {
         let (world, column) = (holders.ranks().world(), holders.ranks().column());
         let norm = holders.norm_squared(self.norm * self.norm)?.sqrt();
         let loss = world.sum(&[self.loss])?[0];
-        let sizes: Vec<usize> = self.loads.iter().map(LayerLoad::num_experts).collect();
-        let flat: Vec<u64> =
-            self.loads.iter().flat_map(LayerLoad::tokens_per_expert).copied().collect();
+        let layers = self.loads.len();
+        let all = || self.loads.iter().chain(&self.image_loads);
+        let flat: Vec<u64> = all().flat_map(LayerLoad::tokens_per_expert).copied().collect();
         let mut flat = world.sum_counts(&flat)?.into_iter();
-        let loads =
-            sizes.into_iter().map(|size| LayerLoad::new(flat.by_ref().take(size).collect()));
-        let loads = loads.collect();
+        let sizes = all().map(LayerLoad::num_experts);
+        let mut loads: Vec<LayerLoad> =
+            sizes.map(|size| LayerLoad::new(flat.by_ref().take(size).collect())).collect();
+        let image_loads = loads.split_off(layers);
         let rows: Vec<u64> =
             self.rows_per_device.iter().flat_map(DeviceRows::rows_per_device).copied().collect();
         let mut rows = column.sum_counts(&rows)?.into_iter();
         let of_layer =
             |layer: &DeviceRows| DeviceRows::new(rows.by_ref().take(layer.num_devices()).collect());
         let rows_per_device = self.rows_per_device.iter().map(of_layer).collect();
-        Ok(Self { loss, norm, loads, rows_per_device, ..self })
+        Ok(Self { loss, norm, loads, image_loads, rows_per_device, ..self })
     }
 
     fn not_finite(&self) -> Option<NotFinite> {
@@ -310,6 +329,14 @@ impl StepNumbers {
         let (what, value) = checked.into_iter().find(|(_, value)| !value.is_finite())?;
         Some(NotFinite { what, value })
     }
+}
+
+/// Counts of every layer added up; no counts are none.
+fn summed(counts: Vec<Tensor<1, Int>>, more: Vec<Tensor<1, Int>>) -> Vec<Tensor<1, Int>> {
+    if counts.is_empty() || more.is_empty() {
+        return if counts.is_empty() { more } else { counts };
+    }
+    counts.into_iter().zip(more).map(|(sum, more)| sum + more).collect()
 }
 
 /// The number that was read, or none.

@@ -1,0 +1,95 @@
+//! Where an image is.
+
+use std::{
+    fs::File,
+    io::{Read, Seek, SeekFrom},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use yuan_model::vision::{Picture, PictureError};
+
+/// An image in a file or in an archive, and its size.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageSource {
+    /// The file, or the archive.
+    pub path: PathBuf,
+    /// First byte and number of bytes in an archive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub within: Option<[u64; 2]>,
+    /// Width and height.
+    pub size: [usize; 2],
+}
+
+impl ImageSource {
+    /// The image of a file, whose header is read; its path becomes an absolute one.
+    ///
+    /// # Errors
+    ///
+    /// Says what is wrong with it.
+    pub fn of_file(path: PathBuf) -> Result<Self, String> {
+        let size = Picture::size_of(&path).map_err(|error| error.to_string())?;
+        Ok(Self { path: absolute(&path)?, within: None, size })
+    }
+
+    /// The image at a place of an archive, whose bytes are given.
+    ///
+    /// # Errors
+    ///
+    /// Says what is wrong with it.
+    pub fn in_archive(path: &Path, start: u64, bytes: &[u8]) -> Result<Self, String> {
+        let size = Picture::size_in(bytes).map_err(|error| error.to_string())?;
+        Ok(Self { path: absolute(path)?, within: Some([start, bytes.len() as u64]), size })
+    }
+
+    /// Reads the picture.
+    ///
+    /// # Errors
+    ///
+    /// If it is damaged, or has another size than it had.
+    pub fn read(&self) -> Result<Picture, PictureError> {
+        let with_remedy = |error: PictureError| PictureError {
+            reason: format!("{}; the run goes on when the file is as it was", error.reason),
+            ..error
+        };
+        self.picture().map_err(with_remedy)
+    }
+
+    fn picture(&self) -> Result<Picture, PictureError> {
+        let refuse = |reason: String| PictureError { path: Some(self.path.clone()), reason };
+        let picture = match self.within {
+            None => Picture::open(&self.path)?,
+            Some([start, count]) => {
+                let mut bytes = Vec::new();
+                let mut read = || {
+                    let mut file = File::open(&self.path)?;
+                    file.seek(SeekFrom::Start(start))?;
+                    file.take(count).read_to_end(&mut bytes)
+                };
+                read().map_err(|error| refuse(format!("cannot read it: {error}")))?;
+                let named = |error: PictureError| {
+                    refuse(format!("the image at byte {start}: {}", error.reason))
+                };
+                Picture::decode(&bytes).map_err(named)?
+            }
+        };
+        let [width, height] = self.size;
+        match [picture.width(), picture.height()] == self.size {
+            true => Ok(picture),
+            false => Err(refuse(format!(
+                "it has {} x {} pixels, but had {width} x {height} when the run was made",
+                picture.width(),
+                picture.height()
+            ))),
+        }
+    }
+}
+
+/// A path that is the same wherever a run is gone on with, as text.
+fn absolute(path: &Path) -> Result<PathBuf, String> {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    match absolute.to_str() {
+        Some(_) => Ok(absolute),
+        None => Err(format!("{}: its path is no text in UTF-8: rename it", path.display())),
+    }
+}
