@@ -29,7 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         max_new_tokens: 64,
         sampling: Sampling { temperature: 0.8, top_p: 0.95, ..Sampling::unchanged() },
         stop_tokens: tokenizer.stop_tokens(directory.config()),
-        seed: 0,
+        ..GenerationOptions::default()
     };
     print!("{prompt}");
     // Some tokens give no text until the next one completes a character.

@@ -42,3 +42,20 @@ fn a_callback_of_ones_own_ends_a_run() {
     let out = output("custom_callback", &[]);
     assert!(out.contains("no better than") && out.contains("ended at step"), "{out}");
 }
+
+/// Its first steps, a window of loads: what it writes and shows, and not yet what it reads.
+#[test]
+#[cfg(feature = "images")]
+fn pages_are_drawn_learnt_and_shown() {
+    let directory = tempfile::tempdir().unwrap();
+    let run = Command::new(example("read_pages")).arg("10").current_dir(&directory).output();
+    let output = run.expect("it starts");
+    let (out, err) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{err}");
+    assert!(out.contains("of 100 pages that it never saw."), "{out}");
+    let page = std::fs::read_to_string(directory.path().join("runs/read_pages/report.html"));
+    let page = page.unwrap();
+    assert_eq!(page.matches("<img src=\"data:image/png;base64,").count(), 3);
+    assert!(page.contains("Experts of images and of text"), "the loads apart");
+}

@@ -9,7 +9,10 @@ use yuan::{
     train::{Inventory, ModelDirectory},
 };
 
-use crate::{console::Console, weights::WeightOptions};
+use crate::{
+    console::Console,
+    weights::{self, WeightOptions},
+};
 
 /// Options of `yuan convert`; FROM is recognised by its files, TO is in Hugging Face's layout
 /// unless
@@ -30,7 +33,11 @@ pub struct Options {
 }
 
 pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
-    let (from, to) = (ModelDirectory::open(&options.from)?, &options.to);
+    let from = match options.run {
+        true => ModelDirectory::open(&options.from)?,
+        false => weights::open(&options.from, console)?,
+    };
+    let to = &options.to;
     let _lock = options.weights.check_free(&options.from, to)?;
     let start = Instant::now();
     match &from {

@@ -1,4 +1,4 @@
-//! `yuan finetune`: instruction tuning on conversations.
+//! `yuan finetune`: instruction tuning on conversations, or on questions about images.
 
 use std::{fs, path::PathBuf};
 
@@ -7,8 +7,14 @@ use clap::Args;
 use toml::Table;
 use yuan::{
     data::tokenizer::END_OF_DOCUMENT,
-    model::text::{ChatTemplate, Tokenizer},
-    train::{ModelDirectory, NewRun, data::ChatFiles},
+    model::{
+        generate::ImagePositions,
+        text::{ChatTemplate, Tokenizer},
+    },
+    train::{
+        ModelDirectory, NewRun,
+        data::{ChatFiles, PageFiles},
+    },
 };
 
 use crate::{
@@ -21,7 +27,9 @@ use crate::{
 #[group(skip)] // another struct of this name is flattened into it
 #[command(
     after_help = "A line of FILE.jsonl is {\"messages\": [{\"role\": \"user\", \"content\": …}, …]} or \
-    {\"prompt\": …, \"response\": …}; the loss covers what the assistant says and what ends it. \
+    {\"prompt\": …, \"response\": …}; the loss covers what the assistant says and what ends it. Lines \
+    with \"image\": PATH or \"images\": [PATH, …], and .tar files in WebDataset's layout, are questions \
+    about images, for a model that sees. \
     Nothing is pruned unless --prune-at, --rounds, --plan or --guard ask for it. A run that was \
     interrupted goes on with yuan pretrain --resume --run DIR."
 )]
@@ -39,6 +47,11 @@ pub struct Options {
     /// document, whatever the template marks
     #[arg(long, value_name = "TOKEN", help_heading = "Data")]
     separator: Option<String>,
+    /// Positions of the tokens of images: together (at 0 up to the last image), as upstream trains its
+    /// models, or increasing [default: together]
+    #[arg(long, value_name = "RULE", value_parser = ["increasing", "together"])]
+    #[arg(help_heading = "Data")]
+    image_positions: Option<String>,
     /// Keep attention inside a conversation; others in its row are not seen
     #[arg(long, help_heading = "Data")]
     isolate: bool,
@@ -51,31 +64,59 @@ pub const OF_FRESH_MODELS: [&str; 8] =
     ["init", "vocab", "layers", "hidden", "experts", "router", "no_lfa", "resume"];
 
 /// What `--data` is here.
-pub const DATA_HELP: &str =
-    "Conversations: files of JSON lines, which may be compressed (.gz, .zst)";
+pub const DATA_HELP: &str = "Conversations, or questions about images: files of JSON lines, which may be compressed (.gz, .zst), \
+     or archives (.tar)";
 
 /// What `--learning-rate` is here.
 pub const RATE_HELP: &str = "Peak learning rate [default: 0.0002]";
 
 pub fn run(options: Options, console: &Console, given: pretrain::Given) -> anyhow::Result<()> {
-    let Options { from, template, validation, separator, isolate, mut training } = options;
+    let Options { from, template, validation, separator, image_positions, isolate, mut training } =
+        options;
     if training.data.is_empty() {
-        return Err(anyhow::anyhow!("name the conversations with --data FILE.jsonl"))
-            .wrong_option();
+        return Err(anyhow::anyhow!(
+            "name the conversations, or questions about images, with --data FILE"
+        ))
+        .wrong_option();
     }
     let files: Vec<PathBuf> = training.data.iter().map(|data| data.path().to_path_buf()).collect();
     for (file, data) in files.iter().zip(&training.data) {
         if data.weight() != 1.0 {
             let file = file.display();
-            return Err(anyhow::anyhow!("{file}: conversations are not mixed by weight"))
+            return Err(anyhow::anyhow!("{file}: data to tune on is not mixed by weight"))
                 .wrong_option();
         }
         if !file.is_file() {
-            bail!("cannot read {}: it is no file of conversations (.jsonl)", file.display());
+            bail!(
+                "cannot read {}: expected a file of JSON lines (.jsonl) or an archive (.tar)",
+                file.display()
+            );
         }
     }
     training.be_tuning(&given.names);
     let model = ModelDirectory::open(&from)?;
+    let pages: Vec<bool> = files.iter().map(|file| PageFiles::is_one(file)).collect();
+    if pages.contains(&true) {
+        if let Some(text) = pages.iter().position(|has_images| !has_images) {
+            let file = files[text].display();
+            bail!("{file} has no images, and the other files do: tune on one kind at a time");
+        }
+        if separator.is_some() || template.is_some() || isolate {
+            return Err(anyhow::anyhow!(
+                "questions about images are written by upstream's rule: leave out --separator, \
+                 --template and --isolate"
+            ))
+            .wrong_option();
+        }
+        let positions = match image_positions.as_deref() {
+            Some("increasing") => ImagePositions::Increasing,
+            _ => ImagePositions::Together,
+        };
+        let data = PageFiles { files, validation, positions }.into();
+        let tuning = pretrain::Tuning { model, data, template: None, isolate };
+        let file = options_file(&given.file, &from)?;
+        return pretrain::run(&training, console, pretrain::Given { file, ..given }, Some(tuning));
+    }
     let template = match template {
         Some(path) => {
             let text = fs::read_to_string(&path);
@@ -95,8 +136,8 @@ pub fn run(options: Options, console: &Console, given: pretrain::Given) -> anyho
             is_plain.then(|| ChatTemplate::plain(&end))
         }
     };
-    let chat = ChatFiles { files, validation, separator };
-    let tuning = pretrain::Tuning { model, chat, template, isolate };
+    let data = ChatFiles { files, validation, separator }.into();
+    let tuning = pretrain::Tuning { model, data, template, isolate };
     let file = options_file(&given.file, &from)?;
     pretrain::run(&training, console, pretrain::Given { file, ..given }, Some(tuning))
 }
@@ -104,7 +145,7 @@ pub fn run(options: Options, console: &Console, given: pretrain::Given) -> anyho
 /// The options as `yuan pretrain` knows them, with which such a run is gone on with.
 fn options_file(given: &str, from: &std::path::Path) -> anyhow::Result<String> {
     let mut table: Table = given.parse()?;
-    for name in ["template", "validation", "separator", "isolate", "from"] {
+    for name in ["template", "validation", "separator", "image_positions", "isolate", "from"] {
         table.remove(name);
     }
     let from = std::path::absolute(from)?;
@@ -115,7 +156,7 @@ fn options_file(given: &str, from: &std::path::Path) -> anyhow::Result<String> {
 impl pretrain::Tuning {
     /// The run that these make.
     pub fn new_run<'a>(self, config: yuan::train::TrainConfig) -> NewRun<'a> {
-        let run = NewRun::from_model(config, self.model, self.chat);
+        let run = NewRun::from_model(config, self.model, self.data);
         let run = if self.isolate { run.with_isolated_documents() } else { run };
         match self.template {
             Some(template) => run.with_chat_template(template),

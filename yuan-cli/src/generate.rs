@@ -13,11 +13,12 @@ use clap::Args;
 use yuan::{
     model::{
         GenerationOptions, YuanModel,
-        generate::{FinishReason, Generation, NewToken, Sampling},
+        generate::{FinishReason, Generation, ImagePositions, NewToken, Prompt, Sampling},
         storage::parse_float_dtype,
         text::{Message, Tokenizer},
+        vision::{ImageLayout, Picture},
     },
-    train::ModelDirectory,
+    train::{ModelDirectory, data::PageSettings},
 };
 
 use crate::console::{Console, WrongOption};
@@ -31,6 +32,9 @@ pub struct Options {
     /// Texts to continue, together; default: standard input
     #[arg(value_name = "TEXTS")]
     prompts: Vec<String>,
+    /// An image that the text is about: a PNG, JPEG, WebP, GIF, BMP or TIFF file; several in order
+    #[arg(long = "image", value_name = "FILE")]
+    images: Vec<PathBuf>,
     /// The prompt is a user's message: wrap it as the model's chat template says
     #[arg(long)]
     chat: bool,
@@ -55,6 +59,11 @@ pub struct Options {
     /// Go on past the tokens that end a text
     #[arg(long, help_heading = "Sampling")]
     ignore_stop: bool,
+    /// Positions of the tokens of images: increasing, as upstream serves its models, or together, as it
+    /// trains them [default: as a run was trained, else increasing]
+    #[arg(long, value_name = "RULE", value_parser = ["increasing", "together"])]
+    #[arg(requires = "images", help_heading = "Images")]
+    image_positions: Option<String>,
     /// Decides the draws
     #[arg(long, value_name = "NUMBER", default_value_t = 0, help_heading = "Sampling")]
     seed: u64,
@@ -79,9 +88,10 @@ pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
     let directory = ModelDirectory::open(&options.model)?;
     let tokenizer = Tokenizer::load(&directory.tokenizer_directory())?;
     let texts = texts(options)?;
+    let images = images(options, &directory, &tokenizer)?;
     let mut prompts = Vec::with_capacity(texts.len());
     for text in &texts {
-        prompts.push(encode(options, &tokenizer, text)?);
+        prompts.push(encode(options, &tokenizer, text, images.as_ref())?);
     }
     let model = directory.load(&device, Some(options.dtype))?;
     let stop_tokens = match options.ignore_stop {
@@ -93,22 +103,42 @@ pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
         sampling,
         stop_tokens,
         seed: options.seed,
+        image_positions: match options.image_positions.as_deref() {
+            Some("together") => ImagePositions::Together,
+            Some(_) => ImagePositions::Increasing,
+            // As a run was trained; upstream serves its models with increasing ones.
+            None => {
+                let settings = PageSettings::load(&directory.tokenizer_directory());
+                settings.map_or(ImagePositions::Increasing, |settings| settings.positions)
+            }
+        },
     };
     let mut pace = Pace { started: Instant::now(), first: None, tokens: 0 };
+    // The images are looked at once, whatever is asked about them.
+    let seen = images.map(|images| model.see(&images.tiles)).transpose()?;
+    let with_images: Vec<Prompt> = prompts
+        .iter()
+        .map(|tokens| match &seen {
+            Some(rows) => Prompt::with_images(tokens.clone(), rows.clone()),
+            None => Prompt::from(tokens.clone()),
+        })
+        .collect();
+    let is_question = options.chat || seen.is_some();
     let generated = match &texts[..] {
         [text] => {
-            let shown = if options.chat { "" } else { text };
-            stream_one(&model, &tokenizer, &prompts, &generation, shown, &mut pace)?
+            let shown = if is_question { "" } else { text };
+            let mut stream = Stream { tokenizer: &tokenizer, read: &prompts[0], shown };
+            stream.generate(&model, &with_images, &generation, &mut pace)?
         }
         _ => {
-            let generated = model.generate(&prompts, &generation, |_| {
+            let generated = model.generate(&with_images, &generation, |_| {
                 pace.count();
                 ControlFlow::Continue(())
             })?;
             for (index, (text, generation)) in texts.iter().zip(&generated).enumerate() {
                 let read = &prompts[index];
                 let continuation = tokenizer.decode_after(read, &generation.tokens)?;
-                let prompt = if options.chat { "" } else { text };
+                let prompt = if is_question { "" } else { text };
                 console.say(format_args!("{prompt}{continuation}\n"))?;
             }
             generated
@@ -121,45 +151,82 @@ pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Generates one text and shows it as it comes; a reader that has heard enough ends the generation.
-fn stream_one(
-    model: &YuanModel,
-    tokenizer: &Tokenizer,
-    prompts: &[Vec<u32>],
-    options: &GenerationOptions,
-    shown: &str,
-    pace: &mut Pace,
-) -> anyhow::Result<Vec<Generation>> {
-    let mut out = std::io::stdout();
-    // With the first token, so that nothing stands there if there is none to come.
-    let mut prompt = shown;
-    let mut stream = tokenizer.stream(&prompts[0]);
-    let mut failure: Option<anyhow::Error> = None;
-    let generated = model.generate(prompts, options, |NewToken { token, .. }| {
-        pace.count();
-        let shown = match stream.step(token) {
-            Ok(text) => {
-                let prompt = std::mem::take(&mut prompt);
-                write!(out, "{prompt}{text}").and_then(|()| out.flush())
+/// One text that is shown as it comes.
+struct Stream<'a> {
+    tokenizer: &'a Tokenizer,
+    /// The tokens before it.
+    read: &'a [u32],
+    /// What of these is shown: with the first token, so that nothing stands there if there is none to
+    /// come.
+    shown: &'a str,
+}
+
+impl Stream<'_> {
+    /// Generates the text; a reader that has heard enough ends the generation.
+    fn generate(
+        &mut self,
+        model: &YuanModel,
+        prompts: &[Prompt],
+        options: &GenerationOptions,
+        pace: &mut Pace,
+    ) -> anyhow::Result<Vec<Generation>> {
+        let mut out = std::io::stdout();
+        let mut stream = self.tokenizer.stream(self.read);
+        let mut failure: Option<anyhow::Error> = None;
+        let generated = model.generate(prompts, options, |NewToken { token, .. }| {
+            pace.count();
+            let shown = match stream.step(token) {
+                Ok(text) => {
+                    let prompt = std::mem::take(&mut self.shown);
+                    write!(out, "{prompt}{text}").and_then(|()| out.flush())
+                }
+                Err(error) => {
+                    failure = Some(error.into());
+                    return ControlFlow::Break(());
+                }
+            };
+            match shown {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(error) => {
+                    failure = Some(anyhow::Error::new(error).context(NOT_WRITTEN));
+                    ControlFlow::Break(())
+                }
             }
-            Err(error) => {
-                failure = Some(error.into());
-                return ControlFlow::Break(());
-            }
-        };
-        match shown {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(error) => {
-                failure = Some(anyhow::Error::new(error).context(NOT_WRITTEN));
-                ControlFlow::Break(())
-            }
+        })?;
+        if let Some(failure) = failure {
+            return Err(failure);
         }
-    })?;
-    if let Some(failure) = failure {
-        return Err(failure);
+        writeln!(out, "{}{}", self.shown, stream.finish()?).context(NOT_WRITTEN)?;
+        Ok(generated)
     }
-    writeln!(out, "{prompt}{}", stream.finish()?).context(NOT_WRITTEN)?;
-    Ok(generated)
+}
+
+/// The images that the texts are about.
+struct Images {
+    layout: ImageLayout,
+    tiles: Vec<Picture>,
+    /// Rows that each image becomes.
+    rows: Vec<usize>,
+}
+
+fn images(
+    options: &Options,
+    directory: &ModelDirectory,
+    tokenizer: &Tokenizer,
+) -> anyhow::Result<Option<Images>> {
+    if options.images.is_empty() {
+        return Ok(None);
+    }
+    let layout = ImageLayout::of(directory.config(), |token| tokenizer.token_id(token));
+    let layout = layout.with_context(|| format!("{}", options.model.display()))?;
+    let (mut tiles, mut sizes) = (Vec::new(), Vec::new());
+    for path in &options.images {
+        let picture = Picture::open(path)?;
+        sizes.push([picture.width(), picture.height()]);
+        tiles.extend(picture.tiles(layout.side, layout.most_tiles(options.images.len())));
+    }
+    let rows = layout.rows_of(&sizes);
+    Ok(Some(Images { layout, tiles, rows }))
 }
 
 /// Where a text could not go.
@@ -206,15 +273,30 @@ fn texts(options: &Options) -> anyhow::Result<Vec<String>> {
     Ok(vec![text.trim_end().to_owned()])
 }
 
-fn encode(options: &Options, tokenizer: &Tokenizer, text: &str) -> anyhow::Result<Vec<u32>> {
+fn encode(
+    options: &Options,
+    tokenizer: &Tokenizer,
+    text: &str,
+    images: Option<&Images>,
+) -> anyhow::Result<Vec<u32>> {
     if text.is_empty() {
         bail!("there is no prompt: give one as an argument or on standard input");
     }
-    if !options.chat {
-        return Ok(tokenizer.encode(text, true)?);
-    }
     let mut messages = Vec::new();
     messages.extend(options.system.iter().map(|text| Message::new("system", text)));
-    messages.push(Message::new("user", text));
-    Ok(tokenizer.encode_chat(&messages)?)
+    Ok(match images {
+        None if !options.chat => tokenizer.encode(text, true)?,
+        None => {
+            messages.push(Message::new("user", text));
+            tokenizer.encode_chat(&messages)?
+        }
+        // As the rows of its training had it.
+        Some(images) if !options.chat => {
+            images.layout.question(&images.rows, &tokenizer.encode_plain(text)?)
+        }
+        Some(Images { layout, rows, .. }) => {
+            messages.push(Message::new("user", text).with_images(rows.len()));
+            tokenizer.encode_chat_with_images(&messages, layout, rows)?
+        }
+    })
 }

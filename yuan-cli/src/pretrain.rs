@@ -15,7 +15,7 @@ use yuan::{
     train::{
         Checkpoint, Claim, Display, ModelDirectory, RunData, check_ranks, check_rows,
         check_settings,
-        data::{ChatFiles, ConversationCounts, DataKind},
+        data::{ConversationCounts, DataKind, PageCounts},
         peak_resident,
     },
 };
@@ -25,7 +25,7 @@ use crate::{
     ranks, report,
     resume::RUNS,
     signals::Signals,
-    text::{Bar, note_conversations, note_dataset, quoted, run_data},
+    text::{Bar, note_conversations, note_dataset, note_pages, quoted, run_data},
 };
 
 mod options;
@@ -43,7 +43,8 @@ pub struct Given {
 /// What `yuan finetune` has beside the options of a pre-training.
 pub struct Tuning {
     pub model: ModelDirectory,
-    pub chat: ChatFiles,
+    /// Conversations, or questions about images.
+    pub data: RunData,
     /// In place of the model's.
     pub template: Option<String>,
     pub isolate: bool,
@@ -271,6 +272,9 @@ fn create(
     }
     if run.data().sets.iter().any(|set| set.kind == DataKind::Conversations) {
         note_conversations(console, &ConversationCounts::load(run.directory())?);
+    }
+    if run.data().sets.iter().any(|set| set.kind == DataKind::Pages) {
+        note_pages(console, &PageCounts::load(run.directory())?);
     }
     let [train, validation] = run.tokens();
     console.note(format_args!("{train} tokens to train on, {validation} to validate"));

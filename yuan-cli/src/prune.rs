@@ -9,7 +9,11 @@ use yuan::{
     train::{Inventory, ModelDirectory},
 };
 
-use crate::{console::Console, plan::file, weights::WeightOptions};
+use crate::{
+    console::Console,
+    plan::file,
+    weights::{self, WeightOptions},
+};
 
 /// Options of `yuan prune`.
 #[derive(Args)]
@@ -31,7 +35,7 @@ pub struct Options {
 pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
     let (path, to) = (&options.plan, &options.to);
     let plan = file::read(path, PrunePlan::from_json)?;
-    let ModelDirectory::Hf(checkpoint) = ModelDirectory::open(&options.from)? else {
+    let ModelDirectory::Hf(checkpoint) = weights::open(&options.from, console)? else {
         bail!(
             "{} is a run: `yuan convert` makes it a directory in Hugging Face's layout",
             options.from.display()

@@ -13,7 +13,7 @@ use yuan::{
     data::{Corpus, DataError, Dataset, Document, Progress, Stage, is_unfinished},
     train::{
         RunData,
-        data::{ConversationCounts, WeightedPath},
+        data::{ConversationCounts, PageCounts, WeightedPath},
     },
 };
 
@@ -117,6 +117,24 @@ pub fn note_conversations(console: &Console, counts: &ConversationCounts) {
     if counts.longer_than_a_row > 0 {
         console.note(format_args!(
             "left out {} conversations that are longer than a row (--seq)",
+            counts.longer_than_a_row
+        ));
+    }
+}
+
+/// What came of questions about images, and what was left out.
+pub fn note_pages(console: &Console, counts: &PageCounts) {
+    if let Some(skipped) = counts.skipped.summary() {
+        console.note(skipped);
+    }
+    let ([train, validation], [of_train, of_validation]) = (counts.documents, counts.images);
+    console.note(format_args!(
+        "{train} questions about {of_train} images to train on, {validation} about {of_validation} to \
+         validate with"
+    ));
+    if counts.longer_than_a_row > 0 {
+        console.note(format_args!(
+            "left out {} questions that are longer with their images than a row (--seq)",
             counts.longer_than_a_row
         ));
     }

@@ -9,10 +9,10 @@ use clap::Args;
 use yuan::{
     files::is_free,
     model::{
-        hf::{SaveOptions, Saved, Shards, parse_shard_size},
+        hf::{HfCheckpoint, SaveOptions, Saved, Shards, parse_shard_size},
         storage::parse_float_dtype,
     },
-    train::{Checkpoint, Run, RunLock},
+    train::{Checkpoint, ModelDirectory, Run, RunLock},
 };
 
 use crate::console::Console;
@@ -85,6 +85,19 @@ impl WeightOptions {
             console.note(format_args!("`{name}` has values that became infinite"));
         }
     }
+}
+
+/// Opens a model whose weights are copied; an image tower that this program does not know comes along as
+/// it is.
+pub fn open(path: &Path, console: &Console) -> anyhow::Result<ModelDirectory> {
+    if Checkpoint::find(path)?.is_some() {
+        return Ok(ModelDirectory::open(path)?);
+    }
+    let (checkpoint, unknown) = HfCheckpoint::open_known(path)?;
+    if let Some(error) = unknown {
+        console.note(format_args!("The image tower is copied as it is: {error}"));
+    }
+    Ok(ModelDirectory::Hf(Box::new(checkpoint)))
 }
 
 /// Whether a directory has weights or checkpoints in it, and no directories but those.

@@ -167,7 +167,7 @@ fn a_model_is_tuned_on_conversations_and_answers() {
         assert!(!output.status.success());
         assert!(stderr(&output).contains(sentence), "{}", stderr(&output));
     };
-    refused("finetune base", "name the conversations with --data FILE.jsonl");
+    refused("finetune base", "name the conversations, or questions about images, with --data FILE");
     refused("finetune base --data nowhere.jsonl", "cannot read nowhere.jsonl");
     refused("finetune base --data chat.jsonl --vocab 400", "cannot be used with");
     refused("finetune text --data chat.jsonl", "text");

@@ -181,6 +181,15 @@ impl History {
         })
     }
 
+    /// The last window of the loads of images and of text, if images were learnt from.
+    pub fn image_loads(&self) -> Option<(&[LayerLoad], &[LayerLoad])> {
+        let last = self.lasting().filter_map(|(_, event)| match event {
+            Event::ImageLoad { images, text, .. } => Some((&images[..], &text[..])),
+            _ => None,
+        });
+        last.last()
+    }
+
     /// All prunes that were not undone, as step and plan.
     pub fn prunes(&self) -> impl Iterator<Item = (u64, &PrunePlan)> {
         self.lasting().filter_map(|(_, event)| match event {

@@ -4,20 +4,25 @@
 //! data-pointer="/loss">` is the number at the JSON pointer `/loss` of line 17 of the metrics file;
 //! `data-derived` says how one was calculated from many. The text inside is the value, rounded.
 
-use std::fmt::Write;
+use std::{fmt::Write, path::Path};
 
 use serde_json::Value;
-use yuan_laep::PrunePlan;
+use yuan_laep::{LayerLoad, PrunePlan};
 use yuan_train::Event;
 
-use crate::{History, ReportError, pictures, table};
+use crate::{Answer, History, ReportError, pictures, table};
 
-/// The report of a run called `name`.
+/// The report of a run called `name` in `run_dir`, with what its model answered about images.
 ///
 /// # Errors
 ///
 /// If a picture cannot be drawn.
-pub fn html_report(name: &str, history: &History) -> Result<String, ReportError> {
+pub fn html_report(
+    name: &str,
+    history: &History,
+    run_dir: &Path,
+    answers: &[Answer],
+) -> Result<String, ReportError> {
     let mut page = Page { history, html: String::new() };
     page.summary();
     page.heading("Loss");
@@ -26,6 +31,8 @@ pub fn html_report(name: &str, history: &History) -> Result<String, ReportError>
     page.prunes()?;
     page.devices()?;
     page.loads()?;
+    page.images()?;
+    page.answers(run_dir, answers);
     let title = escape(name);
     let (style, body) = (include_str!("html.css"), page.html);
     Ok(format!(
@@ -368,6 +375,55 @@ impl Page<'_> {
         self.paragraph(&format!("Tokens per expert in the last window, to step {step}:"));
         self.table(&titles(&columns), &line.rows("/statistics", &columns));
         Ok(())
+    }
+
+    /// Whether images and text use the same experts.
+    fn images(&mut self) -> Result<(), ReportError> {
+        let Some((images, text)) = self.history.image_loads() else { return Ok(()) };
+        self.heading("Images and text");
+        self.figure(
+            &pictures::image_load(images, text)?,
+            "Do images and text use the same experts? Two bars for each expert: its share of the text \
+             tokens, and of the rows of images.",
+        );
+        let common = |(layer, (images, text)): (usize, (&LayerLoad, &LayerLoad))| {
+            let how = format!("common load of images and text in layer {layer}");
+            let value = pictures::common_load(images, text);
+            vec![layer.to_string(), Self::derived(value, &how, Show::Percent(1))]
+        };
+        let rows: Vec<Vec<String>> = images.iter().zip(text).enumerate().map(common).collect();
+        self.table(&["layer".into(), "load on the same experts".into()], &rows);
+        Ok(())
+    }
+
+    /// What the model answered about images.
+    fn answers(&mut self, run_dir: &Path, answers: &[Answer]) {
+        if answers.is_empty() {
+            return;
+        }
+        self.heading("Answers");
+        let right = answers.iter().filter(|a| a.expected.as_ref() == Some(&a.answer)).count();
+        if answers.iter().all(|answer| answer.expected.is_some()) {
+            self.paragraph(&format!("{right} of {} answers are right.", answers.len()));
+        }
+        self.push("<div class=\"answers\">");
+        for answer in answers.iter().take(Answer::MOST) {
+            let image = match answer.data_uri(run_dir) {
+                Some(uri) => format!("<img src=\"{uri}\" alt=\"{}\">", escape(&answer.image)),
+                None => format!("<p class=\"dim\">{} cannot be shown</p>", escape(&answer.image)),
+            };
+            let (question, given) = (escape(&answer.question), escape(&answer.answer));
+            let expected = match &answer.expected {
+                Some(expected) if *expected == answer.answer => " (right)".to_owned(),
+                Some(expected) => format!(" (expected: {})", escape(expected)),
+                None => String::new(),
+            };
+            self.push(&format!(
+                "<figure>{image}<figcaption>{question}<br><b>{given}</b>\
+                 <span class=\"dim\">{expected}</span></figcaption></figure>"
+            ));
+        }
+        self.push("</div>");
     }
 }
 

@@ -11,6 +11,7 @@
 //! # Ok::<(), yuan_report::ReportError>(())
 //! ```
 
+mod answers;
 mod error;
 mod history;
 mod html;
@@ -18,6 +19,7 @@ pub mod pictures;
 mod report;
 mod table;
 
+pub use answers::Answer;
 pub use error::ReportError;
 pub use history::{History, Stage, StageLines, Window};
 pub use html::html_report;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use yuan_files::{remove_leftovers_in, write_whole};
 
-use crate::{History, ReportError, html_report, pictures, summary_table};
+use crate::{Answer, History, ReportError, html_report, pictures, summary_table};
 
 /// Table, pictures and page of a run.
 #[derive(Debug, Clone)]
@@ -27,16 +27,20 @@ impl Report {
     /// If the metrics cannot be read, or a picture cannot be drawn.
     pub fn of(directory: &Path) -> Result<Self, ReportError> {
         let history = History::read(directory)?;
+        let answers = Answer::read_all(directory)?;
         let name = directory.file_name().unwrap_or(directory.as_os_str()).to_string_lossy();
         let mut files = vec![
             ("loss.svg", pictures::loss(&history)?),
             ("expert_load.svg", pictures::expert_load(&history)?),
             ("load_history.svg", pictures::load_history(&history)?),
-            (Self::PAGE, html_report(&name, &history)?),
+            (Self::PAGE, html_report(&name, &history, directory, &answers)?),
         ];
         if let Some((_, plan)) = history.prunes().next() {
             files.push(("load_profile.svg", pictures::load_profile(plan)?));
             files.push(("device_groups.svg", pictures::device_groups(plan)?));
+        }
+        if let Some((images, text)) = history.image_loads() {
+            files.push(("image_load.svg", pictures::image_load(images, text)?));
         }
         let table = summary_table(&history);
         Ok(Self { directory: directory.to_path_buf(), history, table, files })

@@ -8,7 +8,9 @@ use yuan::{
     laep::{PruneLimits, PrunePlan, StabilityTest},
     model::{BalanceLosses, RouterType, YuanConfig, ranks::Grid},
     toy,
-    train::{Guard, LaepConfig, Learns, Precision, Recovery, Schedule, TrainConfig, Trigger},
+    train::{
+        Freeze, Guard, LaepConfig, Learns, Precision, Recovery, Schedule, TrainConfig, Trigger,
+    },
 };
 
 use crate::{limits::LimitOptions, numbers::layers, plan::file, text::DataArgument};
@@ -92,6 +94,10 @@ pub struct Options {
     #[arg(long = "train", value_name = "PARAMETERS", help_heading = "Optimisation")]
     #[arg(default_value_t = Learns::All)]
     learns: Learns,
+    /// Parts of a model that sees images that do not learn: vision, language, or both (vision,language),
+    /// so that the projector between them learns first
+    #[arg(long, value_name = "PARTS", help_heading = "Optimisation")]
+    freeze: Option<Freeze>,
     /// Decides initial weights and the order of the data
     #[arg(long, value_name = "NUMBER", help_heading = "Optimisation")]
     #[arg(default_value_t = toy::train_config().seed)]
@@ -241,6 +247,7 @@ impl Options {
                 _ => Schedule::Cosine,
             },
             learns: self.learns,
+            freeze: self.freeze.unwrap_or_default(),
             seed: self.seed,
             validate_every: present(self.validate_every),
             checkpoint_every: present(self.checkpoint_every),
