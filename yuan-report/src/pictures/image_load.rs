@@ -59,7 +59,7 @@ fn pairs(panel: &Canvas<'_>, layer: usize, images: &LayerLoad, text: &LayerLoad)
         let series = chart.draw_series(order.iter().enumerate().map(bar))?;
         series.label(name).legend(key(color.stroke_width(6)));
     }
-    legend(&mut chart, SeriesLabelPosition::UpperRight)
+    legend(&mut chart, SeriesLabelPosition::UpperMiddle)
 }
 
 #[cfg(test)]
