@@ -57,31 +57,33 @@ impl ImageSource {
 
     fn picture(&self) -> Result<Picture, PictureError> {
         let refuse = |reason: String| PictureError { path: Some(self.path.clone()), reason };
-        let picture = match self.within {
-            None => Picture::open(&self.path)?,
-            Some([start, count]) => {
-                let mut bytes = Vec::new();
-                let mut read = || {
-                    let mut file = File::open(&self.path)?;
-                    file.seek(SeekFrom::Start(start))?;
-                    file.take(count).read_to_end(&mut bytes)
-                };
-                read().map_err(|error| refuse(format!("cannot read it: {error}")))?;
-                let named = |error: PictureError| {
-                    refuse(format!("the image at byte {start}: {}", error.reason))
-                };
-                Picture::decode(&bytes).map_err(named)?
-            }
+        let Some([start, count]) = self.within else {
+            self.check(Picture::size_of(&self.path)?)?;
+            return Picture::open(&self.path);
         };
-        let [width, height] = self.size;
-        match [picture.width(), picture.height()] == self.size {
-            true => Ok(picture),
-            false => Err(refuse(format!(
-                "it has {} x {} pixels, but had {width} x {height} when the run was made",
-                picture.width(),
-                picture.height()
-            ))),
+        let mut bytes = Vec::new();
+        let mut read = || {
+            let mut file = File::open(&self.path)?;
+            file.seek(SeekFrom::Start(start))?;
+            file.take(count).read_to_end(&mut bytes)
+        };
+        read().map_err(|error| refuse(format!("cannot read it: {error}")))?;
+        let named =
+            |error: PictureError| refuse(format!("the image at byte {start}: {}", error.reason));
+        self.check(Picture::size_in(&bytes).map_err(named)?)?;
+        Picture::decode(&bytes).map_err(named)
+    }
+
+    /// Another image, which may be of any size, is not decoded.
+    fn check(&self, found: [usize; 2]) -> Result<(), PictureError> {
+        let ([width, height], [was_wide, was_high]) = (found, self.size);
+        if found == self.size {
+            return Ok(());
         }
+        let reason = format!(
+            "it has {width} x {height} pixels, but had {was_wide} x {was_high} when the run was made"
+        );
+        Err(PictureError { path: Some(self.path.clone()), reason })
     }
 }
 
