@@ -49,7 +49,7 @@ impl ImageSource {
     /// If it is damaged, or has another size than it had.
     pub fn read(&self) -> Result<Picture, PictureError> {
         let with_remedy = |error: PictureError| PictureError {
-            reason: format!("{}; the run goes on when the file is as it was", error.reason),
+            reason: format!("{}; mend or restore the file, and resume the run", error.reason),
             ..error
         };
         self.picture().map_err(with_remedy)
