@@ -4,13 +4,13 @@ use burn::backend::TensorMetadata;
 use rayon::prelude::*;
 
 use super::{
-    Float, Int, indices,
+    Float, Int, empty, indices,
     numeric::{dot, exponentials, maximum},
     tensor,
 };
 
 /// Rows whose sums form one partial sum of a weight's gradient.
-const BLOCK: usize = 64;
+pub(super) const BLOCK: usize = 64;
 
 pub(super) fn gather(source: &Float, rows: &Int) -> Option<Float> {
     let (input, rows) = (source.as_slice::<f32>()?, indices(rows)?);
@@ -80,19 +80,52 @@ pub(super) fn combine_backward(
     Some((tensor(d_rows, [pairs, width]), tensor(d_weights, [tokens, top_k])))
 }
 
+/// Makes every row of a result, `[rows, width]`; `each` is given its number and writes all of it.
+pub(super) fn by_rows([rows, width]: [usize; 2], each: impl Fn(usize, &mut [f32]) + Sync) -> Float {
+    let mut output = empty([rows, width]);
+    let chunks = output.storage_mut::<f32>().par_chunks_mut(width.max(1)).enumerate();
+    chunks.with_min_len(16).for_each(|(row, out)| each(row, out));
+    output
+}
+
+/// Makes a result of two inputs of its shape, `[rows, width]`, some rows at a time; what `each` returns
+/// comes in the order of the rows.
+pub(super) fn by_blocks<T: Send>(
+    [rows, width]: [usize; 2],
+    [first, second]: [&[f32]; 2],
+    each: impl Fn(&mut [f32], &[f32], &[f32]) -> T + Sync,
+) -> (Float, Vec<T>) {
+    let block = (BLOCK * width).max(1);
+    let mut output = empty([rows, width]);
+    let blocks = output
+        .storage_mut::<f32>()
+        .par_chunks_mut(block)
+        .zip(first.par_chunks(block))
+        .zip(second.par_chunks(block));
+    let returned = blocks.map(|((out, first), second)| each(out, first, second)).collect();
+    (output, returned)
+}
+
+/// Partial sums added up in their order.
+pub(super) fn summed<'a>(partial: impl IntoIterator<Item = &'a Vec<f32>>, width: usize) -> Float {
+    let mut sums = vec![0.0; width];
+    for partial in partial {
+        sums.iter_mut().zip(partial).for_each(|(sum, partial)| *sum += partial);
+    }
+    tensor(sums, [width])
+}
+
 pub(super) fn rms_norm(x: &Float, weight: &Float, epsilon: f64) -> Option<Float> {
     let (input, weight) = (x.as_slice::<f32>()?, weight.as_slice::<f32>()?);
     let [rows, width] = x.shape().dims();
-    let mut output = vec![0.0; rows * width];
-    let row_pairs = output.par_chunks_mut(width.max(1)).zip(input.par_chunks(width.max(1)));
-    row_pairs.with_min_len(16).for_each(|(out, x)| {
+    Some(by_rows([rows, width], |row, out| {
+        let x = &input[row * width..][..width];
         let inverse = inverse_root(x, epsilon);
         out.iter_mut()
             .zip(x)
             .zip(weight)
             .for_each(|((out, x), weight)| *out = x * inverse * weight);
-    });
-    Some(tensor(output, [rows, width]))
+    }))
 }
 
 pub(super) fn rms_norm_backward(
@@ -104,35 +137,25 @@ pub(super) fn rms_norm_backward(
     let (input, weight, grads) =
         (x.as_slice::<f32>()?, weight.as_slice::<f32>()?, grad.as_slice::<f32>()?);
     let [rows, width] = x.shape().dims();
-    let block = (BLOCK * width).max(1);
-    let mut d_x = vec![0.0; rows * width];
-    let blocks =
-        d_x.par_chunks_mut(block).zip(input.par_chunks(block)).zip(grads.par_chunks(block));
-    let partial_sums: Vec<Vec<f32>> = blocks
-        .map(|((d_x, x), grad)| {
-            let mut d_weight = vec![0.0; width];
-            let rows = d_x.chunks_mut(width).zip(x.chunks(width)).zip(grad.chunks(width));
-            for ((d_x, x), grad) in rows {
-                let inverse = inverse_root(x, epsilon);
-                let mut along = 0.0;
-                for i in 0..width {
-                    let normed = x[i] * inverse;
-                    d_weight[i] += grad[i] * normed;
-                    along += grad[i] * weight[i] * normed;
-                }
-                along /= width as f32;
-                for i in 0..width {
-                    d_x[i] = inverse * (grad[i] * weight[i] - x[i] * inverse * along);
-                }
+    let (d_x, partial) = by_blocks([rows, width], [input, grads], |d_x, x, grad| {
+        let mut d_weight = vec![0.0; width];
+        let rows = d_x.chunks_mut(width).zip(x.chunks(width)).zip(grad.chunks(width));
+        for ((d_x, x), grad) in rows {
+            let inverse = inverse_root(x, epsilon);
+            let mut along = 0.0;
+            for i in 0..width {
+                let normed = x[i] * inverse;
+                d_weight[i] += grad[i] * normed;
+                along += grad[i] * weight[i] * normed;
             }
-            d_weight
-        })
-        .collect();
-    let mut d_weight = vec![0.0; width];
-    for partial in &partial_sums {
-        d_weight.iter_mut().zip(partial).for_each(|(sum, partial)| *sum += partial);
-    }
-    Some((tensor(d_x, [rows, width]), tensor(d_weight, [width])))
+            along /= width as f32;
+            for i in 0..width {
+                d_x[i] = inverse * (grad[i] * weight[i] - x[i] * inverse * along);
+            }
+        }
+        d_weight
+    });
+    Some((d_x, summed(&partial, width)))
 }
 
 pub(super) fn cross_entropy(logits: &Float, labels: &Int) -> Option<Float> {

@@ -3,12 +3,14 @@
 use burn::backend::TensorMetadata;
 use rayon::prelude::*;
 
-use super::{Float, empty, numeric::exp, tensor};
+use super::{
+    Float, empty,
+    numeric::exp,
+    rows::{BLOCK, by_blocks, by_rows, summed},
+};
 
 /// Elements that one task takes.
 const CHUNK: usize = 1 << 13;
-/// Rows whose sums form one partial sum of a gradient.
-const BLOCK: usize = 64;
 
 /// Φ(x) and the density φ(x) · √(2π), by formula 7.1.26 of Abramowitz and Stegun, which is within
 /// 1.5e-7.
@@ -71,18 +73,13 @@ pub(super) fn layer_norm(x: &Float, weight: &Float, bias: &Float, epsilon: f64) 
     let (input, weight, bias) =
         (x.as_slice::<f32>()?, weight.as_slice::<f32>()?, bias.as_slice::<f32>()?);
     let [rows, width] = x.shape().dims();
-    let mut output = empty([rows, width]);
-    let pairs = output
-        .storage_mut::<f32>()
-        .par_chunks_mut(width.max(1))
-        .zip(input.par_chunks(width.max(1)));
-    pairs.with_min_len(16).for_each(|(out, x)| {
+    Some(by_rows([rows, width], |row, out| {
+        let x = &input[row * width..][..width];
         let (mean, inverse) = moments(x, epsilon);
         for i in 0..width {
             out[i] = (x[i] - mean) * inverse * weight[i] + bias[i];
         }
-    });
-    Some(output)
+    }))
 }
 
 pub(super) fn layer_norm_backward(
@@ -94,65 +91,42 @@ pub(super) fn layer_norm_backward(
     let (input, weight, grads) =
         (x.as_slice::<f32>()?, weight.as_slice::<f32>()?, grad.as_slice::<f32>()?);
     let [rows, width] = x.shape().dims();
-    let block = (BLOCK * width).max(1);
-    let mut d_x = empty([rows, width]);
-    let blocks = d_x
-        .storage_mut::<f32>()
-        .par_chunks_mut(block)
-        .zip(input.par_chunks(block))
-        .zip(grads.par_chunks(block));
-    let partial: Vec<[Vec<f32>; 2]> = blocks
-        .map(|((d_x, x), grad)| {
-            let [mut d_weight, mut d_bias] = [vec![0.0; width], vec![0.0; width]];
-            let rows = d_x.chunks_mut(width).zip(x.chunks(width)).zip(grad.chunks(width));
-            for ((d_x, x), grad) in rows {
-                let (mean, inverse) = moments(x, epsilon);
-                let [mut of_grad, mut along] = [[0.0_f32; 8]; 2];
-                for i in 0..width {
-                    let (normed, scaled) = ((x[i] - mean) * inverse, grad[i] * weight[i]);
-                    d_weight[i] += grad[i] * normed;
-                    d_bias[i] += grad[i];
-                    of_grad[i % 8] += scaled;
-                    along[i % 8] += scaled * normed;
-                }
-                let [of_grad, along] =
-                    [of_grad, along].map(|lanes| lanes.iter().sum::<f32>() / width as f32);
-                for i in 0..width {
-                    let normed = (x[i] - mean) * inverse;
-                    d_x[i] = inverse * (grad[i] * weight[i] - of_grad - normed * along);
-                }
+    let (d_x, partial) = by_blocks([rows, width], [input, grads], |d_x, x, grad| {
+        let [mut d_weight, mut d_bias] = [vec![0.0; width], vec![0.0; width]];
+        let rows = d_x.chunks_mut(width).zip(x.chunks(width)).zip(grad.chunks(width));
+        for ((d_x, x), grad) in rows {
+            let (mean, inverse) = moments(x, epsilon);
+            let [mut of_grad, mut along] = [[0.0_f32; 8]; 2];
+            for i in 0..width {
+                let (normed, scaled) = ((x[i] - mean) * inverse, grad[i] * weight[i]);
+                d_weight[i] += grad[i] * normed;
+                d_bias[i] += grad[i];
+                of_grad[i % 8] += scaled;
+                along[i % 8] += scaled * normed;
             }
-            [d_weight, d_bias]
-        })
-        .collect();
-    let [weights, biases] =
+            let [of_grad, along] =
+                [of_grad, along].map(|lanes| lanes.iter().sum::<f32>() / width as f32);
+            for i in 0..width {
+                let normed = (x[i] - mean) * inverse;
+                d_x[i] = inverse * (grad[i] * weight[i] - of_grad - normed * along);
+            }
+        }
+        [d_weight, d_bias]
+    });
+    let [d_weight, d_bias] =
         [0, 1].map(|part| summed(partial.iter().map(|sums| &sums[part]), width));
-    Some([d_x, weights, biases])
-}
-
-/// Partial sums added up in their order.
-fn summed<'a>(partial: impl Iterator<Item = &'a Vec<f32>>, width: usize) -> Float {
-    let mut sums = vec![0.0; width];
-    for partial in partial {
-        sums.iter_mut().zip(partial).for_each(|(sum, partial)| *sum += partial);
-    }
-    tensor(sums, [width])
+    Some([d_x, d_weight, d_bias])
 }
 
 pub(super) fn add_bias(x: &Float, bias: &Float) -> Option<Float> {
     let (input, bias) = (x.as_slice::<f32>()?, bias.as_slice::<f32>()?);
     let [rows, width] = x.shape().dims();
-    let mut output = empty([rows, width]);
-    let pairs = output
-        .storage_mut::<f32>()
-        .par_chunks_mut(width.max(1))
-        .zip(input.par_chunks(width.max(1)));
-    pairs.with_min_len(16).for_each(|(out, x)| {
+    Some(by_rows([rows, width], |row, out| {
+        let x = &input[row * width..][..width];
         for i in 0..width {
             out[i] = x[i] + bias[i];
         }
-    });
-    Some(output)
+    }))
 }
 
 pub(super) fn sum_rows(grad: &Float) -> Option<Float> {
@@ -165,24 +139,19 @@ pub(super) fn sum_rows(grad: &Float) -> Option<Float> {
         sum
     };
     let partial: Vec<Vec<f32>> = grads.par_chunks((BLOCK * width).max(1)).map(sum).collect();
-    Some(summed(partial.iter(), width))
+    Some(summed(&partial, width))
 }
 
 pub(super) fn add_scaled(x: &Float, branch: &Float, scale: &Float) -> Option<Float> {
     let (input, branch, scale) =
         (x.as_slice::<f32>()?, branch.as_slice::<f32>()?, scale.as_slice::<f32>()?);
     let [rows, width] = x.shape().dims();
-    let mut output = empty([rows, width]);
-    let pairs = output
-        .storage_mut::<f32>()
-        .par_chunks_mut(width.max(1))
-        .zip(input.par_chunks(width.max(1)));
-    pairs.zip(branch.par_chunks(width.max(1))).with_min_len(16).for_each(|((out, x), branch)| {
+    Some(by_rows([rows, width], |row, out| {
+        let [x, branch] = [input, branch].map(|values| &values[row * width..][..width]);
         for i in 0..width {
             out[i] = x[i] + branch[i] * scale[i];
         }
-    });
-    Some(output)
+    }))
 }
 
 pub(super) fn add_scaled_backward(
@@ -193,25 +162,16 @@ pub(super) fn add_scaled_backward(
     let (input, scale, grads) =
         (branch.as_slice::<f32>()?, scale.as_slice::<f32>()?, grad.as_slice::<f32>()?);
     let [rows, width] = branch.shape().dims();
-    let block = (BLOCK * width).max(1);
-    let mut d_branch = empty([rows, width]);
-    let blocks = d_branch
-        .storage_mut::<f32>()
-        .par_chunks_mut(block)
-        .zip(input.par_chunks(block))
-        .zip(grads.par_chunks(block));
-    let partial: Vec<Vec<f32>> = blocks
-        .map(|((d_branch, branch), grad)| {
-            let mut d_scale = vec![0.0; width];
-            let rows = d_branch.chunks_mut(width).zip(branch.chunks(width));
-            for ((d_branch, branch), grad) in rows.zip(grad.chunks(width)) {
-                for i in 0..width {
-                    d_branch[i] = grad[i] * scale[i];
-                    d_scale[i] += grad[i] * branch[i];
-                }
+    let (d_branch, partial) = by_blocks([rows, width], [input, grads], |d_branch, branch, grad| {
+        let mut d_scale = vec![0.0; width];
+        let rows = d_branch.chunks_mut(width).zip(branch.chunks(width));
+        for ((d_branch, branch), grad) in rows.zip(grad.chunks(width)) {
+            for i in 0..width {
+                d_branch[i] = grad[i] * scale[i];
+                d_scale[i] += grad[i] * branch[i];
             }
-            d_scale
-        })
-        .collect();
-    Some((d_branch, summed(partial.iter(), width)))
+        }
+        d_scale
+    });
+    Some((d_branch, summed(&partial, width)))
 }
