@@ -119,7 +119,7 @@ fn read_unseen(run: &Path, count: usize) -> Result<usize, Box<dyn Error>> {
         let values = page.picture.pixels().flat_map(|pixel| [pixel.0[0]; 3]).collect();
         let side = SIDE as usize;
         let picture = Picture::new(side, side, values).ok_or("a page has pixels")?;
-        let rows = model.see(&picture.tiles(layout.side, layout.most_tiles(1)))?;
+        let rows = model.see(&layout.tiles(&picture, 1))?;
         let question = tokenizer.encode(&page.question, false)?;
         let tokens = layout.question(&[rows.len()], &question);
         prompts.push(Prompt::with_images(tokens, rows));

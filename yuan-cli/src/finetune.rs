@@ -49,9 +49,8 @@ pub struct Options {
     separator: Option<String>,
     /// Positions of the tokens of images: together (at 0 up to the last image), as upstream trains its
     /// models, or increasing [default: together]
-    #[arg(long, value_name = "RULE", value_parser = ["increasing", "together"])]
-    #[arg(help_heading = "Data")]
-    image_positions: Option<String>,
+    #[arg(long, value_name = "RULE", help_heading = "Data")]
+    image_positions: Option<ImagePositions>,
     /// Keep attention inside a conversation; others in its row are not seen
     #[arg(long, help_heading = "Data")]
     isolate: bool,
@@ -64,8 +63,8 @@ pub const OF_FRESH_MODELS: [&str; 8] =
     ["init", "vocab", "layers", "hidden", "experts", "router", "no_lfa", "resume"];
 
 /// What `--data` is here.
-pub const DATA_HELP: &str = "Conversations, or questions about images: files of JSON lines, which may be compressed (.gz, .zst), \
-     or archives (.tar)";
+pub const DATA_HELP: &str = "Conversations, or questions about images: files of JSON lines, which \
+     may be compressed (.gz, .zst), or archives (.tar)";
 
 /// What `--learning-rate` is here.
 pub const RATE_HELP: &str = "Peak learning rate [default: 0.0002]";
@@ -108,11 +107,9 @@ pub fn run(options: Options, console: &Console, given: pretrain::Given) -> anyho
             ))
             .wrong_option();
         }
-        let positions = match image_positions.as_deref() {
-            Some("increasing") => ImagePositions::Increasing,
-            _ => ImagePositions::Together,
-        };
-        let data = PageFiles { files, validation, positions }.into();
+        let pages = PageFiles::new(files, validation);
+        let positions = image_positions.unwrap_or(pages.positions);
+        let data = PageFiles { positions, ..pages }.into();
         let tuning = pretrain::Tuning { model, data, template: None, isolate };
         let file = options_file(&given.file, &from)?;
         return pretrain::run(&training, console, pretrain::Given { file, ..given }, Some(tuning));

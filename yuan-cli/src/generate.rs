@@ -61,9 +61,8 @@ pub struct Options {
     ignore_stop: bool,
     /// Positions of the tokens of images: increasing, as upstream serves its models, or together, as it
     /// trains them [default: as a run was trained, else increasing]
-    #[arg(long, value_name = "RULE", value_parser = ["increasing", "together"])]
-    #[arg(requires = "images", help_heading = "Images")]
-    image_positions: Option<String>,
+    #[arg(long, value_name = "RULE", requires = "images", help_heading = "Images")]
+    image_positions: Option<ImagePositions>,
     /// Decides the draws
     #[arg(long, value_name = "NUMBER", default_value_t = 0, help_heading = "Sampling")]
     seed: u64,
@@ -103,40 +102,33 @@ pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
         sampling,
         stop_tokens,
         seed: options.seed,
-        image_positions: match options.image_positions.as_deref() {
-            Some("together") => ImagePositions::Together,
-            Some(_) => ImagePositions::Increasing,
-            // As a run was trained; upstream serves its models with increasing ones.
-            None => {
-                let settings = PageSettings::load(&directory.tokenizer_directory());
-                settings.map_or(ImagePositions::Increasing, |settings| settings.positions)
-            }
-        },
+        // As a run was trained; upstream serves its models with increasing ones.
+        image_positions: options.image_positions.unwrap_or_else(|| {
+            let settings = PageSettings::load(&directory.tokenizer_directory());
+            settings.map_or(ImagePositions::Increasing, |settings| settings.positions)
+        }),
     };
     let mut pace = Pace { started: Instant::now(), first: None, tokens: 0 };
     // The images are looked at once, whatever is asked about them.
     let seen = images.map(|images| model.see(&images.tiles)).transpose()?;
-    let with_images: Vec<Prompt> = prompts
-        .iter()
-        .map(|tokens| match &seen {
-            Some(rows) => Prompt::with_images(tokens.clone(), rows.clone()),
-            None => Prompt::from(tokens.clone()),
-        })
-        .collect();
+    let with_images = |tokens| match &seen {
+        Some(rows) => Prompt::with_images(tokens, rows.clone()),
+        None => Prompt::from(tokens),
+    };
+    let prompts: Vec<Prompt> = prompts.into_iter().map(with_images).collect();
     let is_question = options.chat || seen.is_some();
     let generated = match &texts[..] {
         [text] => {
             let shown = if is_question { "" } else { text };
-            let mut stream = Stream { tokenizer: &tokenizer, read: &prompts[0], shown };
-            stream.generate(&model, &with_images, &generation, &mut pace)?
+            stream_one(&model, &tokenizer, &prompts, &generation, shown, &mut pace)?
         }
         _ => {
-            let generated = model.generate(&with_images, &generation, |_| {
+            let generated = model.generate(&prompts, &generation, |_| {
                 pace.count();
                 ControlFlow::Continue(())
             })?;
             for (index, (text, generation)) in texts.iter().zip(&generated).enumerate() {
-                let read = &prompts[index];
+                let read = prompts[index].tokens();
                 let continuation = tokenizer.decode_after(read, &generation.tokens)?;
                 let prompt = if is_question { "" } else { text };
                 console.say(format_args!("{prompt}{continuation}\n"))?;
@@ -145,60 +137,51 @@ pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
         }
     };
     if console.shows_progress() || prompts.len() > 1 {
-        let read = prompts.iter().map(Vec::len).sum();
+        let read = prompts.iter().map(|prompt| prompt.tokens().len()).sum();
         console.note(pace.summary(read, &generated));
     }
     Ok(())
 }
 
-/// One text that is shown as it comes.
-struct Stream<'a> {
-    tokenizer: &'a Tokenizer,
-    /// The tokens before it.
-    read: &'a [u32],
-    /// What of these is shown: with the first token, so that nothing stands there if there is none to
-    /// come.
-    shown: &'a str,
-}
-
-impl Stream<'_> {
-    /// Generates the text; a reader that has heard enough ends the generation.
-    fn generate(
-        &mut self,
-        model: &YuanModel,
-        prompts: &[Prompt],
-        options: &GenerationOptions,
-        pace: &mut Pace,
-    ) -> anyhow::Result<Vec<Generation>> {
-        let mut out = std::io::stdout();
-        let mut stream = self.tokenizer.stream(self.read);
-        let mut failure: Option<anyhow::Error> = None;
-        let generated = model.generate(prompts, options, |NewToken { token, .. }| {
-            pace.count();
-            let shown = match stream.step(token) {
-                Ok(text) => {
-                    let prompt = std::mem::take(&mut self.shown);
-                    write!(out, "{prompt}{text}").and_then(|()| out.flush())
-                }
-                Err(error) => {
-                    failure = Some(error.into());
-                    return ControlFlow::Break(());
-                }
-            };
-            match shown {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(error) => {
-                    failure = Some(anyhow::Error::new(error).context(NOT_WRITTEN));
-                    ControlFlow::Break(())
-                }
+/// Generates one text and shows it as it comes; a reader that has heard enough ends the generation.
+fn stream_one(
+    model: &YuanModel,
+    tokenizer: &Tokenizer,
+    prompts: &[Prompt],
+    options: &GenerationOptions,
+    shown: &str,
+    pace: &mut Pace,
+) -> anyhow::Result<Vec<Generation>> {
+    let mut out = std::io::stdout();
+    // With the first token, so that nothing stands there if there is none to come.
+    let mut prompt = shown;
+    let mut stream = tokenizer.stream(prompts[0].tokens());
+    let mut failure: Option<anyhow::Error> = None;
+    let generated = model.generate(prompts, options, |NewToken { token, .. }| {
+        pace.count();
+        let shown = match stream.step(token) {
+            Ok(text) => {
+                let prompt = std::mem::take(&mut prompt);
+                write!(out, "{prompt}{text}").and_then(|()| out.flush())
             }
-        })?;
-        if let Some(failure) = failure {
-            return Err(failure);
+            Err(error) => {
+                failure = Some(error.into());
+                return ControlFlow::Break(());
+            }
+        };
+        match shown {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                failure = Some(anyhow::Error::new(error).context(NOT_WRITTEN));
+                ControlFlow::Break(())
+            }
         }
-        writeln!(out, "{}{}", self.shown, stream.finish()?).context(NOT_WRITTEN)?;
-        Ok(generated)
+    })?;
+    if let Some(failure) = failure {
+        return Err(failure);
     }
+    writeln!(out, "{prompt}{}", stream.finish()?).context(NOT_WRITTEN)?;
+    Ok(generated)
 }
 
 /// The images that the texts are about.
@@ -223,7 +206,7 @@ fn images(
     for path in &options.images {
         let picture = Picture::open(path)?;
         sizes.push([picture.width(), picture.height()]);
-        tiles.extend(picture.tiles(layout.side, layout.most_tiles(options.images.len())));
+        tiles.extend(layout.tiles(&picture, options.images.len()));
     }
     let rows = layout.rows_of(&sizes);
     Ok(Some(Images { layout, tiles, rows }))

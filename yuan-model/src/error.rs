@@ -160,7 +160,11 @@ pub enum ModelError {
         images: usize,
     },
     /// A tile is not of the size that the image tower takes.
-    #[error("a tile has {} x {} pixels, but the image tower takes {expected} x {expected}", found[0], found[1])]
+    #[error(
+        "a tile has {} x {} pixels, but the image tower takes {expected} x {expected}",
+        found[0],
+        found[1]
+    )]
     TileSize {
         /// Its width and height.
         found: [usize; 2],

@@ -141,7 +141,8 @@ proptest! {
             results!(ops::gelu(x.clone()), x)
         });
         agree("add_bias", |device| {
-            let (x, bias) = (numbers([rows, width], seed, device).require_grad(), numbers([width], seed ^ 1, device).require_grad());
+            let x = numbers([rows, width], seed, device).require_grad();
+            let bias = numbers([width], seed ^ 1, device).require_grad();
             results!(ops::add_bias(x.clone(), bias.clone()), x, bias)
         });
         agree("add_scaled", |device| {
@@ -154,7 +155,8 @@ proptest! {
     #[test]
     fn full_attention_agrees(batch in 1..3_usize, heads in 1..4_usize, seq in prop_oneof![1..40_usize, 60..140_usize], width in 1..12_usize, seed: u64) {
         agree("full_attention", |device| {
-            let qkv = numbers([batch, seq, 3 * heads * width], seed, device).mul_scalar(2.0).require_grad();
+            let qkv = numbers([batch, seq, 3 * heads * width], seed, device).mul_scalar(2.0);
+            let qkv = qkv.require_grad();
             results!(ops::full_attention(qkv.clone(), heads), qkv)
         });
     }

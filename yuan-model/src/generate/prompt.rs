@@ -1,5 +1,7 @@
 //! What a sequence begins with: tokens, and images among them.
 
+use std::str::FromStr;
+
 use burn::{
     module::Module,
     tensor::{FloatDType, Tensor},
@@ -24,6 +26,11 @@ impl Prompt {
     /// A prompt with images, whose rows stand in the places of the placeholders in order.
     pub fn with_images(tokens: Vec<u32>, images: ImageRows) -> Self {
         Self { tokens, images: Some(images) }
+    }
+
+    /// Its tokens.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
     }
 }
 
@@ -62,6 +69,18 @@ pub enum ImagePositions {
     /// All tokens up to the last image have position 0, and counting begins behind it: as upstream
     /// trains its models, and as [`masks`](crate::masks::image_row_position_ids) numbers training rows.
     Together,
+}
+
+impl FromStr for ImagePositions {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "increasing" => Ok(Self::Increasing),
+            "together" => Ok(Self::Together),
+            other => Err(format!("`{other}` is neither increasing nor together")),
+        }
+    }
 }
 
 impl YuanModel {

@@ -28,8 +28,8 @@ pub fn full_attention(qkv: Tensor<3>, heads: usize) -> Tensor<3> {
     Tensor::from_dispatch(Dispatch::full_attention(qkv.into_dispatch(), heads))
 }
 
-/// `weight ⊙ (x − mean(x)) / sqrt(var(x) + ε) + bias` of every row, in f32: `[rows, d]` and `[d]` twice
-/// → `[rows, d]`, in the type of `x`; weight and bias are in f32.
+/// `weight ⊙ (x − mean(x)) / sqrt(var(x) + ε) + bias` of every row, in f32: `[rows, d]` and `[d]`
+/// twice → `[rows, d]`, in the type of `x`; weight and bias are in f32.
 pub fn layer_norm(x: Tensor<2>, weight: Tensor<1>, bias: Tensor<1>, epsilon: f64) -> Tensor<2> {
     let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
     Tensor::from_dispatch(Dispatch::layer_norm_rows(x, weight, bias, epsilon))

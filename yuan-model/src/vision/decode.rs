@@ -47,18 +47,33 @@ impl Picture {
     ///
     /// The picture is what Pillow's `convert("RGB")` makes of the file: transparency is left out, of an
     /// animation the first picture is taken, and the orientation in a photograph's EXIF data is not
-    /// looked at (that of a TIFF file is). Of 16 bits the upper eight are kept; Pillow would cut 16-bit grey off at 255.
+    /// looked at (that of a TIFF file is). Of 16 bits the upper eight are kept; Pillow would cut 16-bit grey
+    /// off at 255.
     ///
     /// # Errors
     ///
     /// A file that cannot be read, is no image, is damaged or cut off, or has over 178,956,970 pixels.
     pub fn open(path: &Path) -> Result<Self, PictureError> {
         let refuse = |reason: String| PictureError { path: Some(path.to_path_buf()), reason };
+        Self::decode(&Self::read_file(path)?).map_err(|error| refuse(error.reason))
+    }
+
+    /// The bytes of an image file, for [`size_in`](Self::size_in) and [`decode`](Self::decode).
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read, is no file, or has over 1 GiB.
+    pub fn read_file(path: &Path) -> Result<Vec<u8>, PictureError> {
         let mut bytes = Vec::new();
         // It may grow while it is read.
         let read = file(path)?.take(MOST_FILE_BYTES).read_to_end(&mut bytes);
-        read.map_err(|error| refuse(format!("cannot read it: {error}")))?;
-        Self::decode(&bytes).map_err(|error| refuse(error.reason))
+        match read {
+            Ok(_) => Ok(bytes),
+            Err(error) => {
+                let reason = format!("cannot read it: {error}");
+                Err(PictureError { path: Some(path.to_path_buf()), reason })
+            }
+        }
     }
 
     /// The same of a file's bytes.

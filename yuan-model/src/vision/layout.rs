@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::TileGrid;
+use super::{Picture, TileGrid};
 use crate::{ModelError, YuanConfig, masks::ImageMarkers};
 
 /// How images become tiles, tiles rows of a model, and rows places among the tokens of a text.
@@ -82,6 +82,11 @@ impl ImageLayout {
             0 | 1 => self.max_tiles,
             _ => self.max_tiles.min(OF_SEVERAL),
         }
+    }
+
+    /// The tiles of one of so many images of a text.
+    pub fn tiles(&self, picture: &Picture, images: usize) -> Vec<Picture> {
+        picture.tiles(self.side, self.most_tiles(images))
     }
 
     /// Rows that each of the images of one text becomes, by their widths and heights.

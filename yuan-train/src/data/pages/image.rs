@@ -56,22 +56,33 @@ impl ImageSource {
     }
 
     fn picture(&self) -> Result<Picture, PictureError> {
-        let refuse = |reason: String| PictureError { path: Some(self.path.clone()), reason };
-        let Some([start, count]) = self.within else {
-            self.check(Picture::size_of(&self.path)?)?;
-            return Picture::open(&self.path);
+        let bytes = self.bytes()?;
+        let named = |error: PictureError| PictureError {
+            path: Some(self.path.clone()),
+            reason: match self.within {
+                None => error.reason,
+                Some([start, _]) => format!("the image at byte {start}: {}", error.reason),
+            },
         };
+        self.check(Picture::size_in(&bytes).map_err(named)?)?;
+        Picture::decode(&bytes).map_err(named)
+    }
+
+    fn bytes(&self) -> Result<Vec<u8>, PictureError> {
+        let Some([start, count]) = self.within else { return Picture::read_file(&self.path) };
         let mut bytes = Vec::new();
         let mut read = || {
             let mut file = File::open(&self.path)?;
             file.seek(SeekFrom::Start(start))?;
             file.take(count).read_to_end(&mut bytes)
         };
-        read().map_err(|error| refuse(format!("cannot read it: {error}")))?;
-        let named =
-            |error: PictureError| refuse(format!("the image at byte {start}: {}", error.reason));
-        self.check(Picture::size_in(&bytes).map_err(named)?)?;
-        Picture::decode(&bytes).map_err(named)
+        match read() {
+            Ok(_) => Ok(bytes),
+            Err(error) => {
+                let reason = format!("cannot read it: {error}");
+                Err(PictureError { path: Some(self.path.clone()), reason })
+            }
+        }
     }
 
     /// Another image, which may be of any size, is not decoded.

@@ -103,13 +103,12 @@ impl PageRows {
             .iter()
             .flat_map(|&document| {
                 let images = &self.images[document as usize];
-                let most = self.layout.most_tiles(images.len());
-                images.iter().map(move |image| (image, most))
+                images.iter().map(move |image| (image, images.len()))
             })
             .collect();
-        let tiles = |&(image, most): &(&ImageSource, usize)| {
+        let tiles = |&(image, of): &(&ImageSource, usize)| {
             let picture = image.read().map_err(TrainError::Picture)?;
-            Ok(picture.tiles(self.layout.side, most))
+            Ok(self.layout.tiles(&picture, of))
         };
         let tiles: Result<Vec<Vec<Picture>>, TrainError> = images.par_iter().map(tiles).collect();
         Ok(tiles?.concat())
