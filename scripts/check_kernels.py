@@ -39,7 +39,9 @@ def compile(source, options):
 common, count = (kernels / "common.cuh").read_text(), 0
 for file in sorted(kernels.glob("*.cu")):
     flash = file.stem == "flash"
+    masks = ["-DCAUSAL=1", "-DCAUSAL=0"] if flash or file.stem == "softmax" else ["-DCAUSAL=1"]
     types = [["-DBF16"]] if flash else [[], ["-DBF16"]]
+    types = [t + [mask] for t in types for mask in masks]
     for architecture in ["90a"] if flash else ["80", "90"]:
         for options in [t + [f"-DHEAD_DIM={d}"] for t in types for d in (64, 128, 192, 256)] if flash else types:
             ptx = compile(common + "\n" + file.read_text(), [f"--gpu-architecture=compute_{architecture}", *options])

@@ -259,6 +259,46 @@ proptest! {
     }
 
     #[test]
+    fn fast_operations_of_the_tower_are_the_portable_ones(
+        rows in prop_oneof![1..200_usize, Just(1500)],
+        eighths in 1..40_usize,
+        seed: u64,
+    ) {
+        let width = 8 * eighths;
+        agree("layer_norm", |place| {
+            let x = numbers([rows, width], seed, place).mul_scalar(3.0).add_scalar(0.5).require_grad();
+            let [weight, bias] = [1, 2].map(|i| full([width], seed ^ i, place).require_grad());
+            results!(place, ops::layer_norm(x.clone(), weight.clone(), bias.clone(), 1e-2), x, weight, bias)
+        });
+        agree("gelu", |place| {
+            let x = numbers([rows, width], seed, place).mul_scalar(5.0).require_grad();
+            results!(place, ops::gelu(x.clone()), x)
+        });
+        agree("add_bias", |place| {
+            let x = numbers([rows, width], seed, place).require_grad();
+            let bias = numbers([width], seed ^ 1, place).require_grad();
+            results!(place, ops::add_bias(x.clone(), bias.clone()), x, bias)
+        });
+        agree("add_scaled", |place| {
+            let [x, branch] = [0, 1].map(|i| numbers([rows, width], seed ^ i, place).require_grad());
+            let scale = numbers([width], seed ^ 2, place).require_grad();
+            results!(place, ops::add_scaled(x.clone(), branch.clone(), scale.clone()), x, branch, scale)
+        });
+    }
+
+    // Wide heads and narrow ones, rows that fill a block of queries or keys and that do not.
+    #[test]
+    fn fast_attention_without_a_mask_is_the_portable_one(
+        batch in 1..3_usize, heads in 1..4_usize, seq in prop_oneof![1..40_usize, 60..140_usize, 250..300_usize],
+        width in prop_oneof![(1..9_usize).prop_map(|eighths| 8 * eighths), Just(64), Just(128)], seed: u64,
+    ) {
+        agree("full_attention", |place| {
+            let qkv = numbers([batch, seq, 3 * heads * width], seed, place).mul_scalar(2.0).require_grad();
+            results!(place, ops::full_attention(qkv.clone(), heads), qkv)
+        });
+    }
+
+    #[test]
     fn fast_cross_entropies_are_the_portable_ones(
         rows in 1..70_usize,
         width in 1..9_usize,

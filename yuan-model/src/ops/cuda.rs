@@ -5,12 +5,15 @@
 //! they do not take (another type, a width that is no multiple of eight, a machine without NVRTC or
 //! cuBLASLt) goes the portable way.
 
+use burn::backend::ops::FloatTensorOps;
 use burn::tensor::{DType, FloatDType};
 use burn_cubecl::{CubeBackend, tensor::CubeTensor};
 
 use std::{ops::Range, sync::Arc};
 
-use super::{AdamWStep, HostCounts, RowsToRanks, TensorList, YuanOps, packed, portable};
+use super::{
+    AdamWStep, HostCounts, RowsToRanks, TensorList, YuanOps, packed, parts::part, portable,
+};
 use crate::ranks::Communicator;
 
 mod attention;
@@ -28,7 +31,9 @@ mod queue;
 mod readback;
 mod rows;
 mod tensors;
+mod tower;
 
+use attention::Mask;
 use nccl::{Half, Nccl, Way};
 use tensors::{VECTOR, has_fast_rows, is_fast};
 
@@ -264,10 +269,10 @@ impl YuanOps for CubeBackend {
             return portable::causal_attention::<Self>(query, key, value, first_keys);
         }
         if flash::takes(&query) {
-            return flash::forward(query, key, value, first_keys);
+            return flash::forward(query, key, value, first_keys, Mask::Causal);
         }
         let nothing = tensors::empty(&query, [1], DType::F32);
-        (attention::forward(query, key, value, first_keys), nothing)
+        (attention::forward(query, key, value, first_keys, Mask::Causal), nothing)
     }
 
     fn cached_attention(
@@ -300,9 +305,39 @@ impl YuanOps for CubeBackend {
         }
         // Sums are there if the fast version was on when the output was made.
         if flash::takes(&query) && log_sums.meta.shape().len() == 3 {
-            return flash::backward([query, key, value], first_keys, [output, log_sums], grad);
+            let known = [output, log_sums];
+            return flash::backward([query, key, value], first_keys, known, grad, Mask::Causal);
         }
-        attention::backward(query, key, value, first_keys, grad)
+        attention::backward(query, key, value, first_keys, grad, Mask::Causal)
+    }
+
+    fn full_attention(qkv: Tensor, heads: usize) -> Tensor {
+        if !is_fast(&qkv) {
+            return portable::full_attention::<Self>(qkv, heads);
+        }
+        let [query, key, value] = portable::split_heads::<Self>(qkv, heads);
+        portable::join_heads::<Self>(if flash::takes(&query) {
+            flash::forward(query, key, value, None, Mask::None).0
+        } else {
+            attention::forward(query, key, value, None, Mask::None)
+        })
+    }
+
+    fn full_attention_backward(qkv: Tensor, grad: Tensor, heads: usize) -> Tensor {
+        if !is_fast(&qkv) || !same_type(&[&qkv, &grad]) {
+            return portable::full_attention_backward::<Self>(qkv, grad, heads);
+        }
+        let [query, key, value] = portable::split_heads::<Self>(qkv, heads);
+        let grad = portable::by_head::<Self>(grad, heads);
+        let (d_query, d_key, d_value) = if flash::takes(&query) {
+            let qkv = [query.clone(), key.clone(), value.clone()];
+            let (out, log_sums) = flash::forward(query, key, value, None, Mask::None);
+            flash::backward(qkv, None, [out, log_sums], grad, Mask::None)
+        } else {
+            attention::backward(query, key, value, None, grad, Mask::None)
+        };
+        let gradients = [d_query, d_key, d_value].map(portable::join_heads::<Self>);
+        Self::float_cat(gradients.into(), 2)
     }
 
     fn cross_entropy(logits: Tensor, labels: Tensor) -> Tensor {
@@ -402,6 +437,74 @@ impl YuanOps for CubeBackend {
         } else {
             None
         })
+    }
+
+    fn layer_norm_rows(x: Tensor, weight: Tensor, bias: Tensor, epsilon: f64) -> Tensor {
+        if has_fast_rows(&x) && is_f32(&weight) && is_f32(&bias) {
+            return tower::layer_norm(x, weight, bias, epsilon);
+        }
+        portable::layer_norm::<Self>(x, weight, bias, epsilon)
+    }
+
+    fn layer_norm_rows_backward(
+        x: Tensor,
+        weight: Tensor,
+        grad: Tensor,
+        epsilon: f64,
+    ) -> (Tensor, Tensor, Tensor) {
+        let width = weight.meta.shape().num_elements();
+        let fits = width <= rows::WIDEST_NORM;
+        if has_fast_rows(&x) && fits && is_f32(&weight) && same_type(&[&x, &grad]) {
+            let (d_x, sums) = tower::layer_norm_backward(x, weight, grad, epsilon);
+            let d_weight = part::<Self>(sums.clone(), 0, 0..width);
+            return (d_x, d_weight, part::<Self>(sums, 0, width..2 * width));
+        }
+        portable::layer_norm_backward::<Self>(x, weight, grad, epsilon).into()
+    }
+
+    fn gelu_rows(x: Tensor) -> Tensor {
+        if has_fast_rows(&x) {
+            return tower::gelu(x);
+        }
+        portable::gelu::<Self>(x)
+    }
+
+    fn gelu_rows_backward(x: Tensor, grad: Tensor) -> Tensor {
+        if has_fast_rows(&x) && same_type(&[&x, &grad]) {
+            return tower::gelu_backward(x, grad);
+        }
+        portable::gelu_backward::<Self>(x, grad)
+    }
+
+    fn add_bias(x: Tensor, bias: Tensor) -> Tensor {
+        if has_fast_rows(&x) && same_type(&[&x, &bias]) {
+            return tower::add_bias(x, bias);
+        }
+        portable::add_bias::<Self>(x, bias)
+    }
+
+    fn sum_rows(grad: Tensor) -> Tensor {
+        if has_fast_rows(&grad) {
+            let dtype = grad.dtype;
+            return Self::float_cast(tower::sum_rows(grad), dtype.into());
+        }
+        portable::sum_rows::<Self>(grad)
+    }
+
+    fn add_scaled(x: Tensor, branch: Tensor, scale: Tensor) -> Tensor {
+        if has_fast_rows(&x) && same_type(&[&x, &branch, &scale]) {
+            return tower::add_scaled(x, branch, scale);
+        }
+        portable::add_scaled::<Self>(x, branch, scale)
+    }
+
+    fn add_scaled_backward(branch: Tensor, scale: Tensor, grad: Tensor) -> (Tensor, Tensor) {
+        if has_fast_rows(&branch) && same_type(&[&branch, &scale, &grad]) {
+            let dtype = scale.dtype;
+            let (d_branch, d_scale) = tower::add_scaled_backward(branch, scale, grad);
+            return (d_branch, Self::float_cast(d_scale, dtype.into()));
+        }
+        portable::add_scaled_backward::<Self>(branch, scale, grad).into()
     }
 
     fn sum_of_squares(x: Tensor) -> Tensor {

@@ -85,7 +85,10 @@ pub mod portable {
     }
 
     /// Queries, keys and values, `[batch, heads, seq, d]` each.
-    fn split_heads<B: Backend>(qkv: FloatTensor<B>, heads: usize) -> [FloatTensor<B>; 3] {
+    pub(in crate::ops) fn split_heads<B: Backend>(
+        qkv: FloatTensor<B>,
+        heads: usize,
+    ) -> [FloatTensor<B>; 3] {
         let width = qkv.shape()[2] / 3;
         [0, 1, 2].map(|index| {
             by_head::<B>(part::<B>(qkv.clone(), 2, index * width..(index + 1) * width), heads)
@@ -93,14 +96,14 @@ pub mod portable {
     }
 
     /// `[batch, seq, width]` → `[batch, heads, seq, d]`.
-    fn by_head<B: Backend>(x: FloatTensor<B>, heads: usize) -> FloatTensor<B> {
+    pub(in crate::ops) fn by_head<B: Backend>(x: FloatTensor<B>, heads: usize) -> FloatTensor<B> {
         let [batch, seq, width] = x.shape().dims();
         let split = B::float_reshape(x, Shape::from([batch, seq, heads, width / heads]));
         B::float_swap_dims(split, 1, 2)
     }
 
     /// `[batch, heads, seq, d]` → `[batch, seq, width]`.
-    fn join_heads<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    pub(in crate::ops) fn join_heads<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
         let [batch, heads, seq, d] = x.shape().dims();
         B::float_reshape(B::float_swap_dims(x, 1, 2), Shape::from([batch, seq, heads * d]))
     }

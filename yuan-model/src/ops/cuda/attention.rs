@@ -1,8 +1,8 @@
-//! Causal attention for any type and card, by products over blocks of queries: cuBLAS forms scores
+//! Attention for any type and card, by products over blocks of queries: cuBLAS forms scores
 //! and sums, this crate's kernels the softmax between them.
 //!
-//! A block of queries meets the keys up to its end only, so a little more than half of all scores
-//! is formed. Scores are in f32 and exist for one block at a time; probabilities are rounded to the
+//! Under a causal mask a block of queries meets the keys up to its end only, so a little more than
+//! half of all scores is formed. Scores are in f32 and exist for one block at a time; probabilities are rounded to the
 //! type of the values, as flash attention does.
 
 use burn::{
@@ -26,6 +26,33 @@ const SCORE_BYTES: usize = 256 << 20;
 const PROBABILITY_BYTES: usize = 1200 << 20;
 const THREADS: usize = 256;
 
+/// What a position sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mask {
+    /// The positions before it and itself.
+    Causal,
+    /// All positions.
+    None,
+}
+
+impl Mask {
+    /// How many keys the queries before `end` see together, of so many.
+    pub fn seen(self, end: usize, keys: usize) -> usize {
+        match self {
+            Self::Causal => end,
+            Self::None => keys,
+        }
+    }
+
+    /// The first query that sees any of the keys from `start` on.
+    fn first_query(self, start: usize) -> usize {
+        match self {
+            Self::Causal => start,
+            Self::None => 0,
+        }
+    }
+}
+
 /// How the work is cut.
 #[derive(Debug, Clone, Copy)]
 struct Plan {
@@ -41,6 +68,7 @@ struct Plan {
     at_once: usize,
     block: usize,
     bf16: bool,
+    mask: Mask,
 }
 
 impl Plan {
@@ -48,6 +76,7 @@ impl Plan {
     fn new(
         query: &CubeTensor,
         [past, capacity]: [usize; 2],
+        mask: Mask,
         bytes_per_head: impl Fn(usize, usize) -> usize,
     ) -> Self {
         let [batch, heads_per_row, seq, head_dim] = dims(query);
@@ -66,6 +95,7 @@ impl Plan {
             at_once,
             block,
             bf16: is_bf16(query),
+            mask,
         }
     }
 
@@ -104,7 +134,8 @@ impl Plan {
     }
 
     fn kernel(&self, name: &'static str) -> Kernel {
-        Kernel::new(KernelFile::Softmax, name, self.bf16)
+        let causal = self.mask == Mask::Causal;
+        Kernel { causal, ..Kernel::new(KernelFile::Softmax, name, self.bf16) }
     }
 
     fn scale(&self) -> f32 {
@@ -122,8 +153,9 @@ pub(super) fn forward(
     key: CubeTensor,
     value: CubeTensor,
     first_keys: Option<CubeTensor>,
+    mask: Mask,
 ) -> CubeTensor {
-    after(query, key, value, 0, first_keys)
+    after(query, key, value, 0, first_keys, mask)
 }
 
 /// See [`ops::cached_attention`](crate::ops::cached_attention).
@@ -142,7 +174,7 @@ pub(super) fn cached(
         let firsts = TensorData::new(first_keys.iter().flat_map(row).collect::<Vec<i32>>(), shape);
         CubeBackend::int_from_data(firsts, &query.device)
     });
-    after(query, key, value, length - queries, first_keys)
+    after(query, key, value, length - queries, first_keys, Mask::Causal)
 }
 
 /// Queries after `past` positions, whose keys and values come first; `first_keys` are of all
@@ -153,11 +185,13 @@ fn after(
     value: CubeTensor,
     past: usize,
     first_keys: Option<CubeTensor>,
+    mask: Mask,
 ) -> CubeTensor {
     let [query, key, value] = [query, key, value].map(contiguous);
     let first_keys = FirstKeys::new(first_keys, &query);
     let [_, _, capacity, _] = dims(&key);
-    let plan = Plan::new(&query, [past, capacity], |keys, size| BLOCK.min(keys) * keys * size);
+    let plan =
+        Plan::new(&query, [past, capacity], mask, |keys, size| BLOCK.min(keys) * keys * size);
     let total = past + plan.seq;
     let out = empty(&query, query.meta.shape().clone(), query.dtype);
     let block = [plan.at_once, plan.block, total];
@@ -170,7 +204,7 @@ fn after(
         let starts = first_key(first_keys_at);
         for (head, heads) in plan.rounds() {
             for (start, end) in plan.blocks() {
-                let seen = past + end;
+                let seen = mask.seen(past + end, total);
                 let queries = plan.positions(query, head, start, end);
                 scores_of(
                     lanes,
@@ -184,7 +218,7 @@ fn after(
                 let sizes = [past + start, seen, plan.heads_per_row, total, head].map(Arg::Int);
                 let places = [scores, probabilities].map(Arg::Pointer);
                 let args = [&places[..], &[starts], &sizes].concat();
-                let kernel = plan.kernel("causal_softmax");
+                let kernel = plan.kernel("attention_softmax");
                 lanes.launch(kernel, [end - start, heads], THREADS, 0, &args)?;
                 let weights = plan.matrix(probabilities, end - start, seen, seen);
                 let parts =
@@ -230,11 +264,12 @@ pub(super) fn backward(
     value: CubeTensor,
     first_keys: Option<CubeTensor>,
     grad: CubeTensor,
+    mask: Mask,
 ) -> (CubeTensor, CubeTensor, CubeTensor) {
     let [query, key, value, grad] = [query, key, value, grad].map(contiguous);
     let first_keys = FirstKeys::new(first_keys, &query);
     let [_, _, seq, _] = dims(&query);
-    let plan = Plan::new(&query, [0, seq], |seq, size| 2 * seq * seq * size);
+    let plan = Plan::new(&query, [0, seq], mask, |seq, size| 2 * seq * seq * size);
     let like_query = || empty(&query, query.meta.shape().clone(), query.dtype);
     let [d_query, d_key, d_value] = [like_query(), like_query(), like_query()];
     let block = || empty(&query, [plan.at_once, plan.block, plan.seq], DType::F32);
@@ -275,7 +310,8 @@ pub(super) fn backward(
         for (head, heads) in plan.rounds() {
             let at = |pointer, start, end| plan.positions(pointer, head, start, end);
             for (start, end) in plan.blocks() {
-                let keys = [at(key, 0, end), at(value, 0, end)];
+                let seen = mask.seen(end, seq);
+                let keys = [at(key, 0, seen), at(value, 0, seen)];
                 scores_of(
                     lanes,
                     &plan,
@@ -288,13 +324,13 @@ pub(super) fn backward(
                 scores_of(lanes, &plan, heads, at(grad, start, end), keys[1], 1.0, d_p)?;
                 let places =
                     [&[scores, d_p, p, d_scores].map(Arg::Pointer)[..], &[starts]].concat();
-                let sizes = [start, end, plan.heads_per_row, seq, head].map(Arg::Int);
+                let sizes = [start, seen, plan.heads_per_row, seq, head].map(Arg::Int);
                 let far = [Arg::Float(plan.scale().into()), Arg::Long(seq), Arg::Long(square)];
                 let args = [&places[..], &sizes, &far].concat();
-                let kernel = plan.kernel("causal_softmax_backward");
+                let kernel = plan.kernel("attention_softmax_backward");
                 lanes.launch(kernel, [end - start, heads], THREADS, 0, &args)?;
                 let row = (start * seq * plan.size()) as u64;
-                let rows = plan.matrix(d_scores + row, end - start, end, seq);
+                let rows = plan.matrix(d_scores + row, end - start, seen, seq);
                 let batch = Some(ProductBatch {
                     count: heads,
                     strides: [square, plan.plane(), plan.plane()],
@@ -302,14 +338,16 @@ pub(super) fn backward(
                 lanes.product(0, [rows, keys[0], at(d_query, start, end)], 1.0, 0.0, batch)?;
             }
             for (start, end) in plan.blocks() {
-                let corner = ((start * seq + start) * plan.size()) as u64;
+                let from_query = mask.first_query(start);
+                let corner = ((from_query * seq + start) * plan.size()) as u64;
                 let batch = Some(ProductBatch {
                     count: heads,
                     strides: [square, plan.plane(), plan.plane()],
                 });
                 for (weights, from, to) in [(p, grad, d_value), (d_scores, query, d_key)] {
-                    let columns = plan.matrix(weights + corner, seq - start, end - start, seq).t();
-                    let parts = [columns, at(from, start, seq), at(to, start, end)];
+                    let columns =
+                        plan.matrix(weights + corner, seq - from_query, end - start, seq).t();
+                    let parts = [columns, at(from, from_query, seq), at(to, start, end)];
                     lanes.product(0, parts, 1.0, 0.0, batch)?;
                 }
             }

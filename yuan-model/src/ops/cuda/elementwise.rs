@@ -8,10 +8,10 @@ use super::{
     tensors::{VECTOR, contiguous, dims, empty, empty_in_order, is_bf16, strides},
 };
 
-const THREADS: usize = 256;
+pub(super) const THREADS: usize = 256;
 
 /// Blocks for so many items, each thread taking several.
-fn blocks(items: usize) -> usize {
+pub(super) fn blocks(items: usize) -> usize {
     items.div_ceil(THREADS).min(132 * 16)
 }
 

@@ -1,4 +1,4 @@
-//! Causal attention in Hopper's own kernels: bf16, heads of 64 to 256, scores never in memory on
+//! Attention in Hopper's own kernels: bf16, heads of 64 to 256, scores never in memory on
 //! the way forward.
 //!
 //! Backwards, one kernel forms the gradients of keys and values and leaves what the queries'
@@ -8,6 +8,7 @@ use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::{
+    attention::Mask,
     blas::{Matrix, ProductBatch},
     kernels::{Arg, Kernel, KernelFile},
     queue::{capability, run},
@@ -36,8 +37,9 @@ pub(super) fn takes(query: &CubeTensor) -> bool {
         && capability(query) == HOPPER
 }
 
-fn kernel(name: &'static str, head_dim: usize) -> Kernel {
-    Kernel { head_dim, ..Kernel::new(KernelFile::Flash, name, true) }
+fn kernel(name: &'static str, head_dim: usize, mask: Mask) -> Kernel {
+    let causal = mask == Mask::Causal;
+    Kernel { head_dim, causal, ..Kernel::new(KernelFile::Flash, name, true) }
 }
 
 /// Rows that 16-byte accesses can read in place.
@@ -64,6 +66,7 @@ pub(super) fn forward(
     key: CubeTensor,
     value: CubeTensor,
     first_keys: Option<CubeTensor>,
+    mask: Mask,
 ) -> (CubeTensor, CubeTensor) {
     let [query, key, value] = [query, key, value].map(aligned);
     let [batch, heads, seq, head_dim] = dims(&query);
@@ -78,7 +81,7 @@ pub(super) fn forward(
         let sizes = [first_key(first), Arg::Int(seq), Arg::Int(heads), Arg::Float(scale(head_dim))];
         let args = [&places[..], &sizes, &far].concat();
         let grid = [seq.div_ceil(QUERIES), batch * heads];
-        lanes.launch(kernel("flash_forward", head_dim), grid, THREADS, shared, &args)
+        lanes.launch(kernel("flash_forward", head_dim, mask), grid, THREADS, shared, &args)
     });
     (out, log_sums)
 }
@@ -89,6 +92,7 @@ pub(super) fn backward(
     first_keys: Option<CubeTensor>,
     [out, log_sums]: [CubeTensor; 2],
     grad: CubeTensor,
+    mask: Mask,
 ) -> (CubeTensor, CubeTensor, CubeTensor) {
     let [query, value, out, grad] = [query, value, out, grad].map(aligned);
     let [batch, heads, seq, head_dim] = dims(&query);
@@ -131,7 +135,13 @@ pub(super) fn backward(
         let rows = planes * seq;
         let sizes = [Arg::Int(rows), Arg::Int(seq), Arg::Int(heads)];
         let args = [&[g, o, delta].map(Arg::Pointer)[..], &sizes, &far_rows].concat();
-        lanes.launch(kernel("flash_delta", head_dim), [rows.div_ceil(8), 1], THREADS, 0, &args)?;
+        lanes.launch(
+            kernel("flash_delta", head_dim, mask),
+            [rows.div_ceil(8), 1],
+            THREADS,
+            0,
+            &args,
+        )?;
         for plane in (0..planes).step_by(at_once) {
             let count = at_once.min(planes - plane);
             if has_documents {
@@ -144,7 +154,7 @@ pub(super) fn backward(
             let scale = [Arg::Float(scale(head_dim)), Arg::Long(pitch)];
             let args = [&places[..], &starts, &sizes, &scale, &far].concat();
             let grid = [seq.div_ceil(KEYS), count];
-            lanes.launch(kernel("flash_backward", head_dim), grid, THREADS, shared, &args)?;
+            lanes.launch(kernel("flash_backward", head_dim, mask), grid, THREADS, shared, &args)?;
 
             for start in (0..seq).step_by(PRODUCT_QUERIES) {
                 let end = (start + PRODUCT_QUERIES).min(seq);
@@ -159,8 +169,9 @@ pub(super) fn backward(
                             bf16: true,
                         }
                     };
-                let part = at(squares, start, end, end - start, pitch).t();
-                let keys = at(k, plane * apart, end, head_dim, key_row);
+                let seen = mask.seen(end, seq);
+                let part = at(squares, start, seen, end - start, pitch).t();
+                let keys = at(k, plane * apart, seen, head_dim, key_row);
                 let to = at(d_q, (plane * seq + start) * head_dim, end - start, head_dim, head_dim);
                 let batch = ProductBatch { count, strides: [seq * pitch, apart, seq * head_dim] };
                 lanes.product(0, [part, keys, to], 1.0, 0.0, Some(batch))?;

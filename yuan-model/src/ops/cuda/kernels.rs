@@ -20,6 +20,7 @@ pub(super) enum KernelFile {
     Optimizer,
     Rows,
     Softmax,
+    Tower,
 }
 
 impl KernelFile {
@@ -31,23 +32,26 @@ impl KernelFile {
             Self::Optimizer => include_str!("kernels/optimizer.cu"),
             Self::Rows => include_str!("kernels/rows.cu"),
             Self::Softmax => include_str!("kernels/softmax.cu"),
+            Self::Tower => include_str!("kernels/tower.cu"),
         }
     }
 }
 
-/// A kernel, compiled for f32 or for bf16 activations, and for one head dimension where it depends
-/// on that.
+/// A kernel, compiled for f32 or for bf16 activations, and for one head dimension and one kind of
+/// attention where it depends on those.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Kernel {
     pub source: KernelFile,
     pub name: &'static str,
     pub bf16: bool,
     pub head_dim: usize,
+    /// Whether positions see those before them only, or all.
+    pub causal: bool,
 }
 
 impl Kernel {
     pub fn new(source: KernelFile, name: &'static str, bf16: bool) -> Self {
-        Self { source, name, bf16, head_dim: 0 }
+        Self { source, name, bf16, head_dim: 0, causal: true }
     }
 }
 
@@ -65,7 +69,7 @@ pub(super) struct Kernels {
     /// Compute capability, as in `compute_90`.
     capability: i32,
     functions: HashMap<Kernel, sys::CUfunction>,
-    modules: HashMap<(KernelFile, bool, usize), sys::CUmodule>,
+    modules: HashMap<(KernelFile, bool, usize, bool), sys::CUmodule>,
 }
 
 impl Kernels {
@@ -82,7 +86,7 @@ impl Kernels {
         if let Some(&function) = self.functions.get(&kernel) {
             return Ok(function);
         }
-        let key = (kernel.source, kernel.bf16, kernel.head_dim);
+        let key = (kernel.source, kernel.bf16, kernel.head_dim, kernel.causal);
         let module = match self.modules.get(&key) {
             Some(&module) => module,
             None => {
@@ -101,7 +105,7 @@ impl Kernels {
 
     fn compile(
         &self,
-        Kernel { source, bf16, head_dim, .. }: Kernel,
+        Kernel { source, bf16, head_dim, causal, .. }: Kernel,
     ) -> Result<sys::CUmodule, String> {
         let code = format!("{}\n{}", include_str!("kernels/common.cuh"), source.text());
         // Hopper's own instructions are in a variant of its architecture.
@@ -109,6 +113,7 @@ impl Kernels {
         let mut options = vec![format!("--gpu-architecture=compute_{}{variant}", self.capability)];
         options.extend(bf16.then(|| "-DBF16".into()));
         options.extend((head_dim > 0).then(|| format!("-DHEAD_DIM={head_dim}")));
+        options.push(format!("-DCAUSAL={}", u8::from(causal)));
         let options = CompileOptions { options, ..CompileOptions::default() };
         let ptx = compile_ptx_with_opts(code, options)
             .map_err(|error| format!("{source:?}: {error:?}"))?;

@@ -4,6 +4,7 @@ use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::{
+    context::Lanes,
     dispatch,
     kernels::{Arg, Kernel, KernelFile},
     queue::run,
@@ -11,7 +12,7 @@ use super::{
 };
 
 /// Threads for a row of so many items.
-fn threads(items: usize) -> usize {
+pub(super) fn threads(items: usize) -> usize {
     items.next_multiple_of(32).clamp(32, 256)
 }
 
@@ -38,7 +39,7 @@ pub(super) fn rms_norm(x: CubeTensor, weight: CubeTensor, epsilon: f64) -> CubeT
 }
 
 /// Blocks whose partial sums of a norm's weight gradient are added up afterwards.
-const NORM_BLOCKS: usize = 132 * 8;
+pub(super) const NORM_BLOCKS: usize = 132 * 8;
 /// The widest row whose gradient a block takes, one vector a thread.
 pub(super) const WIDEST_NORM: usize = 1024 * VECTOR;
 
@@ -54,20 +55,30 @@ pub(super) fn rms_norm_backward(
     let d_x = empty(&x, [rows, elements], x.dtype);
     let partial = empty(&x, [blocks, elements], DType::F32);
     let d_weight = empty(&x, [elements], DType::F32);
-    let kernel = [kernel("rms_norm_backward", &x), kernel("column_sums", &x)];
+    let kernel = kernel("rms_norm_backward", &x);
     run(
         [&x, &weight, &grad, &d_x, &partial, &d_weight],
         move |lanes, [x, weight, grad, d_x, partial, d_weight]| {
-            let [x, weight, grad, d_x] = [x, weight, grad, d_x].map(Arg::Pointer);
-            let (parts, sums) = (Arg::Pointer(partial), Arg::Pointer(d_weight));
-            let args =
-                [x, weight, grad, d_x, parts, Arg::Int(rows), Arg::Int(width), Arg::Float(epsilon)];
-            lanes.launch(kernel[0], [blocks, 1], width.next_multiple_of(32), 0, &args)?;
-            let args = [parts, sums, Arg::Int(blocks), Arg::Int(elements)];
-            lanes.launch(kernel[1], [elements.div_ceil(32), 1], 256, 0, &args)
+            let places = [x, weight, grad, d_x, partial].map(Arg::Pointer);
+            let sizes = [Arg::Int(rows), Arg::Int(width), Arg::Float(epsilon)];
+            let args = [&places[..], &sizes].concat();
+            lanes.launch(kernel, [blocks, 1], width.next_multiple_of(32), 0, &args)?;
+            column_sums(lanes, partial, d_weight, [blocks, elements])
         },
     );
     (d_x, d_weight)
+}
+
+/// Adds up the rows at one address, f32 like their sum at the other.
+pub(super) fn column_sums(
+    lanes: &mut Lanes<'_>,
+    from: u64,
+    to: u64,
+    [rows, width]: [usize; 2],
+) -> Result<(), String> {
+    let kernel = Kernel::new(KernelFile::Rows, "column_sums", false);
+    let args = [Arg::Pointer(from), Arg::Pointer(to), Arg::Int(rows), Arg::Int(width)];
+    lanes.launch(kernel, [width.div_ceil(32), 1], 256, 0, &args)
 }
 
 pub(super) fn gather(source: CubeTensor, rows: CubeTensor) -> CubeTensor {

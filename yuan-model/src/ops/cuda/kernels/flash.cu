@@ -1,4 +1,5 @@
-// Causal attention on Hopper's tensor cores (wgmma), scores never in memory. bf16 in and out, f32 between.
+// Attention on Hopper's tensor cores (wgmma), scores never in memory. bf16 in and out, f32 between. With CAUSAL 1 positions see
+// those before them and themselves, with 0 all.
 //
 // Compiled for one head dimension, HEAD_DIM, a multiple of 64 up to 256. Tiles lie in shared memory as panels of 64 columns
 // (128 bytes a row) in the 128-byte swizzle that wgmma reads: 16-byte chunk c of row r is at chunk c ^ (r % 8).
@@ -90,7 +91,7 @@ extern "C" __global__ void __launch_bounds__(256, 1)
     k += batch * kb + head * kh;
     v += batch * vb + head * vh;
 
-    const int last = min(first + QUERIES, seq);
+    const int last = CAUSAL ? min(first + QUERIES, seq) : seq;
     const int key_blocks = (last + KEYS - 1) / KEYS;
     int key_block = 0;
     if (start != nullptr) key_block = start[(i64)batch * seq + first] / KEYS;
@@ -136,12 +137,12 @@ extern "C" __global__ void __launch_bounds__(256, 1)
         wgmma_wait();
 
         const int key = key_block * KEYS + lane % 4 * 2;
-        const bool cut = key_block * KEYS + KEYS - 1 > first + group * 64 || start != nullptr;
-        if (cut) {
+        const int seen = CAUSAL ? first + group * 64 : seq - 1;
+        if (key_block * KEYS + KEYS - 1 > seen || start != nullptr) {
 #pragma unroll
             for (int i = 0; i < 32; i++) {
                 const int column = key + i / 4 * 8 + i % 2, h = i % 4 / 2;
-                if (column > row + 8 * h || column < from[h]) s[i] = NEGATIVE_INFINITY;
+                if (column > (CAUSAL ? row + 8 * h : seq - 1) || column < from[h]) s[i] = NEGATIVE_INFINITY;
             }
         }
 #pragma unroll
@@ -239,7 +240,7 @@ extern "C" __global__ void flash_delta(const T *grad, const T *out, float *delta
     if (lane == 0) delta[((i64)batch * heads + head) * seq + position] = sum;
 }
 
-// Gradients for 64 keys and values, which meet the queries from their own position on. The two warpgroups share the scores of
+// Gradients for 64 keys and values, which meet the queries from their own position on, or all. The two warpgroups share the scores of
 // 64 queries, half each; then the first adds up the values' gradient and the second the keys'. What the queries' gradient
 // is a product of, scale * p * (dp - delta), goes to `d_scores`, [heads, keys, pitch], for the heads from `first_head` on;
 // tiles before the diagonal up to a multiple of `align` queries are zeroed. Grid: blocks of 64 keys, heads.
@@ -266,7 +267,8 @@ extern "C" __global__ void __launch_bounds__(256, 1)
     delta += (i64)plane * seq;
     d_scores += ((i64)blockIdx.y * seq + first) * pitch;
 
-    for (int column = first / align * align; column < first; column += 64) {
+    const int first_query = CAUSAL ? first : 0;
+    for (int column = CAUSAL ? first / align * align : first; column < first; column += 64) {
         for (int i = thread; i < KEYS * 8; i += 256) {
             const V zero = {};
             if (first + i / 8 < seq) *(V *)(d_scores + i / 8 * pitch + column + i % 8 * 8) = zero;
@@ -275,8 +277,8 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 
     load_tile<KEYS, 256>(k_tile, k, ks, first, seq, thread);
     load_tile<KEYS, 256>(v_tile, v, vs, first, seq, thread);
-    load_tile<QUERIES, 256>(stages, q, qs, first, seq, thread);
-    load_tile<QUERIES, 256>(stages + TILE, grad, gs, first, seq, thread);
+    load_tile<QUERIES, 256>(stages, q, qs, first_query, seq, thread);
+    load_tile<QUERIES, 256>(stages + TILE, grad, gs, first_query, seq, thread);
     load_commit();
 
     float d[PANELS][32], s[16], dp[16];
@@ -287,7 +289,7 @@ extern "C" __global__ void __launch_bounds__(256, 1)
     const int row = warp * 16 + lane / 4;
     const float factor = scale * LOG2E;
 
-    for (int query = first, stage = 0; query < seq; query += QUERIES, stage ^= 1) {
+    for (int query = first_query, stage = 0; query < seq; query += QUERIES, stage ^= 1) {
         // No later query sees these keys.
         if (start != nullptr && start[(i64)batch * seq + query] >= first + KEYS) break;
         const u32 q_tile = stages + stage * 2 * TILE, g_tile = q_tile + TILE;
@@ -318,7 +320,7 @@ extern "C" __global__ void __launch_bounds__(256, 1)
         }
         wgmma_wait();
 
-        const bool cut = query == first || start != nullptr;
+        const bool cut = CAUSAL && (query == first || start != nullptr);
 #pragma unroll
         for (int i = 0; i < 16; i += 2) {
             const int column = group * 32 + i / 4 * 8 + lane % 4 * 2, h = i % 4 / 2;
