@@ -65,6 +65,21 @@ pub struct Skipped {
     pub name: String,
     /// Why.
     pub reason: String,
+    /// Where in it the first record is that was left out for this reason, such as `line 3`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first: Option<String>,
+}
+
+impl Skipped {
+    /// A file that was left out as a whole.
+    pub fn whole(name: String, reason: String) -> Self {
+        Self { name, reason, first: None }
+    }
+
+    /// A record of a file, at a place such as `line 3`.
+    pub fn record(name: String, reason: String, place: String) -> Self {
+        Self { name, reason, first: Some(place) }
+    }
 }
 
 /// Where to go on reading.
@@ -140,7 +155,7 @@ impl Sources {
                     files.push(SourceFile::new(prefix.clone() + &below(file, path), file)?);
                 }
                 for (file, reason) in found.unreadable {
-                    unreadable.push(Skipped { name: prefix.clone() + &below(&file, path), reason });
+                    unreadable.push(Skipped::whole(prefix.clone() + &below(&file, path), reason));
                 }
             }
         }
@@ -304,7 +319,10 @@ impl Iterator for Reading<'_> {
                     Ok(open) => self.file = Some(open),
                     Err(reason) => {
                         self.leave_file();
-                        return Some(Item::Skipped { file: Skipped { name, reason }, records: 0 });
+                        return Some(Item::Skipped {
+                            file: Skipped::whole(name, reason),
+                            records: 0,
+                        });
                     }
                 }
             }
@@ -323,11 +341,15 @@ impl Iterator for Reading<'_> {
                     return Some(Item::Part(Part { name, text, is_first, is_last }));
                 }
                 Next::None(reason) => {
-                    return Some(Item::Skipped { file: Skipped { name, reason }, records: 1 });
+                    let kind =
+                        if matches!(self.file, Some(OpenFile::Rows(_))) { "row" } else { "line" };
+                    let place = format!("{kind} {}", self.place.record);
+                    let file = Skipped::record(name, reason, place);
+                    return Some(Item::Skipped { file, records: 1 });
                 }
                 Next::Broken(reason) => {
                     self.leave_file();
-                    return Some(Item::Skipped { file: Skipped { name, reason }, records: 0 });
+                    return Some(Item::Skipped { file: Skipped::whole(name, reason), records: 0 });
                 }
                 Next::End => self.leave_file(),
             }
@@ -348,7 +370,11 @@ impl fmt::Display for Skipped {
             true => self.name.escape_debug().to_string(),
             false => self.name.clone(),
         };
-        write!(f, "{name} ({})", self.reason)
+        let reason = &self.reason;
+        match &self.first {
+            None => write!(f, "{name} ({reason})"),
+            Some(first) => write!(f, "{name} ({reason}; the first is {first})"),
+        }
     }
 }
 

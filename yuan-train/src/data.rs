@@ -12,6 +12,7 @@ mod packed;
 mod pages;
 mod rows;
 mod sets;
+mod written;
 
 pub use batches::{RowStream, batch_of};
 #[cfg(feature = "chat")]
@@ -22,6 +23,7 @@ pub use packed::PackedRows;
 #[cfg(feature = "images")]
 pub(crate) use pages::write_pages;
 #[cfg(feature = "images")]
-pub use pages::{ImageSource, PageCounts, PageFiles, PageRows, PageSettings};
+pub use pages::{ImagePlace, ImageSource, PageCounts, PageFiles, PageRows, PageSettings};
 pub use rows::{MemoryRows, Row, RowSource, TokenRows};
 pub use sets::{DataKind, DataSet, DataSets, Streams, WeightedPath};
+pub use written::WrittenFiles;

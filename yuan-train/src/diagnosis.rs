@@ -3,7 +3,7 @@
 use std::{fmt, fs, io::ErrorKind, path::Path};
 
 use serde::Serialize;
-use yuan_files::{Checksum, FileError, UNFINISHED};
+use yuan_files::UNFINISHED;
 
 use crate::{
     Checkpoint, Event, MetricsFile, Run, RunLock, TrainError, callback::metrics_file::Readable,
@@ -92,21 +92,12 @@ fn problems_of_data(run_dir: &Path, run: &Run, verify: bool) -> Vec<Problem> {
         }
     }
     for set in sets.filter(|set| set.kind != DataKind::Text) {
-        let path = set.directory(run_dir).join("train.bin");
-        let found = match verify {
-            true => Checksum::of_file(&path).map(|found| found == set.checksum),
-            false => fs::metadata(&path)
-                .map(|found| found.len() == set.checksum.bytes)
-                .map_err(FileError::of("read", &path)),
-        };
-        match found {
-            Ok(true) => {}
-            Ok(false) => {
-                let what = format!("{} is not what was written", path.display());
-                problems.push(Problem::new(what, remedy));
-            }
-            Err(error) => problems.push(Problem::new(error.to_string(), remedy)),
-        }
+        let found = set.files.problems(&set.directory(run_dir), verify).into_iter();
+        problems.extend(
+            found.map(|(path, reason)| {
+                Problem::new(format!("{}: {reason}", path.display()), remedy)
+            }),
+        );
     }
     problems
 }

@@ -203,9 +203,9 @@ fn rows_are_upstreams_and_lines_and_archives_hold_the_same() {
     };
     let in_lines = documents_of(&rows[0], "lines");
     let in_archive = documents_of(&rows[1], "archive");
-    // Which of them validate follows their names, which differ.
-    let common = in_lines.iter().filter(|document| in_archive.contains(document)).count();
-    assert!(common > 15, "{common} documents");
+    // Which of them validate follows the images themselves.
+    assert_eq!(in_lines.len(), in_archive.len());
+    assert!(in_lines.iter().all(|document| in_archive.contains(document)));
     // One document, token by token.
     let first = &rows[0].row(0).unwrap();
     let tiles = |number: usize| -> Vec<Picture> {
@@ -320,55 +320,210 @@ fn a_run_on_images_over_ranks_is_the_run_on_one_device() {
 }
 
 #[test]
-fn what_is_no_document_is_counted_and_a_lost_image_is_named() {
-    let _turn = take_turns();
+fn what_is_no_document_is_counted_with_its_place_and_its_reason() {
     let temp = TempDir::new().unwrap();
     let [lines, _] = write(temp.path(), 40);
     let mut text = fs::read_to_string(&lines).unwrap();
     fs::write(temp.path().join("pages/text.png"), "no picture").unwrap();
+    // Its header is whole, and what follows is not.
+    let whole = fs::read(temp.path().join("pages/2-0.png")).unwrap();
+    fs::write(temp.path().join("pages/cut.png"), &whole[..whole.len() - 30]).unwrap();
     for line in [
         json!({"prompt": "a", "response": "b"}),
         json!({"prompt": "a", "response": "b", "images": []}),
         json!({"prompt": "a", "response": "b", "image": "pages/absent.png"}),
         json!({"prompt": "a", "response": "b", "image": "pages/text.png"}),
+        json!({"prompt": "a", "response": "b", "image": "pages/cut.png"}),
         json!({"prompt": "a", "response": "", "image": "pages/1-0.png"}),
         json!({"messages": [{"role": "user", "content": "a"}], "image": "pages/1-0.png"}),
+        json!({"prompt": "a", "response": "b", "image": "pages/1-0.png", "images": ["x"]}),
     ] {
         text += &format!("{line}\n");
     }
+    let lines = temp.path().join("co:lon.jsonl");
     fs::write(&lines, text).unwrap();
     let run = create(&temp.path().join("run"), &lines, config());
     let counts = PageCounts::load(run.directory()).unwrap();
     assert_eq!(counts.documents.iter().sum::<u64>(), 40);
     let summary = counts.skipped.summary().unwrap();
-    assert!(summary.starts_with("left out 6 records: pages.jsonl (lines without"), "{summary}");
-
-    // An image that goes away, or becomes another one, ends the run with its name.
-    for damage in [true, false] {
-        let directory = temp.path().join(format!("run-{damage}"));
-        let run = create(&directory, &lines, config());
-        for number in 0..40 {
-            let file = temp.path().join(format!("pages/{number}-0.png"));
-            match damage {
-                true => page(number, 31, 31).save(&file).unwrap(),
-                false => fs::remove_file(&file).unwrap(),
-            }
-        }
-        let mut trainer = run.trainer(&Device::flex().autodiff()).unwrap();
-        let error = trainer.run().unwrap_err().to_string();
-        let expected = if damage { "it has 31 x 31 pixels, but had" } else { "cannot read it" };
-        assert!(error.contains("-0.png: ") && error.contains(expected), "{error}");
-        drop(trainer);
-        write(temp.path(), 40);
+    for part in [
+        "left out 8 records: co:lon.jsonl (lines without `image`, a path, or `images`, a list of paths; \
+         the first is line 41)",
+        "absent.png: cannot read it: No such file or directory (os error 2); the first is line 43)",
+        "text.png: it is no image",
+        "cut.png: it is damaged or cut off",
+        "(no answer to learn; the first is line 46)",
+    ] {
+        assert!(summary.contains(part), "{part}: {summary}");
     }
-    let none = NewRun::new(config(), YuanConfig::tiny(300), files(&lines));
-    let error = Run::create(&temp.path().join("blind"), none).unwrap_err().to_string();
+}
+
+#[test]
+fn an_image_that_is_gone_or_another_one_is_named() {
+    let _turn = take_turns();
+    let temp = TempDir::new().unwrap();
+    for (name, expected) in [
+        ("gone", "it is gone, and the run learns from it: restore it"),
+        ("other", "it is not the image that it was when the run was made; restore the file"),
+    ] {
+        let [lines, archive] = write(temp.path(), 40);
+        for data in [lines, archive] {
+            let kind = data.extension().unwrap().to_str().unwrap();
+            let run = create(&temp.path().join(format!("{name}-{kind}")), &data, config());
+            let change = |file: PathBuf, bytes: Vec<u8>| match name {
+                "gone" => fs::remove_file(&file).unwrap(),
+                _ => fs::write(&file, bytes).unwrap(),
+            };
+            // Other images of the same size, and of the same number of bytes in the archive.
+            match kind {
+                "tar" => {
+                    let mut bytes = fs::read(&data).unwrap();
+                    let marks: Vec<usize> =
+                        (0..bytes.len() - 4).filter(|&at| &bytes[at..at + 4] == b"IEND").collect();
+                    marks.into_iter().for_each(|at| bytes[at + 5] ^= 1);
+                    change(data.clone(), bytes);
+                }
+                _ => (0..40).for_each(|number| {
+                    let [w, h] = pages_of(number)[0].1;
+                    let file = temp.path().join(format!("pages/{number}-0.png"));
+                    let mut bytes = std::io::Cursor::new(Vec::new());
+                    page(number + 50, w, h).write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+                    change(file, bytes.into_inner());
+                }),
+            }
+            let trained = run.trainer(&Device::flex().autodiff()).and_then(|mut it| it.run());
+            let error = trained.unwrap_err().to_string();
+            let file = if kind == "tar" { "pages.tar: " } else { "-0.png: " };
+            assert!(error.contains(file) && error.contains(expected), "{error}");
+        }
+    }
+}
+
+#[test]
+fn what_a_run_wrote_for_its_images_is_not_read_when_it_is_damaged() {
+    let temp = TempDir::new().unwrap();
+    let [lines, _] = write(temp.path(), 40);
+    let _turn = take_turns();
+    let run = create(&temp.path().join("run"), &lines, TrainConfig { steps: 1, ..config() });
+    train(&run);
+    let data = run.directory().join("data");
+    let device = Device::flex().autodiff();
+    for name in ["train.images.jsonl", "validation.images.jsonl", "pages.json", "train.idx"] {
+        let path = data.join(name);
+        let whole = fs::read(&path).unwrap();
+        let mut other = whole.clone();
+        // As many bytes, and still what the file is for.
+        match name {
+            "pages.json" => {
+                let text = String::from_utf8(whole.clone()).unwrap();
+                other = text.replace("\"side\": 28", "\"side\": 00").into_bytes();
+            }
+            _ => *other.last_mut().unwrap() ^= 1,
+        }
+        for damaged in [other, b"[]\n".repeat(40)] {
+            fs::write(&path, damaged).unwrap();
+            let error = run.trainer(&device).map(drop).unwrap_err().to_string();
+            let expected = "it is not what was written when the run was made";
+            assert!(error.contains(name) && error.contains(expected), "{error}");
+            let problems = yuan_train::Inventory::of(run.directory()).unwrap().problems;
+            assert!(problems.iter().any(|problem| problem.what.contains(name)), "{problems:?}");
+        }
+        fs::write(&path, whole).unwrap();
+    }
+    run.trainer(&device).unwrap();
+}
+
+/// Which documents validate is decided by the image, whatever its path says.
+#[test]
+fn no_image_is_trained_on_and_validated_with() {
+    let temp = TempDir::new().unwrap();
+    write(temp.path(), 40);
+    let line = |path: String| {
+        format!("{}\n", json!({"prompt": "Which?", "response": "This.", "image": path}))
+    };
+    let direct = (0..40).map(|number| line(format!("pages/{number}-0.png")));
+    let around = (0..40).map(|number| line(format!("./pages/../pages/{number}-0.png")));
+    let files = [("one.jsonl", direct.collect::<String>()), ("two.jsonl", around.collect())];
+    let files = files.map(|(name, text)| {
+        let file = temp.path().join(name);
+        fs::write(&file, text).unwrap();
+        file
+    });
+    let new = NewRun::new(config(), model(), PageFiles::new(files.to_vec(), 0.3));
+    let run = Run::create(&temp.path().join("run"), new).unwrap();
+    let images = |split: &str| -> Vec<String> {
+        let path = run.directory().join(format!("data/{split}.images.jsonl"));
+        let name = |line: &str| {
+            let images: Value = serde_json::from_str(line).unwrap();
+            let path = images[0]["path"].as_str().unwrap();
+            Path::new(path).file_name().unwrap().to_str().unwrap().to_owned()
+        };
+        fs::read_to_string(path).unwrap().lines().map(name).collect()
+    };
+    let [train, validation] = [images("train"), images("validation")];
+    assert_eq!(train.len() + validation.len(), 80);
+    assert!(validation.iter().all(|image| !train.contains(image)), "{validation:?}");
+}
+
+#[test]
+fn archives_that_cannot_be_read_are_refused_and_members_are_named() {
+    let temp = TempDir::new().unwrap();
+    let [_, archive] = write(temp.path(), 40);
+    let bytes = fs::read(&archive).unwrap();
+    let refused = |name: &str, bytes: &[u8]| {
+        let file = temp.path().join(name);
+        fs::write(&file, bytes).unwrap();
+        let new = NewRun::new(config(), model(), files(&file));
+        Run::create(&temp.path().join(format!("run-{name}")), new).unwrap_err().to_string()
+    };
+    // Cut within a member, and between two.
+    let member = (bytes.len() / 2..).find(|&at| bytes[at..].starts_with(b"set/")).unwrap();
+    for length in [member + 512 + 10, member] {
+        let error = refused("cut.tar", &bytes[..length]);
+        assert!(
+            error.ends_with("cut.tar: it is cut off: its end is missing; fetch it again"),
+            "{error}"
+        );
+    }
+    for name in ["zipped.tar", "zipped.tar.gz", "zipped.tgz"] {
+        let error = refused(name, &[&[0x1f, 0x8b, 8, 0][..], &bytes].concat());
+        assert!(error.contains(name) && error.ends_with("unpack it to a .tar"), "{error}");
+    }
+    // A link in place of an image, and two texts of one name.
+    let file = temp.path().join("odd.tar");
+    fs::write(&file, &bytes).unwrap();
+    let size = bytes.iter().rposition(|&byte| byte != 0).unwrap().div_ceil(512) * 512;
+    let mut odd = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::Symlink);
+    header.set_size(0);
+    odd.append_link(&mut header, "set/link.png", "0001.0.png").unwrap();
+    let text = br#"{"prompt": "a", "response": "b"}"#;
+    for name in ["set/link.json", "set/twice.json", "set/twice.json"] {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(text.len() as u64);
+        header.set_mode(0o644);
+        odd.append_data(&mut header, name, &text[..]).unwrap();
+    }
+    let odd = [&bytes[..size], &odd.into_inner().unwrap()].concat();
+    fs::write(&file, odd).unwrap();
+    let run = create(&temp.path().join("odd"), &file, config());
+    let summary = PageCounts::load(run.directory()).unwrap().skipped.summary().unwrap();
+    let expected = "left out 2 records: odd.tar (members that are links or no files; the first is \
+                    set/link), odd.tar (two .json of one name; the first is set/twice)";
+    assert_eq!(summary, expected);
+}
+
+#[test]
+fn settings_that_do_not_fit_images_are_refused() {
+    let temp = TempDir::new().unwrap();
+    let [lines, _] = write(temp.path(), 40);
+    let refused = |new: NewRun| Run::create(&temp.path().join("run"), new).unwrap_err().to_string();
+    let error = refused(NewRun::new(config(), YuanConfig::tiny(300), files(&lines)));
     assert_eq!(error, "the model sees no images: it has no image tower");
     let apart = NewRun::new(config(), model(), files(&lines)).with_isolated_documents();
-    let error = Run::create(&temp.path().join("apart"), apart).unwrap_err().to_string();
-    assert!(error.contains("leave --isolate out"), "{error}");
+    assert!(refused(apart).contains("leave --isolate out"));
     let long = TrainConfig { seq_len: 8, ..config() };
-    let long = NewRun::new(long, model(), files(&lines));
-    let error = Run::create(&temp.path().join("long"), long).unwrap_err().to_string();
-    assert!(error.contains("no question with its images fits into a row of 8 tokens"), "{error}");
+    let error = refused(NewRun::new(long, model(), files(&lines)));
+    assert!(error.contains("40 are longer with their images than a row (--seq)"), "{error}");
 }

@@ -380,8 +380,8 @@ fn conversations_become_rows_of_which_the_answers_are_learnt() {
     fs::write(&file, bad).unwrap();
     let error = refused(chat(), TEMPLATE);
     let expected = "0 conversations to train on and 0 to validate with are too few: bring more, or \
-                    keep a larger share to validate with (--validation); left out 1 records: \
-                    chat.jsonl (lines without `messages`, or `prompt` and `response`)";
+                    keep a larger share to validate with (--validation); left out 1 record: \
+                    chat.jsonl (lines without `messages`, or `prompt` and `response`; the first is line 1)";
     assert_eq!(error, expected);
     fs::write(&file, "{").unwrap();
     assert!(refused(chat(), TEMPLATE).contains("chat.jsonl: line 1 is no JSON"), "{error}");

@@ -23,12 +23,12 @@ pub struct SkippedFiles {
     pub named: Vec<Skipped>,
     /// Number of lines and rows without text.
     pub records: u64,
-    /// The first files of which a part is no text.
+    /// The first files of which a part is no text, one entry for each reason.
     pub read_in_part: Vec<Skipped>,
 }
 
 impl SkippedFiles {
-    /// How many files are remembered by their names.
+    /// How many files, and how many reasons, are remembered.
     const NAMED: usize = 5;
 
     /// Takes note of a file, or of lines or rows of one.
@@ -41,9 +41,8 @@ impl SkippedFiles {
             return;
         }
         self.records += records;
-        if self.read_in_part.iter().all(|other| other.name != file.name)
-            && self.read_in_part.len() < Self::NAMED
-        {
+        let is_known = |other: &Skipped| other.name == file.name && other.reason == file.reason;
+        if !self.read_in_part.iter().any(is_known) && self.read_in_part.len() < Self::NAMED {
             self.read_in_part.push(file);
         }
     }
@@ -66,7 +65,8 @@ impl SkippedFiles {
         }
         if self.records > 0 {
             let (records, files) = (self.records, listed(&self.read_in_part));
-            parts.push(format!("left out {records} records: {files}"));
+            let s = if records == 1 { "" } else { "s" };
+            parts.push(format!("left out {records} record{s}: {files}"));
         }
         (!parts.is_empty()).then(|| parts.join("; "))
     }

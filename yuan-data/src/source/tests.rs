@@ -116,7 +116,8 @@ fn texts_are_read_and_the_rest_is_named() {
     let begin = "skipped 7 files: blank (empty), image (neither UTF-8 nor UTF-16), latin1.txt \
                  (neither UTF-8 nor UTF-16), nul.txt (not a text), table.parquet.gz (a .parquet file \
                  is compressed within, not as a whole) and 2 more; left out 4 records: \
-                 lines.jsonl (lines without a `text`), table.parquet (rows without a `text`)";
+                 lines.jsonl (lines without a `text`; the first is line 4), table.parquet (rows \
+                 without a `text`; the first is row 2)";
     assert_eq!(summary, begin);
     let error = Corpus::read(&temp.path().join("blank")).unwrap_err().to_string();
     assert!(error.ends_with("blank holds no text: skipped blank (empty)"), "{error}");
@@ -165,7 +166,7 @@ fn a_column_or_field_can_be_named_and_must_be_there() {
             .collect::<Vec<_>>()
     };
     assert_eq!(read("body"), ["three", "table.parquet (it has no column `body`, but id, text)"]);
-    assert_eq!(read("text"), ["lines.jsonl (lines without a `text`)", "one"]);
+    assert_eq!(read("text"), ["lines.jsonl (lines without a `text`; the first is line 1)", "one"]);
     assert_eq!(read("id")[1], "table.parquet (its column `id` holds no texts)");
 }
 

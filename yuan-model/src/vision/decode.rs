@@ -37,10 +37,12 @@ impl std::error::Error for PictureError {}
 
 /// Pixels of an image at most, as in Pillow: more are taken for an attempt to exhaust the memory.
 const MOST_PIXELS: u64 = 178_956_970;
+/// Pixels of a side at most, as in a JPEG file: what is resized has weights for each of them.
+const MOST_OF_A_SIDE: u32 = 65_535;
 /// Bytes of a file at most.
 const MOST_FILE_BYTES: u64 = 1 << 30;
 /// Memory that a decoder may take for itself.
-const MOST_BYTES: u64 = 2 << 30;
+const MOST_BYTES: u64 = 1 << 30;
 
 impl Picture {
     /// Reads an image file: PNG, JPEG, WebP, GIF, BMP or TIFF, whatever its name says.
@@ -52,7 +54,8 @@ impl Picture {
     ///
     /// # Errors
     ///
-    /// A file that cannot be read, is no image, is damaged or cut off, or has over 178,956,970 pixels.
+    /// A file that cannot be read, is no image, is damaged or cut off, has over 178,956,970 pixels or
+    /// over 65,535 on a side, or takes over 1 GiB as it is decoded.
     pub fn open(path: &Path) -> Result<Self, PictureError> {
         let refuse = |reason: String| PictureError { path: Some(path.to_path_buf()), reason };
         Self::decode(&Self::read_file(path)?).map_err(|error| refuse(error.reason))
@@ -174,10 +177,19 @@ fn read<R: BufRead + Seek, T>(
         if width == 0 || height == 0 {
             return Ok(Err("it has no pixels".into()));
         }
-        if u64::from(width) * u64::from(height) > MOST_PIXELS {
-            return Ok(Err(format!(
-                "it has {width} x {height} pixels, more than {MOST_PIXELS}: make it smaller"
-            )));
+        let too_many = match u64::from(width) * u64::from(height) > MOST_PIXELS {
+            true => Some(format!("more than {MOST_PIXELS}")),
+            false if width.max(height) > MOST_OF_A_SIDE => {
+                Some(format!("more than {MOST_OF_A_SIDE} on a side"))
+            }
+            false => None,
+        };
+        if let Some(too_many) = too_many {
+            let reason = format!("it has {width} x {height} pixels, {too_many}: make it smaller");
+            return Ok(Err(reason));
+        }
+        if decoder.total_bytes() > MOST_BYTES {
+            return Ok(Err(TOO_LARGE.into()));
         }
         read_it(Box::new(decoder), format).map(Ok)
     }));
@@ -190,11 +202,13 @@ fn read<R: BufRead + Seek, T>(
 
 const FORMATS: &str = "PNG, JPEG, WebP, GIF, BMP or TIFF";
 
+const TOO_LARGE: &str = "it needs too much memory: make it smaller";
+
 /// What a decoder says, in one line.
 fn reason_of(error: &Failure) -> String {
     match error {
         Failure::Unsupported(_) => format!("it is no image that can be read: {error}"),
-        Failure::Limits(_) => "it needs too much memory: make it smaller".into(),
+        Failure::Limits(_) => TOO_LARGE.into(),
         error => format!("it is damaged or cut off: {error}"),
     }
     .replace('\n', " ")

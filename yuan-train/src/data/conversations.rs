@@ -11,7 +11,7 @@ use yuan_model::{
     text::{ConversationTokens, Message, Tokenizer},
 };
 
-use super::{DataKind, DataSet, DataSets, PackedRows};
+use super::{DataKind, DataSet, DataSets, PackedRows, WrittenFiles};
 use crate::TrainError;
 
 /// Files of conversations, and how they become tokens.
@@ -117,10 +117,11 @@ impl<'a> Conversations<'a> {
             );
             return Err(DataError::NoText(reason).into());
         }
-        let mut checksums = Vec::new();
-        for [tokens, learnt] in writers {
-            checksums.push(tokens.finish()?[0]);
-            learnt.finish()?;
+        let mut written = WrittenFiles::default();
+        for (split, [tokens, learnt]) in ["train", "validation"].into_iter().zip(writers) {
+            let [name, mask] = PackedRows::names(Path::new(""), split);
+            written.add_tokens(&name.to_string_lossy(), tokens.finish()?);
+            written.add_tokens(&mask.to_string_lossy(), learnt.finish()?);
         }
         let set = DataSet {
             name: "conversations".into(),
@@ -128,7 +129,8 @@ impl<'a> Conversations<'a> {
             path: DataSets::DIRECTORY.into(),
             kind: DataKind::Conversations,
             tokens: counts.tokens,
-            checksum: checksums[0],
+            checksum: written.of("train.bin"),
+            files: written,
         };
         let text = serde_json::to_string_pretty(&counts).expect("numbers are plain data");
         write_whole(&directory.join(ConversationCounts::FILE), text.as_bytes())?;
@@ -139,7 +141,9 @@ impl<'a> Conversations<'a> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         for line in JsonLines::open(path)? {
             let (number, value) = line?;
-            let skip = |reason: &str| Skipped { name: name.clone(), reason: reason.into() };
+            let skip = |reason: &str| {
+                Skipped::record(name.clone(), reason.into(), format!("line {number}"))
+            };
             let messages = match messages_of(&value) {
                 Ok(messages) => messages,
                 Err(reason) => {

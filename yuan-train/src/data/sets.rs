@@ -9,9 +9,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use yuan_data::{DataError, Dataset, Mixture, TokenFile};
-use yuan_files::write_whole;
+use yuan_files::{Checksum, write_whole};
 
-use super::{PackedRows, RowSource, RowStream, TokenRows};
+use super::{PackedRows, RowSource, RowStream, TokenRows, WrittenFiles};
 use crate::{TrainConfig, TrainError};
 
 /// The data sets of a run: the file `data.json`.
@@ -35,7 +35,10 @@ pub struct DataSet {
     /// Tokens to train on, and to validate with.
     pub tokens: [u64; 2],
     /// Size and CRC-32 of the tokens to train on.
-    pub checksum: yuan_files::Checksum,
+    pub checksum: Checksum,
+    /// What the run wrote for it, if the set is the run's own.
+    #[serde(default, skip_serializing_if = "WrittenFiles::is_empty")]
+    pub files: WrittenFiles,
 }
 
 /// What a data set holds.
@@ -243,6 +246,7 @@ impl DataSet {
             kind: DataKind::Text,
             tokens: [info.train.tokens, info.validation.tokens],
             checksum: info.train.bin,
+            files: WrittenFiles::default(),
         }
     }
 
@@ -267,6 +271,17 @@ impl DataSet {
         Ok(dataset)
     }
 
+    /// Refuses to read files of the run that are not what it wrote.
+    fn check_files(&self, directory: &Path) -> Result<(), TrainError> {
+        match self.files.problems(directory, false).into_iter().next() {
+            Some((path, reason)) => {
+                let reason = format!("{reason}: make the run again from its data");
+                Err(TrainError::Damaged { path, reason })
+            }
+            None => Ok(()),
+        }
+    }
+
     fn conversations(
         &self,
         run_dir: &Path,
@@ -275,6 +290,7 @@ impl DataSet {
         vocab_size: usize,
     ) -> Result<Streams, TrainError> {
         let directory = self.directory(run_dir);
+        self.check_files(&directory)?;
         let rows = |split: &str, seed| {
             let [tokens, learnt] = PackedRows::names(&directory, split);
             let tokens = TokenFile::open(&tokens)?.with_vocabulary(vocab_size);
@@ -295,6 +311,7 @@ impl DataSet {
         config: &TrainConfig,
         vocab_size: usize,
     ) -> Result<Streams, TrainError> {
+        self.check_files(&self.directory(run_dir))?;
         let rows = |split: &str, seed| {
             let rows = super::PageRows::open(run_dir, split, vocab_size, config.seq_len, seed)?;
             Ok::<_, TrainError>(RowStream::of(Arc::new(rows)))

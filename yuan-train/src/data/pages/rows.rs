@@ -1,6 +1,7 @@
 //! Documents with images packed into rows by upstream's rule.
 
 use std::{
+    collections::HashSet,
     fs::File,
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
@@ -74,6 +75,7 @@ impl PageRows {
                 format!("it has the images of {} documents, expected {count}", images.len());
             return Err(TrainError::Damaged { path, reason });
         }
+        refuse_lost_images(&images)?;
         let mut lengths = Vec::with_capacity(count);
         for (document, images) in images.iter().enumerate() {
             let text = range_of(&tokens, document)?;
@@ -107,11 +109,23 @@ impl PageRows {
             })
             .collect();
         let tiles = |&(image, of): &(&ImageSource, usize)| {
-            let picture = image.read().map_err(TrainError::Picture)?;
-            Ok(self.layout.tiles(&picture, of))
+            image.read(|picture| self.layout.tiles(picture, of)).map_err(TrainError::Picture)
         };
         let tiles: Result<Vec<Vec<Picture>>, TrainError> = images.par_iter().map(tiles).collect();
         Ok(tiles?.concat())
+    }
+}
+
+/// What is gone is said before the first step, and not when its row comes.
+fn refuse_lost_images(documents: &[Vec<ImageSource>]) -> Result<(), TrainError> {
+    let files: HashSet<&Path> =
+        documents.iter().flatten().map(|image| image.place.path.as_path()).collect();
+    match files.into_par_iter().find_any(|path| !path.is_file()) {
+        Some(path) => {
+            let reason = "it is gone, and the run learns from it: restore it".into();
+            Err(TrainError::Damaged { path: path.to_path_buf(), reason })
+        }
+        None => Ok(()),
     }
 }
 

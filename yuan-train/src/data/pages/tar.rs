@@ -1,26 +1,37 @@
 //! Archives in `WebDataset`'s layout: members of one name and different endings are a sample.
 
-use std::{fs::File, io::Read, path::Path};
+use std::{
+    fs::File,
+    io::{Read, Seek, SeekFrom},
+    path::Path,
+};
 
 use tar::{Archive, EntryType};
 
-use super::{Found, ImageSource, Look, Sample, question_of};
+use super::{
+    image::ImagePlace,
+    samples::{Found, Sample, question_of},
+};
 use crate::TrainError;
 
 /// Endings of images.
 const IMAGES: [&str; 8] = ["png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff"];
-/// Larger members are passed over.
+/// Larger members are left out.
 const MOST_BYTES: u64 = 1 << 28;
+/// An archive is a number of blocks, and one of zeros follows the last member.
+const BLOCK: u64 = 512;
 
+/// Whether a file's name says that it is an archive, compressed ones included.
 pub(super) fn is_tar(path: &Path) -> bool {
-    path.extension().is_some_and(|ending| ending == "tar")
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    [".tar", ".tar.gz", ".tgz", ".tar.zst"].iter().any(|ending| name.ends_with(ending))
 }
 
 /// The members of a sample, as far as they came.
 #[derive(Default)]
 struct Members {
     /// Their endings, `png` or `0.png` of several, in the order of the archive.
-    images: Vec<(String, ImageSource)>,
+    images: Vec<(String, ImagePlace)>,
     json: Option<serde_json::Value>,
     problem: Option<String>,
 }
@@ -28,23 +39,30 @@ struct Members {
 /// Shows every sample of an archive; its members follow each other.
 pub(super) fn for_each_sample(
     path: &Path,
-    look: Look,
-    mut show: impl FnMut(Found) -> Result<(), TrainError>,
+    show: &mut impl FnMut(Found) -> Result<(), TrainError>,
 ) -> Result<(), TrainError> {
-    let archive = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let failed = || TrainError::io("read", path);
-    let file = File::open(path).map_err(failed())?;
-    let bytes_of_file = file.metadata().map_err(failed())?.len();
-    let mut tar = Archive::new(file);
+    let damaged =
+        |reason: &str| TrainError::Damaged { path: path.to_path_buf(), reason: reason.to_owned() };
+    let mut file = File::open(path).map_err(failed())?;
+    let metadata = file.metadata().map_err(failed())?;
+    if !metadata.is_file() {
+        return Err(damaged("it is no file"));
+    }
+    if is_compressed(&mut file).map_err(failed())? {
+        return Err(damaged(
+            "it is compressed, and images are read from the middle of an archive: unpack it to a .tar",
+        ));
+    }
+    let mut tar = Archive::new(file.try_clone().map_err(failed())?);
     let mut open: Option<(String, Members)> = None;
+    let mut end = 0;
     for member in tar.entries_with_seek().map_err(failed())? {
         let mut member = member.map_err(failed())?;
-        if member.raw_file_position().saturating_add(member.size()) > bytes_of_file {
-            let reason = "it is cut off: fetch it again".into();
-            return Err(TrainError::Damaged { path: path.to_path_buf(), reason });
-        }
-        if member.header().entry_type() != EntryType::Regular {
-            continue;
+        let (at, size) = (member.raw_file_position(), member.size());
+        end = at.saturating_add(size).div_ceil(BLOCK) * BLOCK;
+        if at.saturating_add(size) > metadata.len() {
+            return Err(damaged(CUT_OFF));
         }
         let name = member.path().map_err(failed())?.to_string_lossy().into_owned();
         // The key goes to the first dot of the last part.
@@ -58,58 +76,67 @@ pub(super) fn for_each_sample(
         }
         if open.as_ref().is_none_or(|(open, _)| open != key) {
             if let Some((key, members)) = open.take() {
-                show(found(&archive, &key, look, members))?;
+                show(found(key, members))?;
             }
             open = Some((key.to_owned(), Members::default()));
         }
         let Some((_, members)) = &mut open else { continue };
-        if look == Look::AtTexts && kind != "json" {
-            continue;
-        }
-        let (at, size) = (member.raw_file_position(), member.size());
-        if size > MOST_BYTES {
+        if member.header().entry_type() != EntryType::Regular {
+            members.problem = Some("members that are links or no files".into());
+        } else if size > MOST_BYTES {
             members.problem = Some(format!("members of over {MOST_BYTES} bytes"));
-            continue;
-        }
-        let mut bytes = Vec::new();
-        member.read_to_end(&mut bytes).map_err(failed())?;
-        if kind == "json" {
+        } else if kind == "json" {
+            let mut bytes = Vec::new();
+            member.read_to_end(&mut bytes).map_err(failed())?;
             match serde_json::from_slice(&bytes) {
+                Ok(_) if members.json.is_some() => {
+                    members.problem = Some("two .json of one name".into());
+                }
                 Ok(value) => members.json = Some(value),
                 Err(_) => members.problem = Some("a .json that is none".into()),
             }
+        } else if members.images.iter().any(|(other, _)| *other == ending) {
+            members.problem = Some("two images of one name".into());
         } else {
-            match ImageSource::in_archive(path, at, &bytes) {
-                Ok(_) if members.images.iter().any(|(other, _)| *other == ending) => {
-                    members.problem = Some("two images of one name".into());
-                }
-                Ok(image) => members.images.push((ending, image)),
-                Err(reason) => members.problem = Some(reason),
-            }
+            let member = Some((name.clone(), at, size));
+            members.images.push((ending, ImagePlace { path: path.to_path_buf(), member }));
         }
     }
-    match open {
-        Some((key, members)) => show(found(&archive, &key, look, members)),
-        None => Ok(()),
+    if let Some((key, members)) = open {
+        show(found(key, members))?;
+    }
+    match ends_at(&mut file, end).map_err(failed())? {
+        true => Ok(()),
+        false => Err(damaged(CUT_OFF)),
     }
 }
 
-fn found(
-    archive: &str,
-    key: &str,
-    look: Look,
-    Members { images, json, problem }: Members,
-) -> Found {
-    let images: Vec<ImageSource> = images.into_iter().map(|(_, image)| image).collect();
+const CUT_OFF: &str = "it is cut off: its end is missing; fetch it again";
+
+fn is_compressed(file: &mut File) -> std::io::Result<bool> {
+    let mut begin = Vec::new();
+    file.take(4).read_to_end(&mut begin)?;
+    file.seek(SeekFrom::Start(0))?;
+    Ok(begin.starts_with(&[0x1f, 0x8b]) || begin == [0x28, 0xb5, 0x2f, 0xfd])
+}
+
+/// Whether a block of zeros follows the last member.
+fn ends_at(file: &mut File, end: u64) -> std::io::Result<bool> {
+    let mut block = Vec::new();
+    file.seek(SeekFrom::Start(end))?;
+    file.take(BLOCK).read_to_end(&mut block)?;
+    Ok(block.len() as u64 == BLOCK && block.iter().all(|&byte| byte == 0))
+}
+
+fn found(key: String, Members { images, json, problem }: Members) -> Found {
+    let images: Vec<ImagePlace> = images.into_iter().map(|(_, image)| image).collect();
     let read = match (problem, json) {
         (Some(problem), _) => Err(problem),
         (None, None) => Err("samples without a .json".to_owned()),
-        (None, Some(_)) if images.is_empty() && look == Look::AtImages => {
-            Err("samples without an image".to_owned())
-        }
+        (None, Some(_)) if images.is_empty() => Err("samples without an image".to_owned()),
         (None, Some(value)) => question_of(&value)
             .map(|(question, answer)| Sample { images, question, answer })
             .map_err(str::to_owned),
     };
-    Found { name: format!("{archive}:{key}"), read }
+    Found { place: key, read }
 }
