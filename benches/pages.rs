@@ -111,7 +111,7 @@ fn model() -> YuanConfig {
         image_size: 224,
         ..VisionConfig::intern_vit_300m()
     };
-    let images = ImageConfig { tower, placeholder: 0, max_tiles: 9 };
+    let images = ImageConfig { tower, placeholder: 0, max_tiles: 9, positions: None };
     YuanConfig { images: Some(images), ..yuan::toy::model() }
 }
 

@@ -14,9 +14,9 @@ use serde_json::json;
 use yuan::{
     model::{
         BalanceLosses, GenerationOptions,
-        generate::{ImagePositions, Prompt},
+        generate::Prompt,
         text::Tokenizer,
-        vision::{ImageConfig, ImageLayout, Picture, VisionConfig},
+        vision::{ImageConfig, ImageLayout, ImagePositions, Picture, VisionConfig},
     },
     prelude::*,
     report::Answer,
@@ -76,7 +76,7 @@ fn model() -> YuanConfig {
         initializer_factor: 1.0,
         ..VisionConfig::intern_vit_300m()
     };
-    let images = ImageConfig { tower, placeholder: 2, max_tiles: 1 };
+    let images = ImageConfig { tower, placeholder: 2, max_tiles: 1, positions: None };
     YuanConfig {
         hidden_size: 128,
         attention_projection_size: 256,

@@ -8,8 +8,8 @@ use toml::Table;
 use yuan::{
     data::tokenizer::END_OF_DOCUMENT,
     model::{
-        generate::ImagePositions,
         text::{ChatTemplate, Tokenizer},
+        vision::ImagePositions,
     },
     train::{
         ModelDirectory, NewRun,
@@ -19,6 +19,7 @@ use yuan::{
 
 use crate::{
     console::{Console, WrongOption},
+    numbers::share,
     pretrain,
 };
 
@@ -41,14 +42,14 @@ pub struct Options {
     #[arg(long, value_name = "FILE", help_heading = "Data")]
     template: Option<PathBuf>,
     /// Share of the conversations that is kept to validate with
-    #[arg(long, value_name = "SHARE", default_value_t = 0.05, help_heading = "Data")]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.05, value_parser = share, help_heading = "Data")]
     validation: f64,
     /// Find answers by Yuan's own rule: they begin behind this token and end with the end of the
     /// document, whatever the template marks
     #[arg(long, value_name = "TOKEN", help_heading = "Data")]
     separator: Option<String>,
     /// Positions of the tokens of images: together (at 0 up to the last image), as upstream trains its
-    /// models, or increasing [default: together]
+    /// models, or increasing [default: as the model was trained, else together]
     #[arg(long, value_name = "RULE", help_heading = "Data")]
     image_positions: Option<ImagePositions>,
     /// Keep attention inside a conversation; others in its row are not seen
@@ -108,11 +109,16 @@ pub fn run(options: Options, console: &Console, given: pretrain::Given) -> anyho
             .wrong_option();
         }
         let pages = PageFiles::new(files, validation);
-        let positions = image_positions.unwrap_or(pages.positions);
+        let before = model.config().images.as_ref().and_then(|images| images.positions);
+        let positions = image_positions.or(before).unwrap_or(pages.positions);
         let data = PageFiles { positions, ..pages }.into();
         let tuning = pretrain::Tuning { model, data, template: None, isolate };
         let file = options_file(&given.file, &from)?;
         return pretrain::run(&training, console, pretrain::Given { file, ..given }, Some(tuning));
+    }
+    if image_positions.is_some() {
+        return Err(anyhow::anyhow!("--image-positions is for questions about images"))
+            .wrong_option();
     }
     let template = match template {
         Some(path) => {

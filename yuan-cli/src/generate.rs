@@ -3,22 +3,22 @@
 use std::{
     io::{Read, Write},
     ops::ControlFlow,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Instant,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use burn::tensor::FloatDType;
 use clap::Args;
 use yuan::{
     model::{
         GenerationOptions, YuanModel,
-        generate::{FinishReason, Generation, ImagePositions, NewToken, Prompt, Sampling},
+        generate::{FinishReason, Generation, NewToken, Prompt, Sampling},
         storage::parse_float_dtype,
         text::{Message, Tokenizer},
-        vision::{ImageLayout, Picture},
+        vision::{ImageLayout, ImagePositions, Picture},
     },
-    train::{ModelDirectory, data::PageSettings},
+    train::ModelDirectory,
 };
 
 use crate::console::{Console, WrongOption};
@@ -60,7 +60,7 @@ pub struct Options {
     #[arg(long, help_heading = "Sampling")]
     ignore_stop: bool,
     /// Positions of the tokens of images: increasing, as upstream serves its models, or together, as it
-    /// trains them [default: as a run was trained, else increasing]
+    /// trains them [default: as the model was trained here, else increasing]
     #[arg(long, value_name = "RULE", requires = "images", help_heading = "Images")]
     image_positions: Option<ImagePositions>,
     /// Decides the draws
@@ -97,16 +97,14 @@ pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
         true => Vec::new(),
         false => tokenizer.stop_tokens(directory.config()),
     };
+    let trained = directory.config().images.as_ref().and_then(|images| images.positions);
     let generation = GenerationOptions {
         max_new_tokens: options.max_new_tokens,
         sampling,
         stop_tokens,
         seed: options.seed,
-        // As a run was trained; upstream serves its models with increasing ones.
-        image_positions: options.image_positions.unwrap_or_else(|| {
-            let settings = PageSettings::load(&directory.tokenizer_directory());
-            settings.map_or(ImagePositions::Increasing, |settings| settings.positions)
-        }),
+        // Upstream serves its models with increasing ones, whatever they were trained with.
+        image_positions: options.image_positions.or(trained).unwrap_or_default(),
     };
     let mut pace = Pace { started: Instant::now(), first: None, tokens: 0 };
     // The images are looked at once, whatever is asked about them.
@@ -130,8 +128,10 @@ pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
             for (index, (text, generation)) in texts.iter().zip(&generated).enumerate() {
                 let read = prompts[index].tokens();
                 let continuation = tokenizer.decode_after(read, &generation.tokens)?;
-                let prompt = if is_question { "" } else { text };
-                console.say(format_args!("{prompt}{continuation}\n"))?;
+                match is_question {
+                    true => console.say(format_args!("> {text}\n{continuation}\n"))?,
+                    false => console.say(format_args!("{text}{continuation}\n"))?,
+                }
             }
             generated
         }
@@ -202,6 +202,12 @@ fn images(
     }
     let layout = ImageLayout::of(directory.config(), |token| tokenizer.token_id(token));
     let layout = layout.with_context(|| format!("{}", options.model.display()))?;
+    // A shell makes many words of `--image *.png`, and all but the first would be questions.
+    if let Some(name) = options.prompts.iter().find(|prompt| is_image_file(prompt)) {
+        let reason =
+            anyhow!("`{name}` is an image, not a question: write --image before every one");
+        return Err(reason).wrong_option();
+    }
     let (mut tiles, mut sizes) = (Vec::new(), Vec::new());
     for path in &options.images {
         let picture = Picture::open(path)?;
@@ -210,6 +216,11 @@ fn images(
     }
     let rows = layout.rows_of(&sizes);
     Ok(Some(Images { layout, tiles, rows }))
+}
+
+fn is_image_file(text: &str) -> bool {
+    let path = Path::new(text);
+    path.is_file() && Picture::size_of(path).is_ok()
 }
 
 /// Where a text could not go.
@@ -275,7 +286,13 @@ fn encode(
         }
         // As the rows of its training had it.
         Some(images) if !options.chat => {
-            images.layout.question(&images.rows, &tokenizer.encode_plain(text)?)
+            let tokens = tokenizer.encode_plain(text)?;
+            if tokens.iter().all(|&token| images.layout.is_marker(token)) {
+                bail!(
+                    "`{text}` holds nothing but tokens that mark images and texts: ask a question"
+                );
+            }
+            images.layout.question(&images.rows, &tokens)
         }
         Some(Images { layout, rows, .. }) => {
             messages.push(Message::new("user", text).with_images(rows.len()));

@@ -33,6 +33,12 @@ pub fn ratio(text: &str) -> Result<f64, String> {
     if number < 1.0 { Err("it must be at least 1".into()) } else { Ok(number) }
 }
 
+/// A part of a whole, of which something must be left: above 0 and below 1.
+pub fn share(text: &str) -> Result<f64, String> {
+    let number = positive(text)?;
+    if number < 1.0 { Ok(number) } else { Err("it must lie between 0 and 1".into()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -48,5 +54,6 @@ mod tests {
             assert!(positive(text).is_err() && ratio(text).is_err(), "{text}");
         }
         assert!(ratio("0.5").is_err());
+        assert!(share("0.5").is_ok() && share("1").is_err() && share("0").is_err());
     }
 }

@@ -97,7 +97,8 @@ fn a_model_is_tuned_on_pages_and_asked_about_them() {
     both.args(["How is the page?", "How is it?", "--temperature", "0", "--max-new-tokens", "12"]);
     both.arg("--image").arg(data.with_file_name("3.png"));
     let (out, _) = succeed(&mut both);
-    assert!(out.starts_with(said.trim_end()), "{out} {said}");
+    let first = format!("> How is the page?\n{}", said.trim_end());
+    assert!(out.starts_with(&first) && out.contains("> How is it?\n"), "{out} {said}");
 
     // The projector alone.
     let frozen = directory.path().join("frozen");
@@ -109,14 +110,26 @@ fn a_model_is_tuned_on_pages_and_asked_about_them() {
     let settings = fs::read_to_string(frozen.join("data/pages.json")).unwrap();
     assert!(settings.contains("\"positions\": \"increasing\""), "{settings}");
     answer(&frozen, &["3.png"], "How is the page?");
-    // Text alone has nothing to teach a frozen language model, and ends nothing.
+    // The rule comes along: into another run that goes on from it, and into a copy of the weights.
+    let [again, exported] = ["again", "copied"].map(|name| directory.path().join(name));
+    let mut tuning = command("finetune", &[&frozen]);
+    tuning.arg("--data").arg(data).arg("--run").arg(&again);
+    tuning.args(["--steps", "2", "--batch", "2", "--seq", "64", "--validation", "0.2"]);
+    succeed(&mut tuning);
+    let settings = fs::read_to_string(again.join("data/pages.json")).unwrap();
+    assert!(settings.contains("\"positions\": \"increasing\""), "{settings}");
+    succeed(&mut command("convert", &[&again, &exported]));
+    let config = fs::read_to_string(exported.join("config.json")).unwrap();
+    assert!(config.contains("\"image_positions\": \"increasing\""), "{config}");
+    // Text alone has nothing to teach a frozen language model.
     let chat = data.with_file_name("chat.jsonl");
     let line = json!({"prompt": "How is it?", "response": "It is dark."});
     fs::write(&chat, format!("{line}\n").repeat(60)).unwrap();
     let mut tuning = command("finetune", &[run]);
     tuning.arg("--data").arg(&chat).arg("--run").arg(directory.path().join("nothing"));
     tuning.args(["--steps", "2", "--batch", "2", "--seq", "64", "--freeze", "language"]);
-    succeed(&mut tuning);
+    let error = fail(&mut tuning);
+    assert!(error.contains("nothing learns: the language model is frozen"), "{error}");
 }
 
 /// A template that knows parts of a message, and one that knows text alone.
@@ -155,7 +168,13 @@ fn weights_that_see_are_inspected_converted_and_pruned() {
     let config: Value =
         serde_json::from_slice(&fs::read(exported.join("config.json")).unwrap()).unwrap();
     assert_eq!(config["model_type"], "yuanvl");
-    // The rule of positions is that of the run's training, which the copy is not known to have had.
+    let (out, _) = succeed(&mut command("inspect", &[&exported]));
+    assert!(
+        out.contains("images             a tower of ") && out.contains("28 x 28 pixels"),
+        "{out}"
+    );
+    // The rule of positions is that of the run's training.
+    assert_eq!(config["image_positions"], "together");
     let together = |model: &Path| {
         let (_, data, _) = made();
         let mut command = command("generate", &[model]);
@@ -226,6 +245,15 @@ fn the_report_shows_whose_experts_are_whose_and_what_was_answered() {
     assert!(html.contains("1 of 2 answers are right."));
     assert!(html.contains("<img src=\"data:image/png;base64,") && html.contains("gone.png cannot"));
     assert!(html.contains("Is 1 &lt; 2?") && html.contains("<b>&lt;b&gt;</b>"));
+    // What is no answers keeps nothing else from being shown.
+    let file = copy.join(Answer::FILE);
+    fs::write(&file, "{").unwrap();
+    succeed(&mut command("report", &[&copy]));
+    let html = fs::read_to_string(copy.join("report.html")).unwrap();
+    assert!(html.contains("The answers cannot be shown: cannot understand"), "{html}");
+    fs::remove_file(&file).unwrap();
+    fs::create_dir(&file).unwrap();
+    succeed(&mut command("report", &[&copy]));
 }
 
 #[test]
@@ -239,6 +267,11 @@ fn what_is_wrong_with_images_is_a_sentence() {
     assert!(error.contains("absent.png: cannot read it"), "{error}");
     let error = refused(&["--image", data.to_str().unwrap()]);
     assert!(error.contains("pages.jsonl: it is no image: expected PNG, JPEG"), "{error}");
+    // As a shell writes `--image *.png`.
+    let pages = [1, 2].map(|number| data.with_file_name(format!("{number}.png")));
+    let [one, two] = pages.each_ref().map(|page| page.to_str().unwrap());
+    let error = refused(&["--image", one, two]);
+    assert!(error.contains("2.png` is an image, not a question: write --image before"), "{error}");
     let error = refused(&["--image-positions", "together"]);
     assert!(error.contains("--image <FILE>"), "{error}");
 
@@ -259,6 +292,10 @@ fn what_is_wrong_with_images_is_a_sentence() {
     assert!(error.contains("the model sees no images: it has no image tower"), "{error}");
     let error = tune(run, &["--isolate"]);
     assert!(error.contains("leave out --separator, --template and --isolate"), "{error}");
+    let error = tune(run, &["--validation", "1.5"]);
+    assert!(error.contains("it must lie between 0 and 1"), "{error}");
+    let error = tune(run, &["--freeze", "language", "--train", "routers"]);
+    assert!(error.contains("nothing learns: the language model is frozen"), "{error}");
     let error = tune(run, &["--freeze", "tower"]);
     assert!(error.contains("`tower` is neither vision nor language"), "{error}");
     let error = tune(&blind, &["--freeze", "language"]);

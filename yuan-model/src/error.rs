@@ -151,6 +151,12 @@ pub enum ModelError {
     /// A tokenizer lacks a token that texts with images need.
     #[error("the tokenizer has no {0} token, which texts with images need")]
     NoToken(&'static str),
+    /// A token marks two different things in a text with images.
+    #[error(
+        "token {0} has two meanings in texts with images: placeholder (`img_context_token_id`), \
+         `eod_token`, `sep_token` and the markers of images must be different tokens"
+    )]
+    MarkersAlike(u32),
     /// A text marks more or fewer images than there are.
     #[error("the text marks {marks} images, but {images} are given")]
     ImageMarks {

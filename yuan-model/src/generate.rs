@@ -10,7 +10,7 @@ use rand::{SeedableRng, rngs::StdRng};
 
 use crate::{
     Cache, ModelError, YuanModel,
-    vision::{placeholders, put_in_place},
+    vision::{ImagePositions, placeholders, put_in_place},
 };
 
 mod error;
@@ -18,7 +18,7 @@ mod prompt;
 mod sampling;
 
 pub use error::GenerateError;
-pub use prompt::{ImagePositions, ImageRows, Prompt};
+pub use prompt::{ImageRows, Prompt};
 pub use sampling::Sampling;
 
 /// How sequences are continued.

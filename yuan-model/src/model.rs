@@ -15,6 +15,7 @@ use crate::{
     norm::RmsNorm,
     ops,
     rope::Rotary,
+    vision::ImagePositions,
     vision::{ImageEncoder, put_in_place},
 };
 
@@ -250,6 +251,16 @@ impl YuanModel {
     #[must_use]
     pub fn with_isolated_documents(mut self) -> Self {
         self.config.isolate_documents = true;
+        self
+    }
+
+    /// The same model with a rule of positions that its training has images by
+    /// ([`ImageConfig::positions`](crate::vision::ImageConfig::positions)).
+    #[must_use]
+    pub fn with_image_positions(mut self, positions: ImagePositions) -> Self {
+        if let Some(images) = &mut self.config.images {
+            images.positions = Some(positions);
+        }
         self
     }
 

@@ -15,10 +15,10 @@ use tempfile::TempDir;
 use yuan_model::{
     Cache, ForwardOptions, GenerateError, GenerationOptions, ModelError, PrunableExperts,
     YuanConfig, YuanModel,
-    generate::{Generation, ImagePositions, ImageRows, Prompt},
+    generate::{Generation, ImageRows, Prompt},
     hf::{HfCheckpoint, LoadOptions, SaveOptions},
     masks::{ImageMarkers, image_row_position_ids},
-    vision::{Picture, put_in_place},
+    vision::{ImagePositions, Picture, put_in_place},
 };
 
 fn load(directory: &Path) -> YuanModel {
@@ -119,6 +119,9 @@ fn what_is_wrong_with_an_image_tower_is_named() {
         (("img_context_token_id", Value::Null), "no `img_context_token_id`"),
         (("force_image_size", Value::from(56)), "force_image_size = 56 contradicts"),
         (("max_dynamic_patch", Value::from(0)), "max_dynamic_patch must be at least 1"),
+        (("ps_version", Value::from("v1")), "ps_version = \"v1\" is not supported"),
+        (("min_dynamic_patch", Value::from(2)), "min_dynamic_patch = 2 is not supported"),
+        (("image_positions", Value::from("left")), "`left` is neither increasing nor together"),
         (("max_dynamic_patch", Value::from("x")), "max_dynamic_patch = \"x\" is no count"),
     ] {
         let error = refused(&|config, _| config[edit.0] = edit.1.clone());
@@ -131,6 +134,8 @@ fn what_is_wrong_with_an_image_tower_is_named() {
         ("num_attention_heads", Value::from(5), "num_attention_heads = 5 must divide"),
         ("intermediate_size", Value::from(1_u64 << 40), "is beyond any image tower"),
         ("num_channels", Value::from(4), "num_channels = 4 must be 3"),
+        ("layer_norm_eps", Value::from(-1e-6), "layer_norm_eps = -0.000001 must lie between"),
+        ("layer_norm_eps", Value::from(1e9), "layer_norm_eps = 1000000000 must lie between"),
     ] {
         let error = refused(&|config, _| config["vision_config"][key] = value.clone());
         assert!(error.contains(expected), "{error}");

@@ -90,6 +90,15 @@ fn what_is_no_picture_is_a_sentence() {
         reason("bad_png_bomb_60000.png"),
         "it has 60000 x 60000 pixels, more than 178956970: make it smaller"
     );
+    // Few bytes, few pixels, and a side so long that resizing would take gigabytes.
+    let mut png = fs::read(files().join("bad_png_bomb_60000.png")).unwrap();
+    png[16..24].copy_from_slice(&[0, 1, 0, 0, 0, 0, 0, 1]);
+    let sum = crc32(&png[12..29]).to_be_bytes();
+    png[29..33].copy_from_slice(&sum);
+    assert_eq!(
+        Picture::size_in(&png).unwrap_err().reason,
+        "it has 65536 x 1 pixels, more than 65535 on a side: make it smaller"
+    );
     let cut = "it is damaged or cut off: its end is missing";
     assert_eq!(reason("bad_jpeg_truncated_in_scan.jpg"), cut);
     assert_eq!(reason("edge_jpeg_no_eoi.jpg"), cut);
@@ -99,6 +108,13 @@ fn what_is_no_picture_is_a_sentence() {
         let error: PictureError = Picture::open(Path::new("/dev/zero")).unwrap_err();
         assert_eq!(error.to_string(), "/dev/zero: it is no file");
     }
+}
+
+/// The checksum of a part of a PNG file.
+fn crc32(bytes: &[u8]) -> u32 {
+    let step = |sum: u32| if sum & 1 == 1 { sum >> 1 ^ 0xedb8_8320 } else { sum >> 1 };
+    let of = |sum, &byte: &u8| (0..8).fold(sum ^ u32::from(byte), |sum, _| step(sum));
+    !bytes.iter().fold(u32::MAX, of)
 }
 
 /// What follows the end of a JPEG file, a film for instance, has no say in whether it is whole.

@@ -26,6 +26,8 @@ impl Answer {
     pub const FILE: &'static str = "answers.json";
     /// Answers that a page shows.
     pub(crate) const MOST: usize = 12;
+    /// Bytes of all answers at most.
+    const MOST_OF_ALL: u64 = 64 << 20;
     /// Larger images are left out of a page.
     const MOST_BYTES: u64 = 4 << 20;
 
@@ -49,11 +51,22 @@ impl Answer {
     ///
     /// # Errors
     ///
-    /// If the file is damaged.
+    /// If the file is damaged, no file, or has over 64 MiB.
     pub fn read_all(run_dir: &Path) -> Result<Vec<Self>, ReportError> {
         let path = run_dir.join(Self::FILE);
-        if !path.exists() {
-            return Ok(Vec::new());
+        let failed = |reason| FileError {
+            action: "read",
+            path: path.clone(),
+            cause: std::io::Error::other(reason),
+        };
+        match path.metadata() {
+            Err(_) => return Ok(Vec::new()),
+            // Others may never end.
+            Ok(found) if !found.is_file() => return Err(failed("it is no file").into()),
+            Ok(found) if found.len() > Self::MOST_OF_ALL => {
+                return Err(failed("it has over 64 MiB").into());
+            }
+            Ok(_) => {}
         }
         let text = fs::read_to_string(&path).map_err(FileError::of("read", &path))?;
         let damaged = |error: serde_json::Error| FileError {

@@ -12,7 +12,8 @@ use yuan_train::Event;
 
 use crate::{Answer, History, ReportError, pictures, table};
 
-/// The report of a run called `name` in `run_dir`, with what its model answered about images.
+/// The report of a run called `name` in `run_dir`, with what its model answered about images, or why
+/// that is not known.
 ///
 /// # Errors
 ///
@@ -21,7 +22,7 @@ pub fn html_report(
     name: &str,
     history: &History,
     run_dir: &Path,
-    answers: &[Answer],
+    answers: Result<&[Answer], &str>,
 ) -> Result<String, ReportError> {
     let mut page = Page { history, html: String::new() };
     page.summary();
@@ -32,7 +33,13 @@ pub fn html_report(
     page.devices()?;
     page.loads()?;
     page.images()?;
-    page.answers(run_dir, answers);
+    match answers {
+        Ok(answers) => page.answers(run_dir, answers),
+        Err(reason) => {
+            page.heading("Answers");
+            page.paragraph(&format!("The answers cannot be shown: {reason}."));
+        }
+    }
     let title = escape(name);
     let (style, body) = (include_str!("html.css"), page.html);
     Ok(format!(

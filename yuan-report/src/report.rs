@@ -27,13 +27,15 @@ impl Report {
     /// If the metrics cannot be read, or a picture cannot be drawn.
     pub fn of(directory: &Path) -> Result<Self, ReportError> {
         let history = History::read(directory)?;
-        let answers = Answer::read_all(directory)?;
+        // What a user put there must not keep the run from being shown.
+        let answers = Answer::read_all(directory).map_err(|error| error.to_string());
+        let known = answers.as_deref().map_err(String::as_str);
         let name = directory.file_name().unwrap_or(directory.as_os_str()).to_string_lossy();
         let mut files = vec![
             ("loss.svg", pictures::loss(&history)?),
             ("expert_load.svg", pictures::expert_load(&history)?),
             ("load_history.svg", pictures::load_history(&history)?),
-            (Self::PAGE, html_report(&name, &history, directory, &answers)?),
+            (Self::PAGE, html_report(&name, &history, directory, known)?),
         ];
         if let Some((_, plan)) = history.prunes().next() {
             files.push(("load_profile.svg", pictures::load_profile(plan)?));

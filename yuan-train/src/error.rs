@@ -251,6 +251,12 @@ pub enum TrainError {
     /// A part of a multimodal model is to stay as it is, and the model is none.
     #[error("freeze: the model sees no images, so it has no parts to freeze")]
     NothingToFreeze,
+    /// What is frozen is all that could learn.
+    #[error(
+        "nothing learns: the language model is frozen, and what is to learn (--train) or the data, \
+         which has no images, leaves nothing else"
+    )]
+    NothingLearns,
     /// Over ranks, some rows of a step have images and others have none.
     #[error("over ranks every row of a step must have an image, or none of them one")]
     RowWithoutImage,

@@ -32,12 +32,30 @@ pub struct Inventory {
     pub parameters: u64,
     /// Parameters that one token uses, embedding and head included.
     pub active_parameters: u64,
+    /// The image tower and its projector, if it sees.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub images: Option<ImageEntry>,
     /// Elements of all tensors.
     pub stored_elements: u64,
     /// Tensors that are no parameters of the model, such as a vision tower.
     pub other_tensors: usize,
     /// What keeps it from being loaded, or a run from going on.
     pub problems: Vec<Problem>,
+}
+
+/// How a model sees.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ImageEntry {
+    /// Parameters of the tower.
+    pub tower: u64,
+    /// Parameters of the projector.
+    pub projector: u64,
+    /// Pixels of a tile's side.
+    pub tile_side: usize,
+    /// Tiles of an image at most, the whole one that follows them aside.
+    pub max_tiles: usize,
+    /// Tokens of the language model that a tile takes.
+    pub tokens_per_tile: usize,
 }
 
 /// One file.
@@ -155,6 +173,13 @@ impl Inventory {
             top_k: config.top_k,
             parameters: count.total(),
             active_parameters: count.active(),
+            images: config.images.as_ref().map(|images| ImageEntry {
+                tower: count.tower,
+                projector: count.projector,
+                tile_side: images.tower.image_size,
+                max_tiles: images.max_tiles,
+                tokens_per_tile: images.tower.tokens_per_tile(),
+            }),
             other_tensors,
             problems,
         }
@@ -223,6 +248,16 @@ impl fmt::Display for Inventory {
             self.top_k
         )?;
         writeln!(f, "experts per layer  {}", runs(&self.experts_per_layer))?;
+        if let Some(images) = &self.images {
+            let (tower, projector) = (count(images.tower), count(images.projector));
+            let ImageEntry { tile_side: side, max_tiles, tokens_per_tile, .. } = images;
+            writeln!(f, "images             a tower of {tower}, a projector of {projector}")?;
+            writeln!(
+                f,
+                "tiles              up to {max_tiles} of {side} x {side} pixels, {tokens_per_tile} \
+                 tokens each"
+            )?;
+        }
         writeln!(
             f,
             "tensors            {tensors}, {} of them no parameters of the model",

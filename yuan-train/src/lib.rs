@@ -55,7 +55,7 @@ pub use diagnosis::{Problem, problems_of_run};
 pub use error::TrainError;
 pub use event::{Event, StepMetrics};
 pub use gradients::{LossOptions, Pass};
-pub use inventory::{FileEntry, Inventory, TypeEntry};
+pub use inventory::{FileEntry, ImageEntry, Inventory, TypeEntry};
 pub use language_model::{LanguageModel, ModelSummary, SelectionBias};
 pub use memory::peak_resident;
 pub use model_directory::ModelDirectory;

@@ -122,6 +122,9 @@ impl Run {
         for (name, text) in &new.files {
             write_whole(&directory.join(name), text.as_bytes())?;
         }
+        if new.config.freeze.language && !new.has_images() {
+            return Err(TrainError::NothingLearns);
+        }
         let PreparedData { sets: data, tokenizer, tokenizer_file, eod } = new.prepare(directory)?;
         let model = new.model_with(&tokenizer, eod)?;
         // Too little text is found out before a model is written.
@@ -143,6 +146,11 @@ impl Run {
                 let weights = match new.isolate_documents {
                     true => weights.with_isolated_documents(),
                     false => weights,
+                };
+                let rule = model.images.as_ref().and_then(|images| images.positions);
+                let weights = match rule {
+                    Some(rule) => weights.with_image_positions(rule),
+                    None => weights,
                 };
                 Checkpoint::save_initial(directory, &weights)?;
             }

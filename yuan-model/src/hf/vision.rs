@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::{ParameterSource, TensorLayout};
 use crate::{
     ConfigError, YuanConfig,
-    vision::{ImageConfig, VisionNormType},
+    vision::{ImageConfig, ImagePositions, VisionNormType},
 };
 
 /// The parameters of the image tower and its projector, in the order of the model.
@@ -91,6 +91,8 @@ pub(super) fn images_of(root: &Value) -> Result<Option<ImageConfig>, ConfigError
         (root, "downsample_ratio", json!(0.5), "four patches become one row"),
         (root, "dynamic_image_size", json!(true), "images are cut into tiles"),
         (root, "use_thumbnail", json!(true), "the whole image follows its tiles"),
+        (root, "min_dynamic_patch", json!(1), "an image may be one tile"),
+        (root, "ps_version", json!("v2"), "the four patches of a square lie in the order of v2"),
         (vision, "hidden_act", json!("gelu"), "the tower uses gelu"),
     ];
     for (object, key, value, reason) in supported {
@@ -125,7 +127,16 @@ pub(super) fn images_of(root: &Value) -> Result<Option<ImageConfig>, ConfigError
     let placeholder = placeholder.ok_or(ConfigError::Missing("img_context_token_id"))?;
     // Upstream's class has 6, its published models have 9.
     let max_tiles = number("max_dynamic_patch")?.map_or(6, |most| most as usize);
-    Ok(Some(ImageConfig { tower, placeholder, max_tiles }))
+    let positions = match count("image_positions") {
+        None => None,
+        Some(value) => {
+            let rule = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            let rule: Result<ImagePositions, String> = rule.parse();
+            let named = |reason| ConfigError::Format(format!("image_positions: {reason}"));
+            Some(rule.map_err(named)?)
+        }
+    };
+    Ok(Some(ImageConfig { tower, placeholder, max_tiles, positions }))
 }
 
 /// The `config.json` of a multimodal model around that of its language model.
@@ -144,7 +155,7 @@ pub(super) fn with_images(images: &ImageConfig, language: Value) -> Value {
     if let (Some(vision), Value::Object(sizes)) = (vision.as_object_mut(), sizes) {
         vision.extend(sizes);
     }
-    json!({
+    let mut root = json!({
         "architectures": ["YuanVLChatModel"],
         "model_type": "yuanvl",
         "downsample_ratio": 0.5,
@@ -160,5 +171,9 @@ pub(super) fn with_images(images: &ImageConfig, language: Value) -> Value {
         "tie_word_embeddings": false,
         "vision_config": vision,
         "llm_config": language,
-    })
+    });
+    if let Some(positions) = images.positions {
+        root["image_positions"] = json!(positions);
+    }
+    root
 }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::ImagePositions;
 use crate::{ConfigError, config::require};
 
 /// The norm of a tower's blocks.
@@ -149,6 +150,9 @@ impl VisionConfig {
             "must divide hidden_size",
         )?;
         let (image, patch) = (self.image_size, self.patch_size);
+        let epsilon = self.layer_norm_eps;
+        let is_small = epsilon > 0.0 && epsilon < 1.0;
+        require(is_small, "layer_norm_eps", epsilon, "must lie between 0 and 1")?;
         let is_even = image.is_multiple_of(2 * patch);
         require(is_even, "image_size", image, "must be an even number of patches")?;
         let count = self.rough_parameter_count();
@@ -169,6 +173,9 @@ pub struct ImageConfig {
     /// Tiles that an image is cut into at most (`max_dynamic_patch`); the whole image, which comes
     /// after several tiles, is not one of them.
     pub max_tiles: usize,
+    /// Where its training had images among the tokens of a text, if it is known: `image_positions`, a
+    /// key of this library.
+    pub positions: Option<ImagePositions>,
 }
 
 impl ImageConfig {
@@ -183,12 +190,13 @@ impl ImageConfig {
             patch_size: 7,
             ..VisionConfig::intern_vit_300m()
         };
-        Self { tower, placeholder, max_tiles: 9 }
+        Self { tower, placeholder, max_tiles: 9, positions: None }
     }
 
     /// That of the published models: InternViT-300M, and nine tiles of one image.
     pub fn published() -> Self {
-        Self { tower: VisionConfig::intern_vit_300m(), placeholder: 77188, max_tiles: 9 }
+        let tower = VisionConfig::intern_vit_300m();
+        Self { tower, placeholder: 77188, max_tiles: 9, positions: None }
     }
 
     /// Checks that the sizes fit each other and a language model of `vocab_size` tokens.

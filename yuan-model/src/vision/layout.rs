@@ -58,7 +58,7 @@ impl ImageLayout {
         let known = |known: Option<u32>, token: &'static str| {
             known.or_else(|| id(token)).ok_or(ModelError::NoToken(token))
         };
-        Ok(Self {
+        let layout = Self {
             side: images.tower.image_size,
             rows_per_tile: images.tower.tokens_per_tile(),
             max_tiles: images.max_tiles,
@@ -71,7 +71,13 @@ impl ImageLayout {
                 image_start: known(None, image_start)?,
                 image_end: known(None, image_end)?,
             },
-        })
+        };
+        let markers = layout.markers();
+        let twice = (1..markers.len()).find(|&at| markers[..at].contains(&markers[at]));
+        match twice {
+            Some(at) => Err(ModelError::MarkersAlike(markers[at])),
+            None => Ok(layout),
+        }
     }
 
     /// Tiles that each of so many images is cut into at most: upstream cuts one image finer than each
@@ -188,6 +194,15 @@ mod tests {
         let error = layout.with_room(&[1, 50, 4], &[4]).unwrap_err().to_string();
         assert_eq!(error, "the text marks 0 images, but 1 are given");
         assert!(layout.with_room(&[5, 6, 5, 6], &[4]).is_err());
+    }
+
+    #[test]
+    fn one_token_does_not_mark_two_things() {
+        let config = YuanConfig { images: Some(ImageConfig::tiny(5)), ..YuanConfig::tiny(96) };
+        let names = ["<eod>", "<BOS>", "-", "<pad>", "<|Assistant|>", "<IMAGE>", "</IMAGE>"];
+        let id = |token: &str| names.iter().position(|name| *name == token).map(|id| id as u32);
+        let error = ImageLayout::of(&config, id).unwrap_err().to_string();
+        assert!(error.starts_with("token 5 has two meanings in texts with images"), "{error}");
     }
 
     #[test]

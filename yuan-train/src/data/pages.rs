@@ -11,14 +11,15 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use yuan_data::{JsonLines, SkippedFiles};
-use yuan_model::{generate::ImagePositions, vision::ImageLayout};
+use yuan_model::vision::{ImageLayout, ImagePositions};
 
 use super::DataSets;
 use crate::TrainError;
 
+mod files;
 mod image;
 mod rows;
-mod samples;
+mod sample;
 mod tar;
 mod write;
 

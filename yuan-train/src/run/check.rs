@@ -5,7 +5,7 @@ use serde_json::Value;
 use yuan_laep::PlanError;
 use yuan_model::{YuanConfig, ranks::Grid};
 
-use crate::{Freeze, TrainConfig, TrainError, Trigger};
+use crate::{Freeze, Learns, TrainConfig, TrainError, Trigger};
 
 /// Checks settings and model of a new run together, so that nothing is found out in the middle of
 /// it.
@@ -39,6 +39,9 @@ pub(super) fn check_use(config: &TrainConfig, model: &YuanConfig) -> Result<(), 
     }
     if config.freeze != Freeze::default() && model.images.is_none() {
         return Err(TrainError::NothingToFreeze);
+    }
+    if config.freeze.language && config.learns != Learns::All {
+        return Err(TrainError::NothingLearns);
     }
     let (experts, top_k) = (&model.experts_per_layer, model.top_k);
     let laep = &config.laep;

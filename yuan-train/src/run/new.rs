@@ -145,6 +145,15 @@ impl<'a> NewRun<'a> {
         }
     }
 
+    /// Whether its data are questions about images.
+    pub(super) fn has_images(&self) -> bool {
+        #[cfg(feature = "images")]
+        let has_images = matches!(self.data, RunData::Pages(_));
+        #[cfg(not(feature = "images"))]
+        let has_images = false;
+        has_images
+    }
+
     /// The model with what the tokenizer says of it.
     pub(super) fn model_with(
         &self,
@@ -168,6 +177,10 @@ impl<'a> NewRun<'a> {
                     return Err(TrainError::EndOfDocument { model: other, tokenizer: eod });
                 }
             }
+        }
+        #[cfg(feature = "images")]
+        if let (RunData::Pages(files), Some(images)) = (&self.data, &mut model.images) {
+            images.positions = Some(files.positions);
         }
         model.tokens.eod = Some(eod);
         model.isolate_documents |= self.isolate_documents;

@@ -10,9 +10,8 @@ use std::{
 use rayon::prelude::*;
 use yuan_data::{DataError, TokenFile};
 use yuan_model::{
-    generate::ImagePositions,
     masks::{document_position_ids, image_row_mask, image_row_position_ids},
-    vision::{ImageLayout, Picture},
+    vision::{ImageLayout, ImagePositions, Picture},
 };
 
 use super::{ImageSource, PageSettings, sizes_of};

@@ -10,7 +10,7 @@ use tar::{Archive, EntryType};
 
 use super::{
     image::ImagePlace,
-    samples::{Found, Sample, question_of},
+    sample::{Found, Sample, question_of},
 };
 use crate::TrainError;
 

@@ -15,10 +15,10 @@ use yuan_files::{Checksum, Summing, write_whole};
 use yuan_model::vision::{ImageLayout, PictureError};
 
 use super::{
-    COUNTS, ImageSource, PageCounts, PageFiles, PageSettings, SETTINGS,
+    COUNTS, ImageSource, PageCounts, PageFiles, PageSettings, SETTINGS, files,
     image::ImagePlace,
     rows,
-    samples::{self, Found, Sample},
+    sample::{Found, Sample},
     sizes_of,
 };
 use crate::{
@@ -54,7 +54,7 @@ fn images_of(found: &[Found]) -> impl Iterator<Item = ImagePlace> {
 pub(super) fn texts(files: &PageFiles) -> Result<Vec<String>, TrainError> {
     let mut texts = Vec::new();
     for file in &files.files {
-        samples::for_each(file, |found| {
+        files::for_each(file, |found| {
             let first = |found: &Found| found.read.as_ref().ok().map(|it| it.images[0].clone());
             let sums = of_each(found.iter().filter_map(first), ImagePlace::checksum);
             for Found { read, .. } in found {
@@ -99,7 +99,7 @@ pub(crate) fn write_pages(
     };
     for file in &files.files {
         let name = file.file_name().unwrap_or_default().to_string_lossy();
-        samples::for_each(file, |found| documents.add_all(&name, found))?;
+        files::for_each(file, |found| documents.add_all(&name, found))?;
     }
     let Documents { writers, counts, .. } = documents;
     refuse_too_few(&counts)?;

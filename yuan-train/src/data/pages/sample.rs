@@ -1,12 +1,8 @@
-//! Lines and members of archives, and what questions they ask about which images.
-
-use std::path::Path;
+//! Questions about images, as lines and members of archives hold them.
 
 use serde_json::Value;
-use yuan_data::JsonLines;
 
-use super::{image::ImagePlace, tar};
-use crate::TrainError;
+use super::image::ImagePlace;
 
 /// A line or a member of an archive, and what could be made of it.
 pub(super) struct Found {
@@ -23,48 +19,8 @@ pub(super) struct Sample {
     pub answer: String,
 }
 
-/// Samples that are shown together.
-const AT_ONCE: usize = 256;
-
-/// Shows the samples of a file, some at a time, in order.
-pub(super) fn for_each(
-    path: &Path,
-    mut show: impl FnMut(Vec<Found>) -> Result<(), TrainError>,
-) -> Result<(), TrainError> {
-    let mut some = Vec::new();
-    let mut collect = |found| {
-        some.push(found);
-        match some.len() == AT_ONCE {
-            true => show(std::mem::take(&mut some)),
-            false => Ok(()),
-        }
-    };
-    match tar::is_tar(path) {
-        true => tar::for_each_sample(path, &mut collect)?,
-        false => for_each_line(path, &mut collect)?,
-    }
-    show(some)
-}
-
-fn for_each_line(
-    path: &Path,
-    show: &mut impl FnMut(Found) -> Result<(), TrainError>,
-) -> Result<(), TrainError> {
-    let above = path.parent().unwrap_or(Path::new(""));
-    for line in JsonLines::open(path)? {
-        let (number, value) = line?;
-        let read = question_of(&value).map_err(str::to_owned).and_then(|(question, answer)| {
-            let paths = image_paths(&value)?.into_iter();
-            let images = paths.map(|path| ImagePlace::of_file(above.join(path))).collect();
-            Ok(Sample { images, question, answer })
-        });
-        show(Found { place: format!("line {number}"), read })?;
-    }
-    Ok(())
-}
-
 /// The paths under `image` or `images`.
-fn image_paths(value: &Value) -> Result<Vec<&str>, String> {
+pub(super) fn image_paths(value: &Value) -> Result<Vec<&str>, String> {
     let paths: Option<Vec<&str>> = match (&value["image"], &value["images"]) {
         (Value::String(path), Value::Null) => Some(vec![path.as_str()]),
         (Value::Null, Value::Array(paths)) => paths.iter().map(Value::as_str).collect(),
