@@ -15,3 +15,5 @@ mod model;
 mod ops;
 #[path = "parity.rs"]
 mod parity;
+#[path = "vision.rs"]
+mod vision;
