@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::{
     AdamWStep, Float,
-    numeric::{dot, sigmoid},
+    numeric::{dot, sigmoid, vectorised},
     tensor,
 };
 
@@ -23,9 +23,14 @@ pub(super) fn swiglu(gate_up: &Float) -> Option<Float> {
         .with_min_len(8)
         .for_each(|(out, row)| {
             let (gate, up) = row.split_at(half);
-            for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-                *out = gate * sigmoid(*gate) * up;
-            }
+            vectorised(
+                #[inline(always)]
+                || {
+                    for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+                        *out = gate * sigmoid(*gate) * up;
+                    }
+                },
+            );
         });
     Some(tensor(output, [rows, half]))
 }
@@ -39,12 +44,17 @@ pub(super) fn swiglu_backward(gate_up: &Float, grad: &Float) -> Option<Float> {
     rows_of.zip(grads.par_chunks(half.max(1))).with_min_len(8).for_each(|((out, row), grad)| {
         let (gate, up) = row.split_at(half);
         let (d_gate, d_up) = out.split_at_mut(half);
-        let outputs = d_gate.iter_mut().zip(d_up);
-        for (((d_gate, d_up), grad), (gate, up)) in outputs.zip(grad).zip(gate.iter().zip(up)) {
-            let s = sigmoid(*gate);
-            *d_gate = grad * up * s * (1.0 + gate * (1.0 - s));
-            *d_up = grad * gate * s;
-        }
+        vectorised(
+            #[inline(always)]
+            || {
+                let outputs = d_gate.iter_mut().zip(d_up).zip(grad);
+                for (((d_gate, d_up), grad), (gate, up)) in outputs.zip(gate.iter().zip(up)) {
+                    let s = sigmoid(*gate);
+                    *d_gate = grad * up * s * (1.0 + gate * (1.0 - s));
+                    *d_up = grad * gate * s;
+                }
+            },
+        );
     });
     Some(tensor(output, [rows, width]))
 }
@@ -137,14 +147,19 @@ pub(super) fn adamw_update(
     let firsts = moment_1.storage_mut::<f32>().par_chunks_mut(CHUNK);
     let moments = firsts.zip(moment_2.storage_mut::<f32>().par_chunks_mut(CHUNK));
     values.zip(moments).for_each(|((values, grads), (firsts, seconds))| {
-        for (((value, grad), first), second) in
-            values.iter_mut().zip(grads).zip(firsts).zip(seconds)
-        {
-            let grad = grad * scale;
-            *first = *first * beta_1 + grad * (1.0 - beta_1);
-            *second = *second * beta_2 + grad * grad * (1.0 - beta_2);
-            *value = *value * decay - rate * *first / ((*second * correction_2).sqrt() + epsilon);
-        }
+        vectorised(
+            #[inline(always)]
+            || {
+                let values = values.iter_mut().zip(grads);
+                for (((value, grad), first), second) in values.zip(firsts).zip(seconds) {
+                    let grad = grad * scale;
+                    *first = *first * beta_1 + grad * (1.0 - beta_1);
+                    *second = *second * beta_2 + grad * grad * (1.0 - beta_2);
+                    let root = (*second * correction_2).sqrt() + epsilon;
+                    *value = *value * decay - rate * *first / root;
+                }
+            },
+        );
     });
     Some(())
 }

@@ -1,5 +1,14 @@
 //! Inner loops that the compiler turns into vector instructions of any processor.
 
+/// Runs loops in a version that is compiled for the widest vectors that this processor has. Every
+/// operation rounds as it does elsewhere, and none are fused, so the results are the same.
+///
+/// What is to be compiled so has to be inlined: closures and functions need `#[inline(always)]`.
+#[inline(always)]
+pub(super) fn vectorised<R>(work: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(work)
+}
+
 /// `eˣ` to within two units in the last place, without a branch or a call: unlike the library's, a
 /// loop over it is vectorised. Beyond −87.3 and 88.3 it stays where it is; NaN stays NaN.
 #[inline(always)]
@@ -24,17 +33,31 @@ pub(super) fn exp(x: f32) -> f32 {
     (p * r * r + r + 1.0) * f32::from_bits(power)
 }
 
+#[inline(always)]
 pub(super) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
 /// Replaces every `x` by `e^((x − max) · scale)` and returns their sum.
 pub(super) fn exponentials(row: &mut [f32], max: f32, scale: f32) -> f32 {
-    row.iter_mut().for_each(|x| *x = exp((*x - max) * scale));
-    sum(row)
+    vectorised(
+        #[inline(always)]
+        || {
+            row.iter_mut().for_each(|x| *x = exp((*x - max) * scale));
+            sum(row)
+        },
+    )
 }
 
 pub(super) fn maximum(row: &[f32]) -> f32 {
+    vectorised(
+        #[inline(always)]
+        || maximum_of(row),
+    )
+}
+
+#[inline(always)]
+fn maximum_of(row: &[f32]) -> f32 {
     let (chunks, rest) = row.as_chunks::<8>();
     let mut lanes = [f32::NEG_INFINITY; 8];
     for chunk in chunks {
@@ -45,6 +68,7 @@ pub(super) fn maximum(row: &[f32]) -> f32 {
     lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
+#[inline(always)]
 fn sum(row: &[f32]) -> f32 {
     let (chunks, rest) = row.as_chunks::<8>();
     let mut lanes = [0.0; 8];
@@ -56,8 +80,16 @@ fn sum(row: &[f32]) -> f32 {
     lanes.iter().sum::<f32>() + rest.iter().sum::<f32>()
 }
 
-/// Eight running sums, which the compiler keeps in one vector register.
 pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    vectorised(
+        #[inline(always)]
+        || dot_of(a, b),
+    )
+}
+
+/// Eight running sums, which the compiler keeps in one vector register.
+#[inline(always)]
+pub(super) fn dot_of(a: &[f32], b: &[f32]) -> f32 {
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
     let mut sums = [0.0; 8];
     for (a, b) in a.iter().zip(b) {

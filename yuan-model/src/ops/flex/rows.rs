@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::{
     Float, Int, empty, indices,
-    numeric::{dot, exponentials, maximum},
+    numeric::{dot, dot_of, exponentials, maximum, vectorised},
     tensor,
 };
 
@@ -28,9 +28,15 @@ pub(super) fn gather_sum(grad: &Float, inverse: &Int, copies: usize) -> Option<F
     let mut output = vec![0.0; rows / copies * width];
     output.par_chunks_mut(width.max(1)).zip(inverse.par_chunks(copies)).with_min_len(16).for_each(
         |(out, rows)| {
-            for &row in rows {
-                out.iter_mut().zip(&input[row * width..][..width]).for_each(|(out, x)| *out += x);
-            }
+            vectorised(
+                #[inline(always)]
+                || {
+                    for &row in rows {
+                        let row = &input[row * width..][..width];
+                        out.iter_mut().zip(row).for_each(|(out, x)| *out += x);
+                    }
+                },
+            );
         },
     );
     Some(tensor(output, [rows / copies, width]))
@@ -44,11 +50,15 @@ pub(super) fn combine(rows: &Float, weights: &Float, row_of_pair: &Int) -> Optio
     let choices = row_of_pair.par_chunks(top_k).zip(weight.par_chunks(top_k));
     output.par_chunks_mut(width.max(1)).zip(choices).with_min_len(16).for_each(
         |(out, (rows, weights))| {
-            for (&row, weight) in rows.iter().zip(weights) {
-                out.iter_mut()
-                    .zip(&input[row * width..][..width])
-                    .for_each(|(out, x)| *out += weight * x);
-            }
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (&row, weight) in rows.iter().zip(weights) {
+                        let row = &input[row * width..][..width];
+                        out.iter_mut().zip(row).for_each(|(out, x)| *out += weight * x);
+                    }
+                },
+            );
         },
     );
     Some(tensor(output, [tokens, width]))
@@ -69,7 +79,10 @@ pub(super) fn combine_backward(
     d_rows.par_chunks_mut(width.max(1)).zip(&pair_of_row).with_min_len(16).for_each(
         |(out, &pair)| {
             let (weight, grad) = (weight[pair], &grads[pair / top_k * width..][..width]);
-            out.iter_mut().zip(grad).for_each(|(out, grad)| *out = weight * grad);
+            vectorised(
+                #[inline(always)]
+                || out.iter_mut().zip(grad).for_each(|(out, grad)| *out = weight * grad),
+            );
         },
     );
     let product = |(pair, &row): (usize, &usize)| {
@@ -84,7 +97,12 @@ pub(super) fn combine_backward(
 pub(super) fn by_rows([rows, width]: [usize; 2], each: impl Fn(usize, &mut [f32]) + Sync) -> Float {
     let mut output = empty([rows, width]);
     let chunks = output.storage_mut::<f32>().par_chunks_mut(width.max(1)).enumerate();
-    chunks.with_min_len(16).for_each(|(row, out)| each(row, out));
+    chunks.with_min_len(16).for_each(|(row, out)| {
+        vectorised(
+            #[inline(always)]
+            || each(row, out),
+        );
+    });
     output
 }
 
@@ -102,7 +120,13 @@ pub(super) fn by_blocks<T: Send>(
         .par_chunks_mut(block)
         .zip(first.par_chunks(block))
         .zip(second.par_chunks(block));
-    let returned = blocks.map(|((out, first), second)| each(out, first, second)).collect();
+    let each = |((out, first), second): ((&mut [f32], &[f32]), &[f32])| {
+        vectorised(
+            #[inline(always)]
+            || each(out, first, second),
+        )
+    };
+    let returned = blocks.map(each).collect();
     (output, returned)
 }
 
@@ -118,14 +142,18 @@ pub(super) fn summed<'a>(partial: impl IntoIterator<Item = &'a Vec<f32>>, width:
 pub(super) fn rms_norm(x: &Float, weight: &Float, epsilon: f64) -> Option<Float> {
     let (input, weight) = (x.as_slice::<f32>()?, weight.as_slice::<f32>()?);
     let [rows, width] = x.shape().dims();
-    Some(by_rows([rows, width], |row, out| {
-        let x = &input[row * width..][..width];
-        let inverse = inverse_root(x, epsilon);
-        out.iter_mut()
-            .zip(x)
-            .zip(weight)
-            .for_each(|((out, x), weight)| *out = x * inverse * weight);
-    }))
+    Some(by_rows(
+        [rows, width],
+        #[inline(always)]
+        |row, out| {
+            let x = &input[row * width..][..width];
+            let inverse = inverse_root(x, epsilon);
+            out.iter_mut()
+                .zip(x)
+                .zip(weight)
+                .for_each(|((out, x), weight)| *out = x * inverse * weight);
+        },
+    ))
 }
 
 pub(super) fn rms_norm_backward(
@@ -137,24 +165,29 @@ pub(super) fn rms_norm_backward(
     let (input, weight, grads) =
         (x.as_slice::<f32>()?, weight.as_slice::<f32>()?, grad.as_slice::<f32>()?);
     let [rows, width] = x.shape().dims();
-    let (d_x, partial) = by_blocks([rows, width], [input, grads], |d_x, x, grad| {
-        let mut d_weight = vec![0.0; width];
-        let rows = d_x.chunks_mut(width).zip(x.chunks(width)).zip(grad.chunks(width));
-        for ((d_x, x), grad) in rows {
-            let inverse = inverse_root(x, epsilon);
-            let mut along = 0.0;
-            for i in 0..width {
-                let normed = x[i] * inverse;
-                d_weight[i] += grad[i] * normed;
-                along += grad[i] * weight[i] * normed;
+    let (d_x, partial) = by_blocks(
+        [rows, width],
+        [input, grads],
+        #[inline(always)]
+        |d_x, x, grad| {
+            let mut d_weight = vec![0.0; width];
+            let rows = d_x.chunks_mut(width).zip(x.chunks(width)).zip(grad.chunks(width));
+            for ((d_x, x), grad) in rows {
+                let inverse = inverse_root(x, epsilon);
+                let mut along = 0.0;
+                for i in 0..width {
+                    let normed = x[i] * inverse;
+                    d_weight[i] += grad[i] * normed;
+                    along += grad[i] * weight[i] * normed;
+                }
+                along /= width as f32;
+                for i in 0..width {
+                    d_x[i] = inverse * (grad[i] * weight[i] - x[i] * inverse * along);
+                }
             }
-            along /= width as f32;
-            for i in 0..width {
-                d_x[i] = inverse * (grad[i] * weight[i] - x[i] * inverse * along);
-            }
-        }
-        d_weight
-    });
+            d_weight
+        },
+    );
     Some((d_x, summed(&partial, width)))
 }
 
@@ -195,6 +228,7 @@ fn log_sum_exp(row: &[f32]) -> f32 {
     max + sums.sum::<f32>().ln()
 }
 
+#[inline(always)]
 fn inverse_root(row: &[f32], epsilon: f64) -> f32 {
-    1.0 / (dot(row, row) / row.len() as f32 + epsilon as f32).sqrt()
+    1.0 / (dot_of(row, row) / row.len() as f32 + epsilon as f32).sqrt()
 }
