@@ -31,6 +31,7 @@ pub mod toy;
 
 pub use burn;
 pub use yuan_data as data;
+pub use yuan_eval as eval;
 pub use yuan_files as files;
 pub use yuan_laep as laep;
 pub use yuan_model as model;

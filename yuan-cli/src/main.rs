@@ -10,6 +10,7 @@ mod ablation;
 mod console;
 mod convert;
 mod efficiency;
+mod evaluate;
 mod finetune;
 mod generate;
 mod inspect;
@@ -57,6 +58,8 @@ enum Command {
     Plan(plan::Options),
     /// Continue a text, or answer with --chat
     Generate(generate::Options),
+    /// Score answers to the enterprise benchmarks, and have a model give them
+    Evaluate(evaluate::Options),
     /// Convert a model: a run to Hugging Face's layout and back, other types, other files
     Convert(convert::Options),
     /// Prune published weights by a plan, tensor by tensor
@@ -104,6 +107,7 @@ fn main() -> ExitCode {
         }
         Command::Plan(options) => plan::run(&options, &console),
         Command::Generate(options) => generate::run(&options, &console),
+        Command::Evaluate(options) => evaluate::run(&options, &console),
         Command::Convert(options) => convert::run(&options, &console),
         Command::Prune(options) => prune::run(&options, &console),
         Command::Inspect(options) => inspect::run(&options, &console),

@@ -15,6 +15,9 @@ pub enum Statistic {
     F1,
     /// The counts of [`bleu`].
     Bleu,
+    /// The sum of the negative logarithms of the tokens' probabilities, and the tokens: the perplexity,
+    /// for which 0 to 100 does not hold.
+    Perplexity,
 }
 
 /// Times that items are drawn again for an interval.
@@ -31,6 +34,7 @@ impl Statistic {
         match (self, sums) {
             (Self::Mean, &[points, possible]) => share(points, possible),
             (Self::F1, &[right, predicted, expected]) => share(2.0 * right, predicted + expected),
+            (Self::Perplexity, &[nats, tokens]) => (nats / tokens.max(1.0)).exp(),
             // Of no items there are no sums.
             (_, []) => 0.0,
             (Self::Bleu, sums) => bleu::score(sums),

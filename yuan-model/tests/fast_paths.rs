@@ -56,6 +56,12 @@ fn numbers<const D: usize>(shape: [usize; D], seed: u64, place: &Place) -> Tenso
     support::numbers::<D>(shape, seed, &place.device).cast(place.rounded).cast(place.dtype)
 }
 
+/// The same times a factor, which is rounded once.
+fn scaled<const D: usize>(shape: [usize; D], seed: u64, factor: f64, place: &Place) -> Tensor<D> {
+    let numbers = support::numbers::<D>(shape, seed, &place.device).mul_scalar(factor);
+    numbers.cast(place.rounded).cast(place.dtype)
+}
+
 /// The same, in f32 whatever the place.
 fn full<const D: usize>(shape: [usize; D], seed: u64, place: &Place) -> Tensor<D> {
     support::numbers(shape, seed, &place.device)
@@ -266,12 +272,12 @@ proptest! {
     ) {
         let width = 8 * eighths;
         agree("layer_norm", |place| {
-            let x = numbers([rows, width], seed, place).mul_scalar(3.0).add_scalar(0.5).require_grad();
+            let x = scaled([rows, width], seed, 3.0, place).require_grad();
             let [weight, bias] = [1, 2].map(|i| full([width], seed ^ i, place).require_grad());
             results!(place, ops::layer_norm(x.clone(), weight.clone(), bias.clone(), 1e-2), x, weight, bias)
         });
         agree("gelu", |place| {
-            let x = numbers([rows, width], seed, place).mul_scalar(5.0).require_grad();
+            let x = scaled([rows, width], seed, 5.0, place).require_grad();
             results!(place, ops::gelu(x.clone()), x)
         });
         agree("add_bias", |place| {
@@ -293,7 +299,7 @@ proptest! {
         width in prop_oneof![(1..9_usize).prop_map(|eighths| 8 * eighths), Just(64), Just(128)], seed: u64,
     ) {
         agree("full_attention", |place| {
-            let qkv = numbers([batch, seq, 3 * heads * width], seed, place).mul_scalar(2.0).require_grad();
+            let qkv = scaled([batch, seq, 3 * heads * width], seed, 2.0, place).require_grad();
             results!(place, ops::full_attention(qkv.clone(), heads), qkv)
         });
     }

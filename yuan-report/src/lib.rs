@@ -13,6 +13,7 @@
 
 mod answers;
 mod error;
+mod evaluation;
 mod history;
 mod html;
 pub mod pictures;
@@ -21,6 +22,7 @@ mod table;
 
 pub use answers::Answer;
 pub use error::ReportError;
+pub use evaluation::evaluation_page;
 pub use history::{History, Stage, StageLines, Window};
 pub use html::html_report;
 pub use report::Report;

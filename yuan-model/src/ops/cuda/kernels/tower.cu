@@ -42,7 +42,7 @@ extern "C" __global__ void layer_norm_backward(const V *x, const float *weight, 
         }
         float sum = 0.f, squares = 0.f, whole = 0.f, along = 0.f;
 #pragma unroll
-        for (int j = 0; j < 8; j++) sum += a[j];
+        for (int j = 0; j < 8; j++) sum += mine ? a[j] : 0.f;
         const float mean = block_sum(sum) / count;
 #pragma unroll
         for (int j = 0; j < 8; j++) {

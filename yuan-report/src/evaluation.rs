@@ -1,0 +1,130 @@
+//! The page of an evaluation.
+
+use yuan_eval::{Average, Scored, SetScore, published};
+
+use crate::html::escape;
+
+/// What answers to a benchmark scored, as one HTML page that needs nothing else: every set with its
+/// interval beside the published numbers, and the answers that score lowest.
+pub fn evaluation_page(scored: &Scored) -> String {
+    let title = format!("{} by the {} rules", scored.benchmark, rules(scored));
+    let mut body = format!("<h1>{}</h1>\n<p>{}</p>\n", escape(&title), escape(&summary(scored)));
+    body += &sets(scored);
+    if !scored.missing.is_empty() {
+        let missing = escape(&scored.missing.join(", "));
+        body += &format!("<p>There is no mean over the benchmark without {missing}.</p>\n");
+    }
+    body += "<p class=\"dim\">Intervals hold 95 % of the scores when as many items are drawn again with \
+             replacement. Published numbers are those of Yuan3.0 Ultra (arXiv 2601.14327) and of the best \
+             other model in its table; the rules by which they were made are not fully known.</p>\n";
+    body += &worst(scored);
+    let style = include_str!("html.css");
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <title>{}</title>\n<style>\n{style}</style>\n</head>\n<body>\n{body}</body>\n</html>\n",
+        escape(&title)
+    )
+}
+
+fn rules(scored: &Scored) -> &'static str {
+    match scored.profile {
+        yuan_eval::Profile::Authors => "authors’",
+        yuan_eval::Profile::Yuan => "Yuan",
+    }
+}
+
+fn summary(scored: &Scored) -> String {
+    let Scored { items, answered, unknown, malformed: (malformed, first), .. } = scored;
+    let mean =
+        scored.average.map_or_else(String::new, |Average { value, interval: [low, high] }| {
+            format!("The mean is {value:.1} ({low:.1} to {high:.1}). ")
+        });
+    let mut text = format!("{mean}{answered} of {items} items have an answer");
+    if answered < items {
+        text += "; the others count as wrong";
+    }
+    if *unknown > 0 {
+        text += &format!("; {unknown} answers belong to no item");
+    }
+    if let Some(first) = first {
+        text += &format!("; {malformed} lines are no answers ({first})");
+    }
+    text + "."
+}
+
+fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+    let row = |tag: &str, cells: &mut dyn Iterator<Item = String>| {
+        let cells: String = cells.map(|cell| format!("<{tag}>{cell}</{tag}>")).collect();
+        format!("<tr>{cells}</tr>")
+    };
+    let head = row("th", &mut head.iter().map(|cell| escape(cell)));
+    let rows: String =
+        rows.iter().map(|cells| row("td", &mut cells.iter().map(|c| escape(c)))).collect();
+    format!(
+        "<div class=\"table\"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>\n"
+    )
+}
+
+fn sets(scored: &Scored) -> String {
+    let numbers = published(scored.benchmark);
+    let beside = |set: Option<&str>, metric: &str| {
+        let found = numbers.iter().find(|n| n.set == set && n.metric == metric);
+        found.map_or_else(
+            || [String::new(), String::new()],
+            |n| [format!("{:.1}", n.ultra), format!("{:.1} {}", n.best_other.0, n.best_other.1)],
+        )
+    };
+    let mut rows: Vec<Vec<String>> = Vec::new();
+    for SetScore { set, metric, value, interval: [low, high], items, answered, words } in
+        &scored.sets
+    {
+        let [ultra, other] = beside(Some(set), metric);
+        rows.push(vec![
+            set.clone(),
+            metric.clone(),
+            format!("{value:.1}"),
+            format!("{low:.1} to {high:.1}"),
+            ultra,
+            other,
+            format!("{answered} of {items}"),
+            format!("{words:.1}"),
+        ]);
+    }
+    for number in numbers.iter().filter(|number| number.set.is_none()) {
+        let own = scored.average.filter(|_| number.metric == "mean");
+        let [ultra, other] = beside(None, number.metric);
+        let interval = own.map(|own| format!("{:.1} to {:.1}", own.interval[0], own.interval[1]));
+        rows.push(vec![
+            "all".into(),
+            number.metric.into(),
+            own.map_or_else(String::new, |own| format!("{:.1}", own.value)),
+            interval.unwrap_or_default(),
+            ultra,
+            other,
+            String::new(),
+            String::new(),
+        ]);
+    }
+    let head =
+        ["set", "metric", "score", "95 %", "Ultra, published", "best other", "answered", "words"];
+    format!("<h2>Scores</h2>\n{}", table(&head, &rows))
+}
+
+fn worst(scored: &Scored) -> String {
+    if scored.worst.is_empty() {
+        return String::new();
+    }
+    let rows = scored.worst.iter().map(|item| {
+        vec![
+            item.id.clone(),
+            format!("{:.1}", item.value),
+            item.asked.clone(),
+            item.answered.clone(),
+            item.right.clone(),
+        ]
+    });
+    let rows: Vec<Vec<String>> = rows.collect();
+    let head = ["item", "score", "asked, the end", "answered", "right"];
+    format!("<h2>The answers that score lowest</h2>\n{}", table(&head, &rows))
+}
