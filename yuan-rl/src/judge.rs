@@ -1,0 +1,77 @@
+//! Where a response states its answer.
+
+use std::ops::Range;
+
+use crate::FirstAnswer;
+
+/// Finds the places of a text where a complete answer is stated.
+///
+/// Yuan's authors ask a language model (gpt-oss-20b), which lists the places; a program that has one
+/// implements this.
+pub trait Judge {
+    /// The places in order, as ranges of bytes of `text` that do not overlap.
+    fn places(&self, question: &str, answer: &str, text: &str) -> Vec<Range<usize>>;
+}
+
+/// Searches for the answer itself, letter by letter, where it stands alone: this library's choice, which
+/// needs no model. It misses answers in other words.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ExactSearch;
+
+impl Judge for ExactSearch {
+    fn places(&self, _: &str, answer: &str, text: &str) -> Vec<Range<usize>> {
+        let answer = answer.trim();
+        if answer.is_empty() {
+            return Vec::new();
+        }
+        let continues = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
+        let stands_alone = |at: usize| {
+            let (before, after) = (&text[..at], &text[at + answer.len()..]);
+            // In 3.14 and 1,000 what follows the point belongs to the number.
+            let mut rest = after.chars();
+            let is_cut = matches!(rest.next(), Some('.' | ','))
+                && rest.next().is_some_and(|c| c.is_ascii_digit());
+            let mut last = before.chars().rev();
+            let is_rest = matches!(last.next(), Some('.' | ','))
+                && last.next().is_some_and(|c| c.is_ascii_digit());
+            !continues(before.chars().next_back())
+                && !continues(after.chars().next())
+                && !(is_cut && answer.ends_with(|c: char| c.is_ascii_digit()))
+                && !(is_rest && answer.starts_with(|c: char| c.is_ascii_digit()))
+        };
+        let found = text.match_indices(answer).map(|(at, _)| at).filter(|&at| stands_alone(at));
+        found.map(|at| at..at + answer.len()).collect()
+    }
+}
+
+/// What follows the first answer of a response, by the places that a judge finds in its thinking.
+///
+/// Searched for is what the response concludes if it is right, else the standard answer. If it is right
+/// and does not end with a place, what follows the last place counts as one more reflection.
+///
+/// ```
+/// use yuan_rl::{ExactSearch, FirstAnswer, annotate};
+///
+/// let after = |text| annotate(&ExactSearch, "2 + 2?", "4", text, true);
+/// assert_eq!(after("2 + 2 is 4"), FirstAnswer::Ends);
+/// assert_eq!(after("It is 4. Check: 4"), FirstAnswer::Followed { reflections: 1 });
+/// assert_eq!(after("It is 4. Let me think."), FirstAnswer::Followed { reflections: 1 });
+/// assert_eq!(after("It is 14."), FirstAnswer::Missing);
+/// ```
+pub fn annotate(
+    judge: &impl Judge,
+    question: &str,
+    answer: &str,
+    thinking: &str,
+    is_right: bool,
+) -> FirstAnswer {
+    let places = judge.places(question, answer, thinking);
+    let Some(last) = places.last() else { return FirstAnswer::Missing };
+    // A full stop or a bracket after it says nothing more.
+    let ends = thinking[last.end..].chars().all(|c| !c.is_alphanumeric());
+    let more = u32::from(is_right && !ends);
+    match places.len() as u32 - 1 + more {
+        0 if ends => FirstAnswer::Ends,
+        reflections => FirstAnswer::Followed { reflections },
+    }
+}
