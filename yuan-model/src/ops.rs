@@ -42,6 +42,7 @@ mod dense;
 mod filter;
 #[cfg(feature = "flex")]
 mod flex;
+pub mod host;
 mod loss;
 mod moe;
 mod norm;
@@ -80,6 +81,7 @@ pub use tower::{add_bias, add_scaled, full_attention, gelu, layer_norm};
 
 use crate::ranks::Communicator;
 use attention::packed;
+use host::HostMemory;
 
 static FAST_PATHS: AtomicBool = AtomicBool::new(true);
 
@@ -415,6 +417,21 @@ pub trait YuanOps: Backend {
         arriving: usize,
     ) -> (IntTensor<Self>, IntTensor<Self>) {
         portable::arrival_order::<Self>(counts, num_experts, experts, arriving)
+    }
+
+    /// See [`HostCopies::reserve`](host::HostCopies::reserve).
+    fn host_memory(_like: FloatTensor<Self>, _bytes: usize) -> HostMemory {
+        HostMemory(None)
+    }
+
+    /// See [`HostCopies::push`](host::HostCopies::push): whether it is done.
+    fn copy_to_host(_x: FloatTensor<Self>, _memory: HostMemory, _at: usize) -> bool {
+        false
+    }
+
+    /// See [`HostCopies::finish`](host::HostCopies::finish): whether they are there.
+    fn wait_for_copies(_like: FloatTensor<Self>) -> bool {
+        false
     }
 
     /// See [`read_counts`]: the numbers, if they are on the host already or on their way.

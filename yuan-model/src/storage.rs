@@ -18,6 +18,8 @@ use safetensors::tensor::{Metadata, TensorInfo};
 
 use yuan_files::{Checksum, FileError, Summing};
 
+use crate::ops::host::HostPart;
+
 mod header;
 mod mapping;
 mod tensor;
@@ -231,6 +233,8 @@ pub enum TensorBytes {
     Owned(Vec<u8>),
     /// As they were computed with.
     Data(TensorData),
+    /// Copied from a device.
+    Host(HostPart),
 }
 
 impl AsRef<[u8]> for TensorBytes {
@@ -239,6 +243,7 @@ impl AsRef<[u8]> for TensorBytes {
             Self::Mapped(bytes) => bytes.as_ref(),
             Self::Owned(bytes) => bytes,
             Self::Data(data) => data.as_bytes(),
+            Self::Host(part) => part.as_ref(),
         }
     }
 }

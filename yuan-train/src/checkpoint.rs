@@ -176,6 +176,14 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// Makes ready what checkpoints are copied to that are completed while training goes on.
+    pub(crate) fn prepare<M: LanguageModel>(
+        model: &M,
+        optimizer: &AdamW,
+    ) -> Result<(), TrainError> {
+        Writing::prepare(model, optimizer)
+    }
+
     /// Begins to write a checkpoint that is completed while training goes on.
     pub(crate) fn begin<M: LanguageModel>(
         run_dir: &Path,

@@ -12,7 +12,8 @@ use burn_cubecl::{CubeBackend, tensor::CubeTensor};
 use std::{ops::Range, sync::Arc};
 
 use super::{
-    AdamWStep, HostCounts, RowsToRanks, TensorList, YuanOps, packed, parts::part, portable,
+    AdamWStep, HostCounts, RowsToRanks, TensorList, YuanOps, host::HostMemory, packed, parts::part,
+    portable,
 };
 use crate::ranks::Communicator;
 
@@ -26,6 +27,7 @@ mod flash;
 mod kernels;
 mod nccl;
 mod optimizer;
+mod pinned;
 mod products;
 mod queue;
 mod readback;
@@ -428,6 +430,23 @@ impl YuanOps for CubeBackend {
             return dispatch::arrivals(counts, num_experts, experts, arriving);
         }
         portable::arrival_order::<Self>(counts, num_experts, experts, arriving)
+    }
+
+    fn host_memory(like: Tensor, bytes: usize) -> HostMemory {
+        match tensors::is_cuda(&like) {
+            true => pinned::reserve(&like, bytes),
+            false => HostMemory(None),
+        }
+    }
+
+    fn copy_to_host(x: Tensor, memory: HostMemory, at: usize) -> bool {
+        pinned::copy(x, memory, at);
+        true
+    }
+
+    fn wait_for_copies(like: Tensor) -> bool {
+        pinned::wait(&like);
+        true
     }
 
     fn read_counts(counts: Tensor) -> HostCounts {

@@ -9,6 +9,7 @@ use burn::{
 use yuan_model::{
     ModelError,
     named::{self, StoredParameter},
+    ops::host::HostCopies,
     storage::{Dtype, OutgoingTensor, TensorBytes, stored_dtype},
 };
 
@@ -131,15 +132,76 @@ impl<'a, M: LanguageModel> Share<'a, M> {
         Ok(())
     }
 
-    fn value(&self, index: usize) -> Result<TensorData, ModelError> {
-        let id = self.stored[index].id;
-        let (Some(holders), Some(_)) = (self.optimizer.holders(), self.rank) else {
-            return named::read_by_id(self.model, id);
+    /// Has the device's memory on the host ready for [`copies`](Self::copies), moments included that are
+    /// not there yet: otherwise the first checkpoint would wait for it.
+    ///
+    /// # Errors
+    ///
+    /// If a tensor is not there.
+    pub fn reserve(&self) -> Result<(), TrainError> {
+        /// Of a value and two moments in f32.
+        const BYTES: usize = 12;
+        let Some(first) = self.own.iter().position(|own| !own.is_empty()) else { return Ok(()) };
+        let elements: usize = self.own.iter().map(Range::len).sum();
+        let first = self.flat_value(first)?;
+        drop(HostCopies::reserve(&first, 3 * self.own.len(), BYTES * elements));
+        Ok(())
+    }
+
+    /// All tensors of the files as copies on the host, which take the step little time; none where the
+    /// device makes none. They are in the order in which [`read`](Self::read) hands them over.
+    ///
+    /// # Errors
+    ///
+    /// If a tensor is not there.
+    pub fn copies(&self, files: &[FilePlan]) -> Result<Option<Vec<TensorBytes>>, TrainError> {
+        let sources = || files.iter().flat_map(|file| &file.sources);
+        let mut tensors = Vec::new();
+        for source in sources() {
+            tensors.push(match *source {
+                Source::Value(index) => self.flat_value(index)?,
+                Source::Moment(index, which) => {
+                    let moment = self.optimizer.moment(self.stored[index].id, which);
+                    moment.cloned().ok_or_else(|| self.missing(index))?
+                }
+            });
+        }
+        let bytes = tensors.iter().map(|tensor| tensor.dims()[0] * tensor.dtype().size()).sum();
+        let Some(first) = tensors.first() else { return Ok(None) };
+        let Some(mut copies) = HostCopies::reserve(first, tensors.len(), bytes) else {
+            return Ok(None);
         };
+        let mut sizes = Vec::with_capacity(tensors.len());
+        for (source, tensor) in sources().zip(tensors) {
+            let (Source::Value(index) | Source::Moment(index, _)) = *source;
+            // Zeros fill up what ranks cut into equal parts.
+            sizes.push(self.own[index].len() * tensor.dtype().size());
+            copies.push(tensor);
+        }
+        let parts = copies.finish().into_iter().zip(sizes);
+        Ok(Some(parts.map(|(part, bytes)| TensorBytes::Host(part.first(bytes))).collect()))
+    }
+
+    /// The value of a parameter, or what this rank writes of it.
+    fn flat_value(&self, index: usize) -> Result<Tensor<1>, ModelError> {
+        let id = self.stored[index].id;
         let mut flat = FlatValue { id, found: None };
         self.model.visit(&mut flat);
         let flat = flat.found.ok_or_else(|| self.missing(index))?;
-        holders.own_part(id, flat).try_into_data().map_err(ModelError::device)
+        Ok(match (self.optimizer.holders(), self.rank) {
+            (Some(holders), Some(_)) => holders.own_part(id, flat),
+            _ => flat,
+        })
+    }
+
+    fn value(&self, index: usize) -> Result<TensorData, ModelError> {
+        let id = self.stored[index].id;
+        match (self.optimizer.holders(), self.rank) {
+            (Some(_), Some(_)) => {
+                self.flat_value(index)?.try_into_data().map_err(ModelError::device)
+            }
+            _ => named::read_by_id(self.model, id),
+        }
     }
 
     fn moment(&self, index: usize, which: usize) -> Result<TensorData, ModelError> {

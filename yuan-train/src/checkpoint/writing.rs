@@ -88,6 +88,15 @@ impl Feed {
 }
 
 impl Writing {
+    /// Makes ready what [`begin`](Self::begin) copies to in the background.
+    ///
+    /// # Errors
+    ///
+    /// If a parameter is not there.
+    pub fn prepare<M: LanguageModel>(model: &M, optimizer: &AdamW) -> Result<(), TrainError> {
+        Share::of(model, optimizer).reserve()
+    }
+
     /// Begins to write a checkpoint. With `in_background`, and over ranks, of which none must wait for
     /// another one's disk here, it returns when this process's share is copied to the host; otherwise
     /// when it is handed on to be written. All ranks call it together.
@@ -165,8 +174,13 @@ impl Writing {
         let pieces = share.pieces();
         let writing =
             Self { path: place, step, world, thread, is_written, written, pieces, reports };
-        for file in &files {
-            share.read(file, |bytes| feed.give(bytes))?;
+        match in_background.then(|| share.copies(&files)).transpose()?.flatten() {
+            Some(copies) => drop(copies.into_iter().all(|bytes| feed.give(bytes))),
+            None => {
+                for file in &files {
+                    share.read(file, |bytes| feed.give(bytes))?;
+                }
+            }
         }
         Ok(writing)
     }

@@ -49,6 +49,9 @@ impl<M: LanguageModel> Trainer<M> {
         for change in std::mem::take(&mut self.changes) {
             self.tell(&change)?;
         }
+        if self.config.async_checkpoint {
+            Checkpoint::prepare(self.session.model(), self.session.optimizer())?;
+        }
         while self.step < self.config.steps && self.turn()? {}
         match self.ranks() {
             // Nobody leaves while the first rank writes.
