@@ -21,7 +21,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 pack=target/gpu
 tests=(on_gpu train_on_gpu)
-benches=(train_step operations)
+benches=(train_step operations tower)
 if [ "${1:-}" = pack ] && [ "${2:-}" = ranks ]; then
     tests=(ranks)
     benches=(train_step)
@@ -100,7 +100,9 @@ bench() {
     python3 scripts/torch_operations.py >"$pack/theirs"
     "$pack/bench-operations" --device cuda --precision bf16 --large >"$pack/ours"
     python3 scripts/compare_operations.py "$pack/theirs" "$pack/ours"
+    "$pack/bench-tower" --device cuda --precision bf16 --tiles 32
     for compile in "" --compile; do
+        python3 benches/peers/torch_tower.py --device cuda --precision bf16 --tiles 32 $compile
         python3 benches/peers/torch_yuan.py "$config" --device cuda --batch 8 --seq 2048 --steps 10 $compile
         "$pack/bench-train_step" "$config" --device cuda --batch 8 --seq 2048 --precision bf16 "$@"
     done
