@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    thread::JoinHandle,
     time::Instant,
 };
 
@@ -68,6 +69,8 @@ pub struct Trainer<M: LanguageModel> {
     session: Session<M>,
     /// The checkpoint that is being written beside the training.
     writing: Option<Writing>,
+    /// What removes the checkpoints before the latest ones.
+    removing: Option<JoinHandle<Result<(), TrainError>>>,
     train: RowStream,
     /// Sets that are measured on, by name, with their shares.
     validation: Vec<(String, f64, RowStream)>,
@@ -177,6 +180,7 @@ impl<M: LanguageModel> Trainer<M> {
             device: device.clone(),
             session,
             writing: None,
+            removing: None,
             train,
             validation,
             callbacks: Vec::new(),

@@ -190,9 +190,11 @@ impl Writing {
         self.step
     }
 
-    /// Whether this process has written its files, or failed to.
+    /// Whether [`finish`](Self::finish) has nothing more to wait for: the checkpoint is complete, or over
+    /// ranks this process has written its files; or that failed.
     pub fn is_done(&self) -> bool {
-        self.is_written.load(Ordering::Acquire) || self.thread.is_finished()
+        let has_written = self.world.is_some() && self.is_written.load(Ordering::Acquire);
+        has_written || self.thread.is_finished()
     }
 
     /// Waits until it is complete. All ranks call it together.

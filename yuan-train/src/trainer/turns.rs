@@ -1,6 +1,6 @@
 //! The loop of a run: steps, the callbacks around them, validations, checkpoints and ways back.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, thread};
 
 use super::{NotFinite, StepOutcome, Trainer, Validated};
 use crate::{
@@ -53,6 +53,7 @@ impl<M: LanguageModel> Trainer<M> {
             Checkpoint::prepare(self.session.model(), self.session.optimizer())?;
         }
         while self.step < self.config.steps && self.turn()? {}
+        self.finish_checkpoint()?;
         match self.ranks() {
             // Nobody leaves while the first rank writes.
             Some(ranks) => Ok(ranks.world().barrier()?),
@@ -76,7 +77,7 @@ impl<M: LanguageModel> Trainer<M> {
         let mut requests = Requests { is_writing, ..Requests::default() };
         self.tell(&Event::Step(metrics.clone()))?;
         self.call(&mut requests, |callback, context| callback.on_step(context, &metrics))?;
-        if !requests.is_writing {
+        if self.writing.is_some() && !requests.is_writing {
             self.finish_checkpoint()?;
         }
         let is_last = self.step == self.config.steps;
@@ -92,6 +93,7 @@ impl<M: LanguageModel> Trainer<M> {
             self.tell(&Event::Validation { step: self.step, loss, sets })?;
         }
         if requests.snapshot {
+            self.finish_removing()?;
             let (model, optimizer) = (self.session.model(), self.session.optimizer());
             Checkpoint::save_snapshot(&self.run_dir, model, optimizer, &self.state())?;
             self.has_snapshot = true;
@@ -192,20 +194,37 @@ impl<M: LanguageModel> Trainer<M> {
         self.tell_of_checkpoint(self.step)
     }
 
-    /// Waits for the checkpoint that is being written, if one is.
+    /// Waits for the checkpoint that is being written, if one is, and for the removal of others.
     fn finish_checkpoint(&mut self) -> Result<(), TrainError> {
+        self.finish_removing()?;
         let Some(writing) = self.writing.take() else { return Ok(()) };
         let step = writing.step();
         writing.finish()?;
         self.tell_of_checkpoint(step)
     }
 
+    /// Waits for the removal of earlier checkpoints, which takes what is unfinished for left behind.
+    fn finish_removing(&mut self) -> Result<(), TrainError> {
+        match self.removing.take() {
+            Some(removing) => {
+                removing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            }
+            None => Ok(()),
+        }
+    }
+
     fn tell_of_checkpoint(&mut self, step: u64) -> Result<(), TrainError> {
         self.tell(&Event::Checkpoint { step })?;
-        match self.is_first_rank() {
-            true => Checkpoint::keep_latest(&self.run_dir, self.config.keep_checkpoints),
-            false => Ok(()),
+        if !self.is_first_rank() {
+            return Ok(());
         }
+        let (run_dir, keep) = (self.run_dir.clone(), self.config.keep_checkpoints);
+        if self.config.async_checkpoint {
+            // Gigabytes are not gone at once, and nobody waits for that.
+            self.removing = Some(thread::spawn(move || Checkpoint::keep_latest(&run_dir, keep)));
+            return Ok(());
+        }
+        Checkpoint::keep_latest(&run_dir, keep)
     }
 
     /// Goes back to the snapshot: model, optimizer, step (and with it the learning rate), data and
