@@ -2,8 +2,10 @@
 
 use std::{
     fs,
+    io::Write,
     path::{Path, PathBuf},
     str::FromStr,
+    time::UNIX_EPOCH,
 };
 
 use anyhow::{Context, anyhow, bail};
@@ -12,9 +14,10 @@ use clap::Args;
 use serde_json::json;
 use yuan::{
     eval::{Answers, Benchmark, Comparison, EvalError, OutsideScores, Profile, Scored, published},
-    files::write_whole,
+    files::{Checksum, Summing, write_whole},
     model::storage::parse_float_dtype,
     report::evaluation_page,
+    train::Checkpoint,
 };
 
 use crate::{
@@ -145,8 +148,8 @@ pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
     fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
     let answers = match (&options.model, &options.answers) {
         (Some(model), _) => {
-            begin(benchmark, model, options, out)?;
             let file = out.join(ANSWERS);
+            begin(benchmark, data, model, options, out)?;
             answer::ask(benchmark, data, model, options, &file, console)?;
             file
         }
@@ -160,10 +163,18 @@ pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
 }
 
 /// Takes note of what a model is asked, or refuses to mix its answers with others.
-fn begin(benchmark: Benchmark, model: &Path, options: &Options, out: &Path) -> anyhow::Result<()> {
+fn begin(
+    benchmark: Benchmark,
+    data: &Path,
+    model: &Path,
+    options: &Options,
+    out: &Path,
+) -> anyhow::Result<()> {
     let settings = json!({
         "benchmark": benchmark,
         "profile": options.profile,
+        "asked": digest(benchmark, data, options)?,
+        "weights": weights(model)?,
         "model": fs::canonicalize(model).unwrap_or_else(|_| model.to_path_buf()),
         "max_new_tokens": options.max_new_tokens,
         "temperature": options.temperature,
@@ -171,20 +182,50 @@ fn begin(benchmark: Benchmark, model: &Path, options: &Options, out: &Path) -> a
         "seed": options.seed,
     });
     let file = out.join(SETTINGS);
-    match fs::read(&file) {
-        Ok(text)
-            if serde_json::from_slice::<serde_json::Value>(&text).ok()
-                == Some(settings.clone()) =>
-        {
-            Ok(())
-        }
-        Ok(_) => bail!(
+    let has_answers = fs::metadata(out.join(ANSWERS)).is_ok_and(|found| found.len() > 0);
+    let before = fs::read(&file).ok();
+    let before = before.and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok());
+    match has_answers {
+        true if before.as_ref() == Some(&settings) => Ok(()),
+        true => bail!(
             "{} holds answers that were given otherwise, to another benchmark or by another model: \
              choose another --out",
             out.display()
         ),
-        Err(_) => Ok(write_whole(&file, serde_json::to_string_pretty(&settings)?.as_bytes())?),
+        false => Ok(write_whole(&file, serde_json::to_string_pretty(&settings)?.as_bytes())?),
     }
+}
+
+/// What is asked, in a number: answers to other questions are not answers to these.
+fn digest(benchmark: Benchmark, data: &Path, options: &Options) -> anyhow::Result<Checksum> {
+    let mut all = Summing::new(std::io::sink());
+    benchmark.for_each(data, options.profile, |item| {
+        let asked = format!("{}\n{}\n{:?}\n", item.id, item.prompt, item.images);
+        all.write_all(asked.as_bytes()).expect("nothing is written");
+        Ok(())
+    })?;
+    Ok(all.checksum())
+}
+
+/// The files of a model's weights with their sizes and times: a model that learnt more is another one.
+fn weights(model: &Path) -> anyhow::Result<Vec<String>> {
+    let directory = match Checkpoint::find(model)? {
+        Some(checkpoint) => checkpoint.path,
+        None => model.to_path_buf(),
+    };
+    let mut files = Vec::new();
+    let unreadable = || format!("cannot read {}", directory.display());
+    for entry in fs::read_dir(&directory).with_context(unreadable)? {
+        let entry = entry.with_context(unreadable)?;
+        if entry.path().extension().is_some_and(|ending| ending == "safetensors") {
+            let found = entry.metadata().with_context(unreadable)?;
+            let time = found.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
+            let time = time.unwrap_or_default().as_nanos();
+            files.push(format!("{} {} {time}", entry.path().display(), found.len()));
+        }
+    }
+    files.sort();
+    Ok(files)
 }
 
 fn write_prompts(
@@ -201,7 +242,14 @@ fn write_prompts(
         text.push('\n');
         Ok(())
     })?;
-    write_whole(file, text.as_bytes())?;
+    match fs::symlink_metadata(file) {
+        // A pipe or a device is written to, not replaced.
+        Ok(found) if !found.is_file() => {
+            let written = fs::write(file, text);
+            written.with_context(|| format!("cannot write {}", file.display()))?;
+        }
+        _ => write_whole(file, text.as_bytes())?,
+    }
     console.say(format_args!("{count} prompts are in {}", file.display()))
 }
 
@@ -240,6 +288,7 @@ fn score(
         items.push('\n');
         Ok(())
     };
+    refuse_other_scores(&serde_json::to_value(benchmark)?, out)?;
     let scored =
         Scored::of(benchmark, data, options.profile, &answers, &outside, options.limit, each)?;
     let scores = serde_json::to_string_pretty(&scored)?;
@@ -249,6 +298,17 @@ fn score(
     }
     show(&scored, console)?;
     console.say(format_args!("The page is {}; scores are beside it", out.join(PAGE).display()))
+}
+
+/// Scores of one benchmark do not replace those of another one.
+fn refuse_other_scores(benchmark: &serde_json::Value, out: &Path) -> anyhow::Result<()> {
+    let Ok(text) = fs::read(out.join(SCORES)) else { return Ok(()) };
+    let scores: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+    match &scores["benchmark"] {
+        serde_json::Value::Null => Ok(()),
+        known if known == benchmark => Ok(()),
+        known => bail!("{} holds scores of {known}: choose another --out", out.display()),
+    }
 }
 
 fn show(scored: &Scored, console: &Console) -> anyhow::Result<()> {
@@ -293,6 +353,9 @@ fn show(scored: &Scored, console: &Console) -> anyhow::Result<()> {
     }
     if scored.unknown > 0 {
         console.note(format_args!("{} answers belong to no item.", scored.unknown));
+    }
+    if scored.unused_scores > 0 {
+        console.note(format_args!("{} lines of --scores belong to no item.", scored.unused_scores));
     }
     if let (count, Some(first)) = &scored.malformed {
         console.note(format_args!("{count} lines are no answers; {first}."));

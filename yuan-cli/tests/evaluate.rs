@@ -109,6 +109,14 @@ fn a_model_answers_goes_on_where_it_stopped_and_its_perplexity_is_measured() {
     let error = fail(&mut ask(&whole, &["--temperature", "1"]));
     assert!(error.contains("holds answers that were given otherwise"), "{error}");
 
+    // Nor answers to other questions, or of a model that has learnt more since.
+    let text = fs::read_to_string(data.join("quac/test.json")).unwrap();
+    fs::write(data.join("quac/test.json"), text.replace("question 4", "question 9")).unwrap();
+    let error = fail(&mut ask(&whole, &["--temperature", "0"]));
+    assert!(error.contains("holds answers that were given otherwise"), "{error}");
+    fs::write(data.join("quac/test.json"), text).unwrap();
+    succeed(&mut ask(&whole, &["--temperature", "0"]));
+
     let out = path("perplexity");
     let mut command = yuan("evaluate");
     command.arg("perplexity").arg("--data").arg(&corpus).arg("--model").arg(&run);
@@ -123,6 +131,10 @@ fn a_model_answers_goes_on_where_it_stopped_and_its_perplexity_is_measured() {
     let tokens: f64 =
         items.iter().map(|item| item["scores"]["perplexity"][1][1].as_f64().unwrap()).sum();
     assert_eq!(Some(tokens), scores["tokens"].as_f64());
+    let mut mixed = yuan("evaluate");
+    mixed.arg("perplexity").arg("--data").arg(&corpus).arg("--model").arg(&run);
+    let error = fail(mixed.args(["--seq", "64", "--out"]).arg(&whole));
+    assert!(error.contains("holds scores of \"chatrag\": choose another --out"), "{error}");
     // What a model has learnt is likelier than what it has not.
     assert!(value.as_f64().unwrap() < 400.0, "{scores}");
 }

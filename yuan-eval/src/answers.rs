@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     fs::{File, OpenOptions},
-    io::{BufRead, Read, Write},
+    io::{BufRead, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
@@ -136,7 +136,11 @@ impl OutsideScores {
     pub fn read(path: &Path) -> Result<Self, EvalError> {
         let (mut scores, mut problem) = (HashMap::new(), None);
         for_each_line(path, |number, line| match Self::of_line(line) {
-            Ok((id, of_item)) => drop(scores.insert(id, of_item)),
+            Ok((id, of_item)) => {
+                if scores.insert(id.clone(), of_item).is_some() {
+                    problem.get_or_insert(format!("line {number}: {id} has scores already"));
+                }
+            }
             Err(reason) => drop(problem.get_or_insert(format!("line {number}: {reason}"))),
         })?;
         match problem {
@@ -148,10 +152,14 @@ impl OutsideScores {
     fn of_line(line: &[u8]) -> Result<(String, HashMap<String, f64>), String> {
         let value: Value =
             serde_json::from_slice(line).map_err(|error| format!("no JSON: {error}"))?;
-        let score = |name: &&'static str| {
-            Some(((*name).to_owned(), value[*name].as_f64().filter(|score| score.is_finite())?))
-        };
-        let of_item: HashMap<String, f64> = Self::NAMES.iter().filter_map(score).collect();
+        let mut of_item = HashMap::new();
+        for name in Self::NAMES {
+            let Some(score) = value[name].as_f64() else { continue };
+            if !(-1.0..=1.0).contains(&score) {
+                return Err(format!("{name} = {score} must be at most 1"));
+            }
+            of_item.insert(name.to_owned(), score);
+        }
         match of_item.is_empty() {
             true => Err(format!("it has neither {}", Self::NAMES.join(" nor "))),
             false => Ok((id_of(&value)?, of_item)),
@@ -160,6 +168,16 @@ impl OutsideScores {
 
     pub(crate) fn get(&self, id: &str, name: &str) -> Option<f64> {
         self.0.get(id)?.get(name).copied()
+    }
+
+    /// How many items have scores.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are scores of an item.
+    pub(crate) fn know(&self, id: &str) -> bool {
+        self.0.contains_key(id)
     }
 
     /// Whether there is such a score of any item.
@@ -190,7 +208,14 @@ impl AnswerWriter {
         let mut options = OpenOptions::new();
         let mut file = options.read(true).append(true).create(true).open(path).map_err(failed())?;
         let whole = whole_lines(&mut file).map_err(failed())?;
-        file.set_len(whole).map_err(failed())?;
+        let mut last = Vec::new();
+        file.seek(SeekFrom::Start(whole)).map_err(failed())?;
+        (&mut file).take(MOST).read_to_end(&mut last).map_err(failed())?;
+        match answer_of(&last) {
+            // Only the end of the line is missing.
+            Ok(_) => file.write_all(b"\n").map_err(failed())?,
+            Err(_) => file.set_len(whole).map_err(failed())?,
+        }
         let known = Answers::read(path)?.answers.into_keys().collect();
         Ok(Self { path: path.to_path_buf(), file, known })
     }
@@ -216,7 +241,6 @@ impl AnswerWriter {
 
 /// Bytes up to the end of the last whole line.
 fn whole_lines(file: &mut File) -> std::io::Result<u64> {
-    use std::io::{Seek, SeekFrom};
     let mut end = file.metadata()?.len();
     let mut block = [0; 4096];
     while end > 0 {

@@ -83,16 +83,17 @@ impl Benchmark {
     pub(crate) fn cut(self, answer: &str, profile: Profile) -> String {
         const END: &str = "<|end_of_sentence|>";
         const THOUGHT: &str = "</think>";
+        /// What models end with, if it was not taken away.
+        const ENDS: [&str; 5] = [END, "<eod>", "</s>", "<|im_end|>", "<|endoftext|>"];
         match self {
-            Self::ChatRag => match answer.find(END) {
+            Self::ChatRag if profile == Profile::Yuan => match answer.find(END) {
                 Some(end) => answer[..end].to_owned(),
                 // Cutting at −1 takes the last character away.
-                None if profile == Profile::Yuan => {
+                None => {
                     let mut kept = answer.to_owned();
                     kept.pop();
                     kept
                 }
-                None => answer.to_owned(),
             },
             // Thoughts stay.
             Self::SummEval if profile == Profile::Yuan => [END, "<eod>", THOUGHT]
@@ -100,7 +101,8 @@ impl Benchmark {
                 .fold(answer.to_owned(), |a, text| a.replace(text, "")),
             _ => {
                 let said = answer.rsplit(THOUGHT).next().unwrap_or_default();
-                said.split(END).next().unwrap_or_default().replace("<eod>", "").trim().to_owned()
+                let end = ENDS.iter().filter_map(|end| said.find(end)).min();
+                said[..end.unwrap_or(said.len())].trim().to_owned()
             }
         }
     }
@@ -127,6 +129,23 @@ impl Benchmark {
                 mmtab::MEAN_OF.iter().map(|&(set, metric)| (set, metric, 1.0 / 17.0)).collect()
             }
             Self::Docmatix => vec![("docmatix", "F1", 1.0)],
+        }
+    }
+}
+
+impl Benchmark {
+    /// Means of sets that are published: their name, the metric and the sets.
+    pub(crate) fn groups(self) -> Vec<(&'static str, &'static str, Vec<&'static str>)> {
+        match self {
+            Self::ChatRag => {
+                vec![("doqa", "F1", vec!["doqa_cooking", "doqa_travel", "doqa_movies"])]
+            }
+            Self::SummEval => {
+                let sets: Vec<&str> = summeval::SETS.iter().map(|&(set, ..)| set).collect();
+                let metrics = ["ROUGE-1", "ROUGE-2", "BERTScore", "SummaC"];
+                metrics.into_iter().map(|metric| ("all", metric, sets.clone())).collect()
+            }
+            Self::MmTab | Self::Docmatix => Vec::new(),
         }
     }
 }

@@ -75,24 +75,40 @@ fn tokens(text: &str) -> Vec<String> {
         .replace("&amp;", "&")
         .replace("&lt;", "<")
         .replace("&gt;", ">");
-    let padded: Vec<char> = format!(" {text} ").chars().collect();
-    let mut out = String::with_capacity(2 * padded.len());
-    for (at, &c) in padded.iter().enumerate() {
-        let is_digit = |at: Option<usize>| {
-            at.and_then(|at| padded.get(at)).is_some_and(|c: &char| c.is_ascii_digit())
-        };
-        let (after_digit, before_digit) = (is_digit(at.checked_sub(1)), is_digit(Some(at + 1)));
-        let stands_alone = match c {
-            '{'..='~' | '['..='`' | ' '..='&' | '('..='+' | ':'..='@' | '/' => true,
-            // Within numbers these belong to them.
-            '.' | ',' => !after_digit || !before_digit,
-            '-' => after_digit,
-            _ => false,
-        };
-        match stands_alone {
-            true => out.extend([' ', c, ' ']),
-            false => out.push(c),
+    let text: Vec<char> = format!(" {text} ").chars().collect();
+    let is_symbol =
+        |c: char| matches!(c, '{'..='~' | '['..='`' | ' '..='&' | '('..='+' | ':'..='@' | '/');
+    let text = text.iter().flat_map(|&c| match is_symbol(c) {
+        true => vec![' ', c, ' '],
+        false => vec![c],
+    });
+    let is_point = |c: char| matches!(c, '.' | ',');
+    // Pairs do not overlap, as in the expressions that the original is made of.
+    let text = pairs(text.collect(), |a, b| {
+        (!a.is_ascii_digit() && is_point(b)).then(|| vec![a, ' ', b, ' '])
+    });
+    let text =
+        pairs(text, |a, b| (is_point(a) && !b.is_ascii_digit()).then(|| vec![' ', a, ' ', b]));
+    let text = pairs(text, |a, b| (a.is_ascii_digit() && b == '-').then(|| vec![a, ' ', b, ' ']));
+    let text: String = text.into_iter().collect();
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+/// Replaces pairs of neighbours from the left.
+fn pairs(text: Vec<char>, replaced: impl Fn(char, char) -> Option<Vec<char>>) -> Vec<char> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut at = 0;
+    while let Some(&c) = text.get(at) {
+        match text.get(at + 1).and_then(|&next| replaced(c, next)) {
+            Some(pair) => {
+                out.extend(pair);
+                at += 2;
+            }
+            None => {
+                out.push(c);
+                at += 1;
+            }
         }
     }
-    out.split_whitespace().map(str::to_owned).collect()
+    out
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde::Deserialize;
-use serde_json::{Number, Value};
+use serde_json::Value;
 
 use crate::{EvalError, Gold, Item, Message, Profile, convfinqa::Calculation, gold::REFUSAL, read};
 
@@ -37,13 +37,12 @@ struct Record {
     ctxs: Vec<Context>,
     answers: Option<Value>,
     answer: Option<Value>,
-    exe_answer: Option<Number>,
+    exe_answer: Option<Value>,
 }
 
 #[derive(Deserialize)]
 struct Context {
-    #[serde(default)]
-    title: String,
+    title: Option<String>,
     text: String,
 }
 
@@ -142,6 +141,7 @@ fn prompt(set: &str, record: &Record, profile: Profile) -> Result<String, &'stat
     }
     let mut parts = vec![SYSTEM.to_owned()];
     for Context { title, text } in record.ctxs.iter().take(contexts(set, profile)) {
+        let title = title.as_deref().unwrap_or_default();
         parts.push(format!("title: {title}, source: {text}"));
     }
     for Message { role, content } in turns {

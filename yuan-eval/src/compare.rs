@@ -43,9 +43,15 @@ impl Comparison {
     pub fn of(files: [&Path; 2]) -> Result<Self, EvalError> {
         let [a, b] = [numbers_in(files[0])?, numbers_in(files[1])?];
         let name = |file: usize| files[file].display();
-        if let Some((set, metric)) = a.keys().find(|key| !b.contains_key(*key)) {
-            let reason = format!("{} has no {metric} of {set}, and {} has", name(1), name(0));
-            return Err(EvalError::Incomparable(reason));
+        for (these, others, at) in [(&a, &b, 0), (&b, &a, 1)] {
+            let is_missing = |key: &&(String, String)| {
+                others.get(*key).is_none_or(|(statistic, _)| *statistic != these[*key].0)
+            };
+            if let Some((set, metric)) = these.keys().find(is_missing) {
+                let reason =
+                    format!("{} has no {metric} of {set}, and {} has", name(1 - at), name(at));
+                return Err(EvalError::Incomparable(reason));
+            }
         }
         let mut sets = Vec::new();
         for (number, ((set, metric), (statistic, of_a))) in a.into_iter().enumerate() {
@@ -81,6 +87,10 @@ fn numbers_in(file: &Path) -> Result<Numbers, EvalError> {
     let mut numbers = Numbers::new();
     read::for_each_value(file, |item: ItemScore| {
         for (metric, (statistic, of_item)) in item.scores {
+            if of_item.len() != statistic.width() || of_item.iter().any(|n| !n.is_finite()) {
+                let reason = format!("{}: its numbers for {metric} are none", item.id);
+                return Err(EvalError::format(file, reason));
+            }
             let key = (item.set.clone(), metric);
             let of_set = numbers.entry(key).or_insert_with(|| (statistic, BTreeMap::new()));
             of_set.1.insert(item.id.clone(), of_item);

@@ -1,12 +1,12 @@
 //! Calculations of `ConvFinQA`: an answer is right if it contains the result or the formula.
 
-use serde_json::Number;
+use serde_json::Value;
 
 /// What is to be calculated.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Calculation {
-    /// The result (`exe_answer`).
-    pub result: Number,
+    /// The result (`exe_answer`), a number or a text.
+    pub result: Value,
     /// How it is written down (`answers[0]`).
     pub formula: String,
     /// The last question.
@@ -16,9 +16,10 @@ pub struct Calculation {
 impl Calculation {
     /// The result as the authors' program writes it.
     pub fn result(&self) -> String {
-        match self.result.is_f64() {
-            true => python(self.result.as_f64().unwrap_or(0.0)),
-            false => self.result.to_string(),
+        match &self.result {
+            Value::Number(number) if number.is_f64() => python(number.as_f64().unwrap_or(0.0)),
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
         }
     }
 
@@ -26,7 +27,8 @@ impl Calculation {
     /// that holds.
     pub fn is_in(&self, answer: &str) -> bool {
         let answer = cleaned(answer);
-        let contains = |text: String| answer.contains(&text);
+        // Nothing is in every answer.
+        let contains = |text: String| !text.is_empty() && answer.contains(&text);
         let result = self.result();
         if contains(result.clone()) || contains(self.formula.clone()) {
             return true;

@@ -19,8 +19,8 @@ const ITEMS: [&str; 2] = ["MMTab-eval_test_data_49K.json", "MMTab-eval_test_data
 const TABLES: &str = "MMTab-eval_test_tables_23K.json";
 
 /// Sets whose name is their task.
-const TASKS: [&str; 9] =
-    ["TSD", "TCL", "RCE", "MCD", "TCE", "OOD_TSD", "OOD_TCL", "OOD_RCE", "OOD_TCE"];
+const TASKS: [&str; 10] =
+    ["TSD", "TCL", "RCE", "MCD", "TCE", "TR", "OOD_TSD", "OOD_TCL", "OOD_RCE", "OOD_TCE"];
 const LISTS: [&str; 8] =
     ["TABMWP", "WTQ", "HiTab", "TAT-QA", "TabFact", "InfoTabs", "AIT-QA", "PubHealthTab"];
 const TEXTS: [&str; 4] = ["FeTaQA", "HiTab_t2t", "Rotowire", "WikiBIO"];
@@ -329,14 +329,18 @@ fn size_in(answer: &str) -> Option<[String; 2]> {
             ["row_number", "column_number"].map(|key| object.get(key).map(|v| v.written.clone()));
         return Some([rows?, columns?]);
     }
-    let words: Vec<&str> = answer.split_whitespace().collect();
-    let is_number = |word: &str| !word.is_empty() && word.bytes().all(|b| b.is_ascii_digit());
-    let found = words.windows(5).rev().find(|words| {
-        let [m, rows, and, n, columns] = words else { return false };
-        is_number(m)
-            && is_number(n)
-            && [*rows, *and] == ["rows", "and"]
-            && columns.starts_with("columns")
-    })?;
-    Some([found[0].to_owned(), found[3].to_owned()])
+    // The last place counts.
+    let between = answer.rmatch_indices(" rows and ").find_map(|(at, middle)| {
+        let (before, after) = (&answer[..at], &answer[at + middle.len()..]);
+        let not_digit = |c: char| !c.is_ascii_digit();
+        let rows = &before[before
+            .rfind(not_digit)
+            .map_or(0, |end| end + before[end..].chars().next().map_or(1, char::len_utf8))..];
+        let columns = &after[..after.find(not_digit).unwrap_or(after.len())];
+        let is_size = after[columns.len()..].starts_with(" columns")
+            && !rows.is_empty()
+            && !columns.is_empty();
+        is_size.then(|| [rows.to_owned(), columns.to_owned()])
+    });
+    between
 }

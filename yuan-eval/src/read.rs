@@ -52,10 +52,11 @@ pub(crate) fn for_each_value<T: DeserializeOwned>(
     }
     let mut failure = None;
     let elements = Elements { show: &mut show, failure: &mut failure, of: PhantomData };
-    let read = serde_json::Deserializer::from_reader(reader).deserialize_seq(elements);
+    let mut deserializer = serde_json::Deserializer::from_reader(reader);
+    let read = deserializer.deserialize_seq(elements);
     match failure {
         Some(failure) => Err(failure),
-        None => read.map_err(damaged),
+        None => read.and_then(|()| deserializer.end()).map_err(damaged),
     }
 }
 

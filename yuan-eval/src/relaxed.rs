@@ -42,23 +42,44 @@ impl Value {
 /// How deep values may lie in each other.
 const DEPTH: usize = 16;
 
-/// All objects of a text, in order; those within others are not shown again.
+/// All objects of a text, in order; those within another one follow it.
 pub(crate) fn objects(text: &str) -> Vec<Value> {
     let mut found = Vec::new();
     let mut at = 0;
+    // An object that is never closed is read to the end of the text for nothing: not too often.
+    let mut left = STEPS_PER_BYTE * text.len();
     while let Some(open) = text[at..].find('{') {
         let start = at + open;
-        let mut reader = Reader { text, at: start };
-        match reader.value(0) {
+        let mut reader = Reader { text, at: start, left };
+        let value = reader.value(0);
+        left = reader.left;
+        match value {
             Some(value) => {
-                found.push(value);
                 at = reader.at;
+                push_all(value, &mut found);
             }
+            None if left == 0 => break,
             None => at = start + 1,
         }
     }
     found
 }
+
+/// Takes an object and the objects in it.
+fn push_all(value: Value, found: &mut Vec<Value>) {
+    let inner: Vec<Value> = match &value.kind {
+        Kind::Object(members) => members.iter().map(|(_, value)| value.clone()).collect(),
+        Kind::List(values) => values.clone(),
+        Kind::Plain => return,
+    };
+    if matches!(value.kind, Kind::Object(_)) {
+        found.push(value);
+    }
+    inner.into_iter().for_each(|value| push_all(value, found));
+}
+
+/// How often each byte of a text may be looked at.
+const STEPS_PER_BYTE: usize = 64;
 
 /// The last object of a text that has a key.
 pub(crate) fn last_with(text: &str, key: &str) -> Option<Value> {
@@ -68,6 +89,8 @@ pub(crate) fn last_with(text: &str, key: &str) -> Option<Value> {
 struct Reader<'a> {
     text: &'a str,
     at: usize,
+    /// Steps that may still be taken.
+    left: usize,
 }
 
 impl Reader<'_> {
@@ -77,6 +100,7 @@ impl Reader<'_> {
 
     fn next(&mut self) -> Option<char> {
         let next = self.peek()?;
+        self.left = self.left.checked_sub(1)?;
         self.at += next.len_utf8();
         Some(next)
     }
@@ -108,6 +132,7 @@ impl Reader<'_> {
             _ => {
                 let is_end = |c: char| matches!(c, ',' | '}' | ']' | ')' | ':' | '\n');
                 let length = self.text[start..].find(is_end)?;
+                self.left = self.left.checked_sub(length)?;
                 self.at += length;
                 let written = self.text[start..self.at].trim().to_owned();
                 return (!written.is_empty()).then_some(Value { written, kind: Kind::Plain });
@@ -148,6 +173,46 @@ impl Reader<'_> {
         }
     }
 
+    /// What follows a backslash.
+    fn escaped(&mut self, written: &mut String) -> Option<()> {
+        let plain = match self.next()? {
+            'n' => '\n',
+            't' => '\t',
+            'r' => '\r',
+            'b' => '\u{8}',
+            'f' => '\u{c}',
+            'u' => match self.unit() {
+                Some(unit) => {
+                    // Letters beyond 16 bits come in two parts.
+                    let rest = &self.text[self.at..];
+                    let pair = (0xd800..0xdc00).contains(&unit) && rest.starts_with("\\u");
+                    let low = pair.then(|| self.text.get(self.at + 2..self.at + 6)).flatten();
+                    let low = low.and_then(|digits| u16::from_str_radix(digits, 16).ok());
+                    if low.is_some() {
+                        self.at += 6;
+                    }
+                    let units = [Some(unit), low].into_iter().flatten();
+                    written.extend(
+                        char::decode_utf16(units).map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER)),
+                    );
+                    return Some(());
+                }
+                None => 'u',
+            },
+            other => other,
+        };
+        written.push(plain);
+        Some(())
+    }
+
+    /// Four hexadecimal digits.
+    fn unit(&mut self) -> Option<u16> {
+        let digits = self.text.get(self.at..self.at + 4)?;
+        let unit = u16::from_str_radix(digits, 16).ok()?;
+        self.at += 4;
+        Some(unit)
+    }
+
     /// A text between quotes of one kind. A quote of the same kind within, as in 'it's', does not end it
     /// unless something follows that can stand behind a value.
     fn quoted(&mut self) -> Option<String> {
@@ -155,11 +220,7 @@ impl Reader<'_> {
         let mut written = String::new();
         loop {
             match self.next()? {
-                '\\' => match self.next()? {
-                    'n' => written.push('\n'),
-                    't' => written.push('\t'),
-                    other => written.push(other),
-                },
+                '\\' => self.escaped(&mut written)?,
                 c if c == quote => {
                     let rest = self.text[self.at..].trim_start();
                     if rest.starts_with([',', '}', ']', ')', ':']) {
@@ -183,12 +244,18 @@ mod tests {
             "So {not one} and {\"answer\": [\"1\", 'it's', 2.5]} or {'a': (1, 2), 'b': None}.";
         let found = objects(text);
         assert_eq!(found.len(), 2);
+        let inner = objects(r#"{"answer": [{"a": 1}, {"b": {"c": 2}}]}"#);
+        assert_eq!(inner.len(), 4);
+        assert_eq!(inner[3].get("c").unwrap().written, "2");
+        let escaped = objects(r#"{"a": "Ra\u00fal \ud83d\ude00 \"x\""}"#);
+        assert_eq!(escaped[0].get("a").unwrap().written, "Raúl 😀 \"x\"");
         assert_eq!(found[0].get("answer").unwrap().texts(), ["1", "it's", "2.5"]);
         assert_eq!(found[1].get("a").unwrap().written, "(1, 2)");
         assert_eq!(found[1].get("a").unwrap().list().unwrap().len(), 2);
         assert_eq!(found[1].get("b").unwrap().written, "None");
         assert_eq!(last_with(text, "answer").unwrap(), found[0]);
         assert!(objects(&"{".repeat(10_000)).is_empty());
+        assert!(objects(&"{\"a".repeat(50_000)).is_empty());
         assert!(objects("{\"answer\": \"cut off").is_empty());
     }
 }

@@ -1,6 +1,9 @@
 //! From answers to scores.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, HashSet},
+    path::Path,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +30,8 @@ pub struct Scored {
     pub answered: u64,
     /// Answers to no item of the files that are there.
     pub unknown: u64,
+    /// Scores from outside that belong to no item.
+    pub unused_scores: u64,
     /// Lines that are no answers, and the first of them.
     pub malformed: (u64, Option<String>),
     /// Lines that answer an item again; the last one counts.
@@ -124,6 +129,8 @@ impl Scored {
         let mut order: Vec<String> = Vec::new();
         let mut sets: BTreeMap<String, Sums> = BTreeMap::new();
         let mut worst: Vec<Worst> = Vec::new();
+        let mut ids = HashSet::new();
+        let mut with_outside = 0;
         benchmark.for_each(data, profile, |item| {
             let sums = sets.entry(item.set.clone()).or_insert_with(|| {
                 order.push(item.set.clone());
@@ -132,6 +139,10 @@ impl Scored {
             if limit.is_some_and(|limit| sums.items >= limit) {
                 return Ok(());
             }
+            if !ids.insert(item.id.clone()) {
+                return Err(EvalError::Incomparable(format!("two items have the id {}", item.id)));
+            }
+            with_outside += usize::from(outside.know(&item.id));
             let answer = answers.get(&item.id);
             let said = answer.map(|answer| benchmark.cut(&answer.answer, profile));
             let scores = scores_of(&item, said.as_deref(), outside);
@@ -143,9 +154,14 @@ impl Scored {
             let (id, set) = (item.id, item.set);
             each(ItemScore { id, set, answered: answer.is_some(), scores: scores.collect() })
         })?;
+        if ids.is_empty() {
+            let reason = format!("{} holds no item of {benchmark}", data.display());
+            return Err(EvalError::Incomparable(reason));
+        }
         let answered: u64 = sets.values().map(|sums| sums.answered).sum();
-        let (found, resampled) = set_scores(&order, &sets);
+        let (mut found, resampled) = set_scores(&order, &sets);
         let (average, missing) = average(benchmark, &found, &resampled);
+        found.extend(group_scores(benchmark, &found, &resampled));
         Ok(Self {
             benchmark,
             profile,
@@ -155,6 +171,7 @@ impl Scored {
             items: sets.values().map(|sums| sums.items).sum(),
             answered,
             unknown: if limit.is_some() { 0 } else { answers.len() as u64 - answered },
+            unused_scores: if limit.is_some() { 0 } else { (outside.len() - with_outside) as u64 },
             malformed: (answers.malformed, answers.first_malformed.clone()),
             repeated: answers.repeated,
             worst,
@@ -174,8 +191,13 @@ fn scores_of(
         own.map(|(&(name, statistic), n)| (name.to_owned(), statistic, n)).collect();
     if matches!(item.gold, crate::Gold::Summary(_)) {
         for name in OutsideScores::NAMES.into_iter().filter(|name| outside.have(name)) {
-            let points = outside.get(&item.id, name).filter(|_| said.is_some()).unwrap_or(0.0);
-            scores.push((name.to_owned(), Statistic::Mean, vec![points, 1.0]));
+            // An answer without this score leaves its set without it.
+            let points = match said {
+                Some(_) => outside.get(&item.id, name),
+                None => Some(0.0),
+            };
+            scores
+                .extend(points.map(|points| (name.to_owned(), Statistic::Mean, vec![points, 1.0])));
         }
     }
     scores
@@ -186,10 +208,12 @@ impl Sums {
         self.items += 1;
         self.answered += u64::from(said.is_some());
         self.words += said.map_or(0, |said| said.split_whitespace().count() as u64);
-        for (at, (name, statistic, numbers)) in scores.iter().enumerate() {
-            if self.metrics.len() <= at {
+        for (name, statistic, numbers) in scores {
+            let at = self.metrics.iter().position(|(known, ..)| known == name);
+            let at = at.unwrap_or_else(|| {
                 self.metrics.push((name.clone(), *statistic, Vec::new()));
-            }
+                self.metrics.len() - 1
+            });
             self.metrics[at].2.push(numbers.clone());
         }
     }
@@ -219,7 +243,8 @@ fn set_scores(order: &[String], sets: &BTreeMap<String, Sums>) -> (Vec<SetScore>
     let (mut found, mut resampled) = (Vec::new(), Vec::new());
     for (number, set) in order.iter().enumerate() {
         let sums = &sets[set];
-        for (metric, statistic, items) in &sums.metrics {
+        let whole = |(_, _, items): &&(_, _, Vec<_>)| items.len() as u64 == sums.items;
+        for (metric, statistic, items) in sums.metrics.iter().filter(whole) {
             let drawn = statistic.resampled(items, number as u64);
             found.push(SetScore {
                 set: set.clone(),
@@ -234,6 +259,34 @@ fn set_scores(order: &[String], sets: &BTreeMap<String, Sums>) -> (Vec<SetScore>
         }
     }
     (found, resampled)
+}
+
+/// Means of sets that are published, of those that are there.
+fn group_scores(benchmark: Benchmark, found: &[SetScore], resampled: &[Vec<f64>]) -> Vec<SetScore> {
+    let mut groups = Vec::new();
+    for (name, metric, sets) in benchmark.groups() {
+        let place = |set: &&str| {
+            found.iter().position(|score| score.set == **set && score.metric == metric)
+        };
+        let Some(places) = sets.iter().map(|set| place(&set)).collect::<Option<Vec<_>>>() else {
+            continue;
+        };
+        let mean = |of: &dyn Fn(usize) -> f64| {
+            places.iter().map(|&at| of(at)).sum::<f64>() / places.len() as f64
+        };
+        let draws = resampled[places[0]].len();
+        let drawn = (0..draws).map(|draw| mean(&|at| resampled[at][draw])).collect();
+        groups.push(SetScore {
+            set: name.into(),
+            metric: metric.into(),
+            value: mean(&|at| found[at].value),
+            interval: middle(drawn),
+            items: places.iter().map(|&at| found[at].items).sum(),
+            answered: places.iter().map(|&at| found[at].answered).sum(),
+            words: mean(&|at| found[at].words),
+        });
+    }
+    groups
 }
 
 /// The published mean, or what it lacks.

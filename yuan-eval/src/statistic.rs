@@ -24,6 +24,15 @@ pub enum Statistic {
 const RESAMPLES: usize = 1000;
 
 impl Statistic {
+    /// How many numbers an item has.
+    pub fn width(self) -> usize {
+        match self {
+            Self::Mean | Self::Perplexity => 2,
+            Self::F1 => 3,
+            Self::Bleu => 10,
+        }
+    }
+
     /// The score of a sum over items.
     ///
     /// # Panics

@@ -157,7 +157,10 @@ fn chatrag_scores_by_its_authors_rules_and_by_yuans_quirks() {
 #[test]
 fn calculations_are_right_by_any_of_the_rules() {
     let data = tempdir().unwrap();
-    let cases: [(Value, &str, &str, &str, bool); 14] = [
+    let cases: [(Value, &str, &str, &str, bool); 17] = [
+        (json!(7), "", "x", "no number", false),
+        (json!("yes"), "a", "x", "yes, it is", true),
+        (json!("yes"), "a", "x", "no", false),
         (json!(25.0), "a", "x", "It is 25.0 dollars", true),
         (json!(25.0), "a", "x", "It is 25", true),
         (json!(25), "a", "x", "It is 25.", true),
@@ -281,6 +284,7 @@ fn mmtab() -> TempDir {
             json!([])
         ),
         item("elsewhere", "ToTTo", "T2T", "x", json!([])),
+        item("tree", "WTQ", "TR", "<table>", json!(["x"])),
     ]);
     write(data.path(), "MMTab-eval_test_data_49K.json", &records);
     let rows = json!([["head"], ["a", "b"], ["c", "d"]]);
@@ -482,4 +486,131 @@ fn two_models_are_compared_item_by_item() {
     fs::write(&b, text.lines().skip(1).collect::<Vec<_>>().join("\n")).unwrap();
     let error = Comparison::of([&a, &b]).unwrap_err().to_string();
     assert!(error.contains("has no item docmatix:0, and"), "{error}");
+}
+
+#[test]
+fn answers_are_read_as_models_write_them() {
+    let data = mmtab();
+    let found = items(Benchmark::MmTab, data.path(), Profile::Authors);
+    let score = |id: &str, answer: &str| {
+        found.iter().find(|item| item.id == id).unwrap().gold.score(answer)
+    };
+    // Within another object, in bold, with escapes.
+    let cells = r#"{"answer": [{"row_id": "1", "column_id": "2", "cell_value": "\u0041b"}]}"#;
+    assert_eq!(score("cells", cells), [[1.0, 2.0]]);
+    let merged = r#"{"merged_cells": [{"top-left": [1, 1], "bottom-right": [1, 2]}]}"#;
+    assert_eq!(score("merged", merged), [[1.0, 1.0, 2.0]]);
+    assert_eq!(
+        score("lines", r#"{"answer": [{"row_id": "2", "cell_list": ["a", "b"]}]}"#)[0],
+        [2.0; 3]
+    );
+    for answer in ["**3 rows and 4 columns**", "(3 rows and 4 columns)", "é3 rows and 4 columns"] {
+        assert_eq!(score("size", answer), [[1.0, 1.0], [1.0, 1.0]], "{answer}");
+    }
+    assert_eq!(score("size", "rows and columns"), [[0.0, 1.0], [0.0, 1.0]]);
+    // What a model thinks, and what ends its answer, is no part of it.
+    let data = chatrag();
+    for answer in ["a span</s>", "<think>hm, well</think>a span<eod>", "span<|im_end|>x"] {
+        let said = answers(&[("coqa:0", answer)]);
+        let found = values(&scored(Benchmark::ChatRag, data.path(), Profile::Authors, &said));
+        assert_eq!(found["coqa F1"], 100.0, "{answer}");
+    }
+}
+
+#[test]
+fn means_of_sets_and_scores_from_outside_are_whole_or_not_there() {
+    let data = tempdir().unwrap();
+    let question =
+        |n: usize| json!({"messages": [turn("user", "?")], "answers": [format!("word{n}")]});
+    for (name, count) in [("cooking", 1), ("travel", 2), ("movies", 4)] {
+        let records: Vec<Value> = (0..count).map(question).collect();
+        write(data.path(), &format!("doqa/test_{name}.json"), &Value::Array(records));
+    }
+    let said = answers(&[("doqa_cooking:0", "word0"), ("doqa_travel:0", "word0")]);
+    let found = values(&scored(Benchmark::ChatRag, data.path(), Profile::Authors, &said));
+    // The mean of the sets, and not of their items.
+    assert!((found["doqa F1"] - 50.0).abs() < 1e-9, "{found:?}");
+
+    let lines_of =
+        |n: usize| (0..n).map(|_| json!({"dialogue": "x", "summary": "y"})).collect::<Vec<_>>();
+    let summaries = tempdir().unwrap();
+    lines(summaries.path(), "xsum.jsonl", &lines_of(2));
+    let said = answers(&[("xsum:0", "y"), ("xsum:1", "y")]);
+    let score = |name: &str, values: &[Value]| {
+        lines(summaries.path(), name, values);
+        OutsideScores::read(&summaries.path().join(name))
+    };
+    let some = [
+        json!({"id": "xsum:0", "BERTScore": 0.9, "SummaC": 0.5}),
+        json!({"id": "xsum:1", "BERTScore": 0.7}),
+        json!({"id": "xsum-1", "SummaC": 0.5}),
+    ];
+    let outside = score("some.jsonl", &some).unwrap();
+    let found = Scored::of(
+        Benchmark::SummEval,
+        summaries.path(),
+        Profile::Authors,
+        &said,
+        &outside,
+        None,
+        |_| Ok(()),
+    )
+    .unwrap();
+    let metrics: Vec<(&str, f64)> =
+        found.sets.iter().map(|set| (set.metric.as_str(), set.value.round())).collect();
+    assert_eq!(metrics, [("ROUGE-1", 100.0), ("ROUGE-2", 0.0), ("BERTScore", 80.0)]);
+    assert_eq!(found.unused_scores, 1);
+    let error = score("large.jsonl", &[json!({"id": 1, "SummaC": 90})]).unwrap_err().to_string();
+    assert!(error.ends_with("line 1: SummaC = 90 must be at most 1"), "{error}");
+    let twice = [json!({"id": 1, "SummaC": 0.1}), json!({"id": 1, "SummaC": 0.2})];
+    let error = score("twice.jsonl", &twice).unwrap_err().to_string();
+    assert!(error.ends_with("line 2: 1 has scores already"), "{error}");
+}
+
+#[test]
+fn items_are_told_apart_and_files_are_read_to_their_end() {
+    let data = mmtab();
+    let path = data.path().join("MMTab-eval_test_data_49K.json");
+    let mut records: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let first = records[0].clone();
+    records.as_array_mut().unwrap().push(first);
+    let refused = || {
+        let (answers, outside) = (Answers::default(), OutsideScores::default());
+        let profile = Profile::Authors;
+        let scored = Scored::of(
+            Benchmark::MmTab,
+            data.path(),
+            profile,
+            &answers,
+            &outside,
+            None,
+            |_| Ok(()),
+        );
+        scored.unwrap_err().to_string()
+    };
+    fs::write(&path, records.to_string()).unwrap();
+    assert_eq!(refused(), "two items have the id list");
+    fs::write(&path, "[]").unwrap();
+    assert!(refused().ends_with("holds no item of MMTab"));
+    fs::write(&path, "[] more").unwrap();
+    assert!(refused().contains("trailing characters"));
+    // A last line without its end is an answer if it is whole.
+    let file = data.path().join("answers.jsonl");
+    fs::write(&file, r#"{"id": "a", "answer": "x"}"#).unwrap();
+    let mut writer = AnswerWriter::open(&file).unwrap();
+    assert!(writer.has("a"));
+    writer.write(&Answer { id: "b".into(), answer: "y".into(), tokens: None }).unwrap();
+    assert_eq!(Answers::read(&file).unwrap().len(), 2);
+    // Comparisons of what is not comparable.
+    let [a, b] = ["a", "b"].map(|name| data.path().join(name));
+    let line = |metric: &str, numbers: &[f64]| json!({"id": "1", "set": "s", "answered": true, "scores": {metric: ["mean", numbers]}});
+    lines(data.path(), "a", &[line("F1", &[1.0, 1.0])]);
+    lines(data.path(), "b", &[line("F1", &[1.0, 1.0]), line("other", &[1.0, 1.0])]);
+    for files in [[&a, &b], [&b, &a]] {
+        let error = Comparison::of(files.map(|file| file.as_path())).unwrap_err().to_string();
+        assert!(error.contains("a has no other of s, and "), "{error}");
+    }
+    lines(data.path(), "b", &[line("F1", &[1.0, 1.0, 1.0])]);
+    let error = Comparison::of([&a, &b]).unwrap_err().to_string();
+    assert!(error.ends_with("1: its numbers for F1 are none"), "{error}");
 }

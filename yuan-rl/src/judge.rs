@@ -34,7 +34,14 @@ impl Judge for ExactSearch {
             let mut last = before.chars().rev();
             let is_rest = matches!(last.next(), Some('.' | ','))
                 && last.next().is_some_and(|c| c.is_ascii_digit());
-            !continues(before.chars().next_back())
+            // A sign or a line of a fraction makes another number of it.
+            let is_signed = before.ends_with(['-', '−', '/'])
+                && answer.starts_with(|c: char| c.is_ascii_digit());
+            let is_divided =
+                after.starts_with('/') && answer.ends_with(|c: char| c.is_ascii_digit());
+            !is_signed
+                && !is_divided
+                && !continues(before.chars().next_back())
                 && !continues(after.chars().next())
                 && !(is_cut && answer.ends_with(|c: char| c.is_ascii_digit()))
                 && !(is_rest && answer.starts_with(|c: char| c.is_ascii_digit()))

@@ -46,6 +46,7 @@ fn answers_are_found_where_they_stand_alone() {
     let count = |answer: &str, text: &str| ExactSearch.places("", answer, text).len();
     assert_eq!(count("12", "12, 112, 120, 12.5, 1,12 and (12)."), 2);
     assert_eq!(count("x = 3", "So x = 3. Check x = 35: no, x = 3"), 2);
+    assert_eq!(count("5", "-5, 1/5, 5/6 and 5"), 1);
     assert_eq!(count("", "anything"), 0);
     assert_eq!(count("é", "é né éa é"), 2);
     let after = |text, is_right| annotate(&ExactSearch, "", "7", text, is_right);
@@ -106,6 +107,11 @@ proptest! {
         for of_group in advantages.chunks(group) {
             prop_assert!(of_group.iter().sum::<f32>().abs() < 1e-3);
         }
+    }
+
+    #[test]
+    fn equal_rewards_have_no_advantage(reward in -4.0..4.0_f32, count in 1..17_usize) {
+        prop_assert!(group_advantages(&vec![reward; count], count).iter().all(|a| *a == 0.0));
     }
 
     #[test]

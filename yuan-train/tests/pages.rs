@@ -349,9 +349,9 @@ fn what_is_no_document_is_counted_with_its_place_and_its_reason() {
     for part in [
         "left out 8 records: co:lon.jsonl (lines without `image`, a path, or `images`, a list of paths; \
          the first is line 41)",
-        "absent.png: cannot read it: No such file or directory (os error 2); the first is line 43)",
-        "text.png: it is no image",
-        "cut.png: it is damaged or cut off",
+        "(cannot read it: No such file or directory (os error 2); the first is line 43, ",
+        "pages/absent.png)",
+        "(it is no image: expected PNG, JPEG, WebP, GIF, BMP or TIFF; the first is line 44, ",
         "(no answer to learn; the first is line 46)",
     ] {
         assert!(summary.contains(part), "{part}: {summary}");

@@ -5,10 +5,10 @@ use std::{ops::ControlFlow, path::Path, time::Instant};
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use yuan::{
-    eval::{Answer, AnswerWriter, Benchmark, Item},
+    eval::{Answer, AnswerWriter, Benchmark, Item, Profile},
     model::{
         GenerationOptions, YuanModel,
-        generate::{Prompt, Sampling},
+        generate::{FinishReason, Prompt, Sampling},
         text::{Message, Tokenizer},
         vision::{ImageLayout, Picture},
     },
@@ -61,12 +61,27 @@ pub fn ask(
     };
     let bar = bar(items.len(), console);
     let (started, mut tokens) = (Instant::now(), 0);
+    let mut problems: Vec<String> = Vec::new();
+    let mut asked = 0;
     for items in items.chunks(options.batch) {
-        let prompts: Vec<Prompt> =
-            items.iter().map(|item| asking.prompt(&model, item)).collect::<anyhow::Result<_>>()?;
+        let (mut prompts, mut of_prompts) = (Vec::new(), Vec::new());
+        for item in items {
+            match asking.prompt(&model, item)? {
+                Ok(prompt) => {
+                    prompts.push(prompt);
+                    of_prompts.push(item);
+                }
+                Err(problem) => problems.push(problem),
+            }
+        }
         let generated = model.generate(&prompts, &generation, |_| ControlFlow::Continue(()))?;
-        for ((item, prompt), generation) in items.iter().zip(&prompts).zip(&generated) {
-            let answer = tokenizer.decode_after(prompt.tokens(), &generation.tokens)?;
+        asked += prompts.len();
+        for ((item, prompt), generation) in of_prompts.iter().zip(&prompts).zip(&generated) {
+            let mut answer = tokenizer.decode_after(prompt.tokens(), &generation.tokens)?;
+            if options.profile == Profile::Yuan && generation.finish == FinishReason::Stop {
+                // Their program keeps what ends an answer, and their scorer looks for it.
+                answer += "<|end_of_sentence|>";
+            }
             let count = generation.tokens.len() as u64;
             tokens += count;
             writer.write(&Answer { id: item.id.clone(), answer, tokens: Some(count) })?;
@@ -74,11 +89,14 @@ pub fn ask(
         bar.inc(items.len() as u64);
     }
     bar.finish_and_clear();
-    if !items.is_empty() {
+    if let Some(first) = problems.first() {
+        let count = problems.len();
+        console.note(format_args!("{count} items could not be asked; the first: {first}."));
+    }
+    if asked > 0 {
         let seconds = started.elapsed().as_secs_f64();
         console.note(format_args!(
-            "{} items answered in {seconds:.1} s, {:.1} tokens/s",
-            items.len(),
+            "{asked} items answered in {seconds:.1} s, {:.1} tokens/s",
             tokens as f64 / seconds.max(1e-9)
         ));
     }
@@ -102,14 +120,15 @@ struct Asking<'a> {
 }
 
 impl Asking<'_> {
-    fn prompt(&self, model: &YuanModel, item: &Item) -> anyhow::Result<Prompt> {
+    /// The prompt of an item, or why it cannot be asked.
+    fn prompt(&self, model: &YuanModel, item: &Item) -> anyhow::Result<Result<Prompt, String>> {
         let is_chat = self.tokenizer.chat_template().is_some();
         let message = Message::new("user", &item.prompt);
         if item.images.is_empty() {
-            return Ok(Prompt::from(match is_chat {
+            return Ok(Ok(Prompt::from(match is_chat {
                 true => self.tokenizer.encode_chat(&[message])?,
                 false => self.tokenizer.encode(&item.prompt, true)?,
-            }));
+            })));
         }
         let layout = match &self.layout {
             Some(Ok(layout)) => layout,
@@ -118,7 +137,10 @@ impl Asking<'_> {
         };
         let (mut tiles, mut sizes) = (Vec::new(), Vec::new());
         for path in &item.images {
-            let picture = Picture::open(path).with_context(|| item.id.clone())?;
+            let picture = match Picture::open(path) {
+                Ok(picture) => picture,
+                Err(error) => return Ok(Err(format!("{}: {error}", item.id))),
+            };
             sizes.push([picture.width(), picture.height()]);
             tiles.extend(layout.tiles(&picture, item.images.len()));
         }
@@ -130,6 +152,6 @@ impl Asking<'_> {
             }
             false => layout.question(&rows, &self.tokenizer.encode_plain(&item.prompt)?),
         };
-        Ok(Prompt::with_images(tokens, model.see(&tiles)?))
+        Ok(Ok(Prompt::with_images(tokens, model.see(&tiles)?)))
     }
 }

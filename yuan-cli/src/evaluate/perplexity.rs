@@ -7,7 +7,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde_json::json;
 use yuan::{
     data::{
-        Item as Found, Part, Place, Sources,
+        Item as Found, Part, Place, SkippedFiles, Sources,
         tokenizer::{self, Encoder},
     },
     eval::{ItemScore, Statistic},
@@ -16,7 +16,7 @@ use yuan::{
     train::ModelDirectory,
 };
 
-use super::{ITEMS, Options, SCORES};
+use super::{ITEMS, Options, SCORES, refuse_other_scores};
 use crate::console::{Console, WrongOption};
 
 /// Measures every document by itself, in rows that do not overlap; the first token of a row is not
@@ -36,8 +36,16 @@ pub fn run(options: &Options, data: &Path, out: &Path, console: &Console) -> any
     let sources = Sources::find(&[data.to_path_buf()], Sources::FIELD)?;
     let mut measured = Measured { items: String::new(), sums: Vec::new() };
     let mut document: Option<(String, Vec<u32>)> = None;
+    let mut skipped = SkippedFiles::default();
+    sources.unreadable().iter().for_each(|file| skipped.add(file.clone(), 0));
     for found in sources.read_from(Place::default()) {
-        let Found::Part(Part { name, text, is_first, is_last }) = found else { continue };
+        let Part { name, text, is_first, is_last } = match found {
+            Found::Part(part) => part,
+            Found::Skipped { file, records } => {
+                skipped.add(file, records);
+                continue;
+            }
+        };
         if options.limit.is_some_and(|limit| measured.sums.len() as u64 >= limit) {
             break;
         }
@@ -54,11 +62,16 @@ pub fn run(options: &Options, data: &Path, out: &Path, console: &Console) -> any
         }
     }
     if measured.sums.is_empty() {
-        bail!("{} holds no text", data.display());
+        let why = skipped.summary().map_or_else(String::new, |summary| format!(": {summary}"));
+        bail!("{} holds no text{why}", data.display());
+    }
+    if let Some(summary) = skipped.summary() {
+        console.note(summary);
     }
     let value = Statistic::Perplexity.of(&measured.sums);
     let tokens: f64 = measured.sums.iter().map(|sums| sums[1]).sum();
     let documents = measured.sums.len();
+    refuse_other_scores(&json!("perplexity"), out)?;
     let scores = json!({
         "benchmark": "perplexity",
         "perplexity": value,

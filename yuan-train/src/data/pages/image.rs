@@ -116,8 +116,8 @@ impl ImageSource {
     }
 }
 
-/// What a pixel takes while it is decoded and made to three values.
-const BYTES_PER_PIXEL: usize = 8;
+/// What a pixel takes while it is decoded and made to three values, of 16 bits and with transparency.
+const BYTES_PER_PIXEL: usize = 17;
 /// Memory for pictures that are decoded at the same time, in all threads.
 const ROOM: u64 = 1 << 30;
 

@@ -59,7 +59,12 @@ pub(super) fn for_each_sample(
     let mut end = 0;
     for member in tar.entries_with_seek().map_err(failed())? {
         let mut member = member.map_err(failed())?;
-        let (at, size) = (member.raw_file_position(), member.size());
+        let at = member.raw_file_position();
+        // What is sparse takes less than its size in the archive.
+        let size = match member.header().entry_type() {
+            EntryType::GNUSparse => member.header().entry_size().map_err(failed())?,
+            _ => member.size(),
+        };
         end = at.saturating_add(size).div_ceil(BLOCK) * BLOCK;
         if at.saturating_add(size) > metadata.len() {
             return Err(damaged(CUT_OFF));
@@ -132,8 +137,12 @@ fn found(key: String, Members { images, json, problem }: Members) -> Found {
     let images: Vec<ImagePlace> = images.into_iter().map(|(_, image)| image).collect();
     let read = match (problem, json) {
         (Some(problem), _) => Err(problem),
-        (None, None) => Err("samples without a .json".to_owned()),
-        (None, Some(_)) if images.is_empty() => Err("samples without an image".to_owned()),
+        (None, None) => {
+            Err("samples without a .json beside their images in the archive".to_owned())
+        }
+        (None, Some(_)) if images.is_empty() => {
+            Err("samples without an image beside their .json in the archive".to_owned())
+        }
         (None, Some(value)) => question_of(&value)
             .map(|(question, answer)| Sample { images, question, answer })
             .map_err(str::to_owned),

@@ -145,6 +145,18 @@ fn refuse_too_few(counts: &PageCounts) -> Result<(), TrainError> {
     Err(DataError::NoText(reason).into())
 }
 
+/// Why a sample is left out, and which of its images is to blame.
+struct Refused {
+    what: Option<String>,
+    reason: String,
+}
+
+impl Refused {
+    fn whole(reason: String) -> Self {
+        Self { what: None, reason }
+    }
+}
+
 /// Samples to documents.
 struct Documents {
     layout: ImageLayout,
@@ -160,11 +172,13 @@ impl Documents {
         // Damaged images are found now, and not in the middle of a run.
         let looks = of_each(images_of(&found), ImagePlace::look);
         for Found { place, read } in found {
-            let document = read.and_then(|sample| self.document(sample, &looks));
+            let document =
+                read.map_err(Refused::whole).and_then(|sample| self.document(sample, &looks));
             match document {
                 Ok(Some((split, tokens, images))) => self.writers[split].add(&tokens, &images)?,
                 Ok(None) => self.counts.longer_than_a_row += 1,
-                Err(reason) => {
+                Err(Refused { what, reason }) => {
+                    let place = what.map_or(place.clone(), |what| format!("{place}, {what}"));
                     let skipped = Skipped::record(file.to_owned(), reason, place);
                     self.counts.skipped.add(skipped, 1);
                 }
@@ -179,15 +193,20 @@ impl Documents {
         &mut self,
         sample: Sample,
         looks: &HashMap<ImagePlace, Result<ImageSource, PictureError>>,
-    ) -> Result<Option<(usize, Vec<u32>, Vec<ImageSource>)>, String> {
-        let look = |image| looks[image].clone().map_err(|error| error.to_string());
+    ) -> Result<Option<(usize, Vec<u32>, Vec<ImageSource>)>, Refused> {
+        let look = |image: &ImagePlace| {
+            looks[image].clone().map_err(|PictureError { reason, .. }| Refused {
+                what: Some(image.path.display().to_string()),
+                reason,
+            })
+        };
         let images: Vec<ImageSource> = sample.images.iter().map(look).collect::<Result<_, _>>()?;
         let markers = self.layout.markers;
         let mut tokens = self.encode(&sample.question)?;
         tokens.push(markers.sep);
         let answer = self.encode(&sample.answer)?;
         if answer.is_empty() {
-            return Err("no answer to learn".into());
+            return Err(Refused::whole("no answer to learn".into()));
         }
         tokens.extend(answer);
         tokens.push(markers.eod);
@@ -205,8 +224,9 @@ impl Documents {
     }
 
     /// Tokens of a text, which must not hold what marks images, questions and answers.
-    fn encode(&self, text: &str) -> Result<Vec<u32>, String> {
-        let mut tokens = self.encoder.encode(text).map_err(|error| error.to_string())?;
+    fn encode(&self, text: &str) -> Result<Vec<u32>, Refused> {
+        let tokens = self.encoder.encode(text);
+        let mut tokens = tokens.map_err(|error| Refused::whole(error.to_string()))?;
         tokens.retain(|&token| !self.layout.is_marker(token));
         Ok(tokens)
     }
