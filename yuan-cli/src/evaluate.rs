@@ -53,7 +53,7 @@ pub struct Options {
     /// Write what is asked to this file, a line for each item, and do no more
     #[arg(long, value_name = "FILE", conflicts_with = "answers")]
     prompts: Option<PathBuf>,
-    /// Scores that other programs gave to summaries: lines with id, BERTScore and SummaC, in 0 to 1
+    /// Scores that other programs gave to summaries, a line of JSON each, in 0 to 1: id, `BERTScore`, `SummaC`
     #[arg(long, value_name = "FILE")]
     scores: Option<PathBuf>,
     /// Whose prompts and rules: authors or yuan

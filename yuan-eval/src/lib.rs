@@ -1,4 +1,4 @@
-//! The benchmarks by which Yuan3.0 is judged (arXiv 2601.14327, §5): ChatRAG, `SummEval`, `MMTab` and
+//! The benchmarks by which Yuan3.0 is judged (arXiv 2601.14327, §5): `ChatRAG`, `SummEval`, `MMTab` and
 //! Docmatix, from published files to prompts and from answers to scores. No model is needed: any
 //! program may answer.
 //!

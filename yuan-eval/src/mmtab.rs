@@ -11,7 +11,7 @@ use serde::Deserialize;
 use crate::{
     EvalError, Gold, Item,
     read::{for_each_value, present},
-    relaxed::{last_with, objects},
+    relaxed::{Value, last_with, objects},
 };
 
 /// Files of questions; the second one holds a part of them, a line each.
@@ -138,7 +138,7 @@ fn size_of(answers: &[serde_json::Value]) -> Result<Structure, String> {
 /// Whether the last `{"answer": …}` holds these values, in any order.
 pub(crate) fn is_list(answer: &str, expected: &[String]) -> bool {
     let Some(found) = last_with(answer, "answer") else { return false };
-    let found = found.get("answer").map(|value| value.texts()).unwrap_or_default();
+    let found = found.get("answer").map(Value::texts).unwrap_or_default();
     let set = |values: &[String]| values.iter().cloned().collect::<HashSet<String>>();
     set(&found) == set(expected)
 }
@@ -146,7 +146,7 @@ pub(crate) fn is_list(answer: &str, expected: &[String]) -> bool {
 /// Whether the last `{"answer": …}` is this option, such as `(D) Blood`, or its text alone.
 pub(crate) fn is_choice(answer: &str, expected: &str) -> bool {
     let Some(found) = last_with(answer, "answer") else { return false };
-    let found = found.get("answer").map(|value| value.texts()).unwrap_or_default();
+    let found = found.get("answer").map(Value::texts).unwrap_or_default();
     let text = expected.split_once(' ').map_or("", |(_, text)| text);
     found.first().is_some_and(|found| found == expected || found == text)
 }
@@ -198,7 +198,7 @@ fn places(text: &str) -> BTreeMap<String, String> {
 }
 
 fn regions(text: &str) -> Vec<String> {
-    let corner = |value: Option<&crate::relaxed::Value>| -> Option<String> {
+    let corner = |value: Option<&Value>| -> Option<String> {
         let [row, column] = value?.list()? else { return None };
         Some(format!("{}_{}", row.written, column.written))
     };
@@ -330,7 +330,7 @@ fn size_in(answer: &str) -> Option<[String; 2]> {
         return Some([rows?, columns?]);
     }
     // The last place counts.
-    let between = answer.rmatch_indices(" rows and ").find_map(|(at, middle)| {
+    answer.rmatch_indices(" rows and ").find_map(|(at, middle)| {
         let (before, after) = (&answer[..at], &answer[at + middle.len()..]);
         let not_digit = |c: char| !c.is_ascii_digit();
         let rows = &before[before
@@ -341,6 +341,5 @@ fn size_in(answer: &str) -> Option<[String; 2]> {
             && !rows.is_empty()
             && !columns.is_empty();
         is_size.then(|| [rows.to_owned(), columns.to_owned()])
-    });
-    between
+    })
 }

@@ -23,7 +23,7 @@ pub fn stem(word: &str) -> String {
     word.step_3();
     word.step_4();
     word.step_5();
-    String::from_utf8(word.0).expect("parts of a word in ASCII are text")
+    word.0.into_iter().map(char::from).collect()
 }
 
 /// Words that the rules would take too far.

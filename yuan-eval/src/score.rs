@@ -268,7 +268,7 @@ fn group_scores(benchmark: Benchmark, found: &[SetScore], resampled: &[Vec<f64>]
         let place = |set: &&str| {
             found.iter().position(|score| score.set == **set && score.metric == metric)
         };
-        let Some(places) = sets.iter().map(|set| place(&set)).collect::<Option<Vec<_>>>() else {
+        let Some(places) = sets.iter().map(place).collect::<Option<Vec<_>>>() else {
             continue;
         };
         let mean = |of: &dyn Fn(usize) -> f64| {

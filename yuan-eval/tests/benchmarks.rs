@@ -607,7 +607,7 @@ fn items_are_told_apart_and_files_are_read_to_their_end() {
     lines(data.path(), "a", &[line("F1", &[1.0, 1.0])]);
     lines(data.path(), "b", &[line("F1", &[1.0, 1.0]), line("other", &[1.0, 1.0])]);
     for files in [[&a, &b], [&b, &a]] {
-        let error = Comparison::of(files.map(|file| file.as_path())).unwrap_err().to_string();
+        let error = Comparison::of(files.map(std::path::PathBuf::as_path)).unwrap_err().to_string();
         assert!(error.contains("a has no other of s, and "), "{error}");
     }
     lines(data.path(), "b", &[line("F1", &[1.0, 1.0, 1.0])]);

@@ -39,12 +39,12 @@ impl Judge for ExactSearch {
                 && answer.starts_with(|c: char| c.is_ascii_digit());
             let is_divided =
                 after.starts_with('/') && answer.ends_with(|c: char| c.is_ascii_digit());
-            !is_signed
-                && !is_divided
-                && !continues(before.chars().next_back())
-                && !continues(after.chars().next())
-                && !(is_cut && answer.ends_with(|c: char| c.is_ascii_digit()))
-                && !(is_rest && answer.starts_with(|c: char| c.is_ascii_digit()))
+            let is_number = is_signed
+                || is_divided
+                || (is_cut && answer.ends_with(|c: char| c.is_ascii_digit()))
+                || (is_rest && answer.starts_with(|c: char| c.is_ascii_digit()));
+            let is_word = continues(before.chars().next_back()) || continues(after.chars().next());
+            !(is_number || is_word)
         };
         let found = text.match_indices(answer).map(|(at, _)| at).filter(|&at| stands_alone(at));
         found.map(|at| at..at + answer.len()).collect()

@@ -43,9 +43,9 @@ pub struct Tokens {
 /// denominator.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct RapoLoss {
-    /// ε_low.
+    /// `ε_low`.
     pub clip_low: f64,
-    /// ε_high.
+    /// `ε_high`.
     pub clip_high: f64,
     /// Share of the tokens that count, those with the largest entropies: ρ. 1 counts all.
     pub share: f64,
@@ -67,7 +67,7 @@ pub struct PolicyLoss {
     pub loss: Tensor<1>,
     /// Share of the tokens whose ratio was clipped to their loss, `[1]`.
     pub clip_fraction: Tensor<1>,
-    /// Mean of log π_old − log π, `[1]`: an estimate of the divergence.
+    /// Mean of `log π_old − log π`, `[1]`: an estimate of the divergence.
     pub approx_kl: Tensor<1>,
 }
 
@@ -120,7 +120,7 @@ impl RapoLoss {
     }
 }
 
-/// A quantile that lies between two values where it falls between them, as NumPy's and PyTorch's.
+/// A quantile that lies between two values where it falls between them, as those of `NumPy` and `PyTorch`.
 fn quantile(mut values: Vec<f32>, share: f64) -> f32 {
     if values.is_empty() {
         return f32::INFINITY;

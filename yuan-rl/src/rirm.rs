@@ -19,9 +19,9 @@ pub enum FirstAnswer {
 /// Reflections that cost nothing, and from which on they cost all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bounds {
-    /// v_min: up to so many cost nothing.
+    /// `v_min`: up to so many cost nothing.
     pub min: u32,
-    /// v_max: beyond so many nothing more is lost.
+    /// `v_max`: beyond so many nothing more is lost.
     pub max: u32,
 }
 
@@ -98,7 +98,7 @@ impl ReflectionReward {
 /// | v reflections follow, right | 1 | 1 − share | 1 |
 /// | v reflections follow, wrong | 1 | −share (Ultra), −1 (Flash) | −1 |
 ///
-/// The share is `(v − v_min) / (v_max − v_min)`, 0 up to v_min and 1 beyond v_max. In the code, −1 is added
+/// The share is `(v − v_min) / (v_max − v_min)`, 0 up to `v_min` and 1 beyond `v_max`. In the code, −1 is added
 /// when format, language or repetition are penalised; see [`repetition_penalty`](crate::repetition_penalty).
 pub fn reflection_reward(
     first: FirstAnswer,

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::{
     Float, empty,
     matrix::Matrix,
-    numeric::{dot, exponentials, maximum, vectorised},
+    numeric::{dot, exponentials, maximum, to_scores},
 };
 
 /// Queries of a block: small enough to spare most of the future, large enough for fast products.
@@ -134,15 +134,7 @@ pub(super) fn backward(
                 d_scores.resize(p.len(), 0.0);
                 grad.times(value.rows(0..end).transposed(), d_scores);
                 for (d_p, p) in d_scores.chunks_mut(end).zip(p.chunks(end)) {
-                    let along = dot(d_p, p);
-                    vectorised(
-                        #[inline(always)]
-                        || {
-                            d_p.iter_mut()
-                                .zip(p)
-                                .for_each(|(d_p, p)| *d_p = p * (*d_p - along) * scale)
-                        },
-                    );
+                    to_scores(d_p, p, scale);
                 }
                 let (p, d_scores) = (Matrix::dense(p, end), Matrix::dense(d_scores, end));
                 p.transposed().add_times(grad, &mut d_value[..end * d]);

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::{
     Float, empty,
     matrix::Matrix,
-    numeric::{dot, exponentials, maximum, vectorised},
+    numeric::{exponentials, maximum, to_scores},
 };
 
 /// Queries of a block.
@@ -120,11 +120,7 @@ fn head_gradients([query, key, value]: [Matrix; 3], grad: Matrix) -> [Vec<f32>; 
         d_scores.resize(p.len(), 0.0);
         grad.times(value.transposed(), &mut d_scores);
         for (d_p, p) in d_scores.chunks_mut(seq).zip(p.chunks(seq)) {
-            let along = dot(d_p, p);
-            vectorised(
-                #[inline(always)]
-                || d_p.iter_mut().zip(p).for_each(|(d_p, p)| *d_p = p * (*d_p - along) * scale),
-            );
+            to_scores(d_p, p, scale);
         }
         let (p, d_scores) = (Matrix::dense(&p, seq), Matrix::dense(&d_scores, seq));
         p.transposed().add_times(grad, &mut d_value);

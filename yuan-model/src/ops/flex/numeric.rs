@@ -49,6 +49,19 @@ pub(super) fn exponentials(row: &mut [f32], max: f32, scale: f32) -> f32 {
     )
 }
 
+/// Makes the gradient of a row's scores of that of its probabilities `p`: `scale · p ⊙ (d − Σ d ⊙ p)`.
+pub(super) fn to_scores(d: &mut [f32], p: &[f32], scale: f32) {
+    vectorised(
+        #[inline(always)]
+        || {
+            let along = dot_of(d, p);
+            for (d, p) in d.iter_mut().zip(p) {
+                *d = p * (*d - along) * scale;
+            }
+        },
+    );
+}
+
 pub(super) fn maximum(row: &[f32]) -> f32 {
     vectorised(
         #[inline(always)]

@@ -188,7 +188,6 @@ impl Documents {
     }
 
     /// Split, tokens of the text and images of a document; none if it is longer than a row.
-    #[expect(clippy::type_complexity, reason = "three things that are used once")]
     fn document(
         &mut self,
         sample: Sample,
