@@ -115,16 +115,15 @@ fn worst(scored: &Scored) -> String {
     if scored.worst.is_empty() {
         return String::new();
     }
-    let rows = scored.worst.iter().map(|item| {
-        vec![
-            item.id.clone(),
-            format!("{:.1}", item.value),
-            item.asked.clone(),
-            item.answered.clone(),
-            item.right.clone(),
-        ]
-    });
-    let rows: Vec<Vec<String>> = rows.collect();
-    let head = ["item", "score", "asked, the end", "answered", "right"];
-    format!("<h2>The answers that score lowest</h2>\n{}", table(&head, &rows))
+    let mut text = "<h2>The answers that score lowest</h2>\n".to_owned();
+    for item in &scored.worst {
+        let paragraph = |what: &str, said: &str| {
+            format!("<p><span class=\"dim\">{what}</span> {}</p>\n", escape(said))
+        };
+        text += &format!("<h3>{}: {:.1}</h3>\n", escape(&item.id), item.value);
+        text += &paragraph("asked, the end:", &item.asked);
+        text += &paragraph("answered:", &item.answered);
+        text += &paragraph("right:", &item.right);
+    }
+    text
 }
