@@ -38,6 +38,7 @@ pub use yuan_model as model;
 pub use yuan_model::{NoDevice, device};
 #[cfg(feature = "report")]
 pub use yuan_report as report;
+pub use yuan_rl as rl;
 pub use yuan_train as train;
 
 /// What a program that trains, plans and prunes imports.
