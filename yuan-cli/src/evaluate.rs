@@ -13,7 +13,7 @@ use burn::tensor::FloatDType;
 use clap::Args;
 use serde_json::json;
 use yuan::{
-    eval::{Answers, Benchmark, Comparison, EvalError, OutsideScores, Profile, Scored, published},
+    eval::{Answers, Benchmark, Comparison, OutsideScores, Profile, Published, Scored},
     files::{Checksum, Summing, write_whole},
     model::storage::parse_float_dtype,
     report::evaluation_page,
@@ -199,7 +199,7 @@ fn begin(
 /// What is asked, in a number: answers to other questions are not answers to these.
 fn digest(benchmark: Benchmark, data: &Path, options: &Options) -> anyhow::Result<Checksum> {
     let mut all = Summing::new(std::io::sink());
-    benchmark.for_each(data, options.profile, |item| {
+    benchmark.for_each(data, options.profile, None, |item| {
         let asked = format!("{}\n{}\n{:?}\n", item.id, item.prompt, item.images);
         all.write_all(asked.as_bytes()).expect("nothing is written");
         Ok(())
@@ -236,7 +236,7 @@ fn write_prompts(
     console: &Console,
 ) -> anyhow::Result<()> {
     let (mut text, mut count) = (String::new(), 0_u64);
-    for_each(benchmark, data, options, |item| {
+    benchmark.for_each(data, options.profile, options.limit, |item| {
         count += 1;
         text += &json!({"id": item.id, "prompt": item.prompt, "images": item.images}).to_string();
         text.push('\n');
@@ -251,24 +251,6 @@ fn write_prompts(
         _ => write_whole(file, text.as_bytes())?,
     }
     console.say(format_args!("{count} prompts are in {}", file.display()))
-}
-
-/// Shows the items that are taken.
-fn for_each(
-    benchmark: Benchmark,
-    data: &Path,
-    options: &Options,
-    mut show: impl FnMut(yuan::eval::Item) -> Result<(), EvalError>,
-) -> Result<(), EvalError> {
-    let mut taken = std::collections::HashMap::<String, u64>::new();
-    benchmark.for_each(data, options.profile, |item| {
-        let count = taken.entry(item.set.clone()).or_default();
-        *count += 1;
-        match options.limit.is_some_and(|limit| *count > limit) {
-            true => Ok(()),
-            false => show(item),
-        }
-    })
 }
 
 fn score(
@@ -312,14 +294,13 @@ fn refuse_other_scores(benchmark: &serde_json::Value, out: &Path) -> anyhow::Res
 }
 
 fn show(scored: &Scored, console: &Console) -> anyhow::Result<()> {
-    let numbers = published(scored.benchmark);
     console.say(format_args!(
         "{:<24} {:<12} {:>6}  {:<14} {:>9} {:>13} {:>7}",
         "set", "metric", "score", "95 %", "published", "answered", "words"
     ))?;
     for set in &scored.sets {
         let [low, high] = set.interval;
-        let beside = numbers.iter().find(|n| n.set == Some(&set.set) && n.metric == set.metric);
+        let beside = Published::find(scored.benchmark, Some(&set.set), &set.metric);
         console.say(format_args!(
             "{:<24} {:<12} {:>6.1}  {:<14} {:>9} {:>13} {:>7.1}",
             set.set,
@@ -331,7 +312,7 @@ fn show(scored: &Scored, console: &Console) -> anyhow::Result<()> {
             set.words
         ))?;
     }
-    let mean = numbers.iter().find(|number| number.set.is_none() && number.metric == "mean");
+    let mean = Published::find(scored.benchmark, None, "mean");
     if let (Some(average), Some(mean)) = (scored.average, mean) {
         let [low, high] = average.interval;
         console.say(format_args!(

@@ -1,6 +1,6 @@
 //! The benchmarks, and whose way of asking and scoring is meant.
 
-use std::{fmt, path::Path, str::FromStr};
+use std::{collections::HashMap, fmt, path::Path, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
@@ -60,7 +60,8 @@ impl Benchmark {
         }
     }
 
-    /// Shows every item of the files in a directory, in their order.
+    /// Shows every item of the files in a directory, in their order; with a limit, only so many of
+    /// each set, its first ones.
     ///
     /// # Errors
     ///
@@ -69,8 +70,16 @@ impl Benchmark {
         self,
         data: &Path,
         profile: Profile,
+        limit: Option<u64>,
         mut show: impl FnMut(Item) -> Result<(), EvalError>,
     ) -> Result<(), EvalError> {
+        let mut taken = HashMap::<String, u64>::new();
+        let mut show = |item: Item| {
+            let Some(limit) = limit else { return show(item) };
+            let count = taken.entry(item.set.clone()).or_default();
+            *count += 1;
+            if *count > limit { Ok(()) } else { show(item) }
+        };
         match self {
             Self::ChatRag => chatrag::for_each(data, profile, &mut show),
             Self::SummEval => summeval::for_each(data, &mut show),

@@ -5,7 +5,12 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::{EvalError, Gold, Item, Message, Profile, convfinqa::Calculation, gold::REFUSAL, read};
+use crate::{
+    EvalError, Gold, Item, Message, Profile,
+    convfinqa::Calculation,
+    gold::REFUSAL,
+    read::{self, text_of},
+};
 
 /// Sets and their files.
 pub(crate) const SETS: [(&str, &str); 12] = [
@@ -51,32 +56,12 @@ pub(crate) fn for_each(
     profile: Profile,
     show: &mut dyn FnMut(Item) -> Result<(), EvalError>,
 ) -> Result<(), EvalError> {
-    let mut any = false;
-    for (set, file) in SETS {
-        let path = data.join(file);
-        if !path.is_file() {
-            continue;
-        }
-        any = true;
-        let mut number = 0;
-        read::for_each_value(&path, |record: Record| {
-            let id = format!("{set}:{number}");
-            let named =
-                |reason: &str| EvalError::format(&path, format!("record {number}: {reason}"));
-            let prompt = prompt(set, &record, profile).map_err(named)?;
-            let gold = gold(set, &record, profile).map_err(named)?;
-            number += 1;
-            show(Item { id, set: set.into(), prompt, images: Vec::new(), gold })
-        })?;
-    }
-    match any {
-        true => Ok(()),
-        false => Err(EvalError::NoData {
-            path: data.to_path_buf(),
-            benchmark: "ChatRAG",
-            expected: SETS.map(|(_, file)| file).join(", "),
-        }),
-    }
+    let files = SETS.map(|(set, file)| (set, file.to_owned()));
+    read::for_each_item("ChatRAG", data, &files, show, |at, record: Record| {
+        let (set, _) = SETS[at];
+        let prompt = prompt(set, &record, profile)?;
+        Ok((prompt, Vec::new(), gold(set, &record, profile)?))
+    })
 }
 
 /// Where the instruction of a set stands.
@@ -178,8 +163,4 @@ fn gold(set: &str, record: &Record, profile: Profile) -> Result<Gold, &'static s
     }
     let knows_refusals = has_rules && (set == "quac" || set.starts_with("doqa"));
     Ok(Gold::Words { references, knows_refusals })
-}
-
-fn text_of(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }

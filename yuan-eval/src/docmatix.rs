@@ -22,20 +22,9 @@ pub(crate) fn for_each(
     data: &Path,
     show: &mut dyn FnMut(Item) -> Result<(), EvalError>,
 ) -> Result<(), EvalError> {
-    let path = data.join(FILE);
-    if !path.is_file() {
-        return Err(EvalError::NoData {
-            path: data.to_path_buf(),
-            benchmark: "Docmatix",
-            expected: FILE.into(),
-        });
-    }
-    let mut number = 0;
-    read::for_each_value(&path, |record: Record| {
-        let id = format!("docmatix:{number}");
-        number += 1;
+    let files = [("docmatix", FILE.to_owned())];
+    read::for_each_item("Docmatix", data, &files, show, |_, record: Record| {
         let images = record.imagepath.iter().map(|image| data.join(image)).collect();
-        let gold = Gold::Sentence(record.answer);
-        show(Item { id, set: "docmatix".into(), prompt: record.question, images, gold })
+        Ok((record.question, images, Gold::Sentence(record.answer)))
     })
 }

@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use crate::{
     EvalError, Gold, Item,
-    read::{for_each_value, present},
+    read::{for_each_value, present, text_of},
     relaxed::{Value, last_with, objects},
 };
 
@@ -120,10 +120,6 @@ fn gold(
         set if TEXTS.contains(&set) => Gold::Text(record.output.clone()),
         _ => return Ok(None),
     }))
-}
-
-fn text_of(value: &serde_json::Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
 fn size_of(answers: &[serde_json::Value]) -> Result<Structure, String> {

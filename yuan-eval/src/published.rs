@@ -24,6 +24,13 @@ const fn of(
     Published { set, metric, ultra, best_other }
 }
 
+impl Published {
+    /// What was published of a set by a metric; of the mean of all, if no set is named.
+    pub fn find(benchmark: Benchmark, set: Option<&str>, metric: &str) -> Option<&'static Self> {
+        published(benchmark).iter().find(|number| number.set == set && number.metric == metric)
+    }
+}
+
 const CHATRAG: [Published; 11] = [
     of(None, "mean", 68.2, (53.6, "Kimi K2.5")),
     of(Some("doc2dial"), "F1", 55.8, (35.3, "Claude Opus 4.6")),

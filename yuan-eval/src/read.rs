@@ -12,9 +12,10 @@ use serde::{
     Deserializer as _,
     de::{DeserializeOwned, SeqAccess, Visitor},
 };
+use serde_json::Value;
 use yuan_files::FileError;
 
-use crate::EvalError;
+use crate::{EvalError, Gold, Item};
 
 /// Those of some files that a directory has.
 pub(crate) fn present(directory: &Path, names: &[&str]) -> Vec<PathBuf> {
@@ -28,6 +29,46 @@ pub(crate) fn open(path: &Path) -> Result<BufReader<File>, EvalError> {
         return Err(EvalError::format(path, "it is no file"));
     }
     Ok(BufReader::with_capacity(1 << 20, File::open(path).map_err(failed())?))
+}
+
+/// What a record makes of an item: the prompt, the images and what is right.
+pub(crate) type Made = (String, Vec<PathBuf>, Gold);
+
+/// Shows the items of those files of a benchmark that are there. `files` are the sets and the names of
+/// their files; `make` is given a set's place among them and a record.
+pub(crate) fn for_each_item<T: DeserializeOwned>(
+    benchmark: &'static str,
+    data: &Path,
+    files: &[(&str, String)],
+    show: &mut dyn FnMut(Item) -> Result<(), EvalError>,
+    mut make: impl FnMut(usize, T) -> Result<Made, String>,
+) -> Result<(), EvalError> {
+    let mut any = false;
+    for (at, (set, file)) in files.iter().enumerate() {
+        let path = data.join(file);
+        if !path.is_file() {
+            continue;
+        }
+        any = true;
+        let mut number = 0;
+        for_each_value(&path, |record| {
+            let (prompt, images, gold) = make(at, record)
+                .map_err(|reason| EvalError::format(&path, format!("record {number}: {reason}")))?;
+            let id = format!("{set}:{number}");
+            number += 1;
+            show(Item { id, set: (*set).into(), prompt, images, gold })
+        })?;
+    }
+    if any {
+        return Ok(());
+    }
+    let names: Vec<_> = files.iter().map(|(_, file)| file.as_str()).collect();
+    Err(EvalError::NoData { path: data.to_path_buf(), benchmark, expected: names.join(", ") })
+}
+
+/// A text as it is; any other value as JSON writes it.
+pub(crate) fn text_of(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
 /// Shows every record of a file.

@@ -131,14 +131,11 @@ impl Scored {
         let mut worst: Vec<Worst> = Vec::new();
         let mut ids = HashSet::new();
         let mut with_outside = 0;
-        benchmark.for_each(data, profile, |item| {
+        benchmark.for_each(data, profile, limit, |item| {
             let sums = sets.entry(item.set.clone()).or_insert_with(|| {
                 order.push(item.set.clone());
                 Sums::default()
             });
-            if limit.is_some_and(|limit| sums.items >= limit) {
-                return Ok(());
-            }
             if !ids.insert(item.id.clone()) {
                 return Err(EvalError::Incomparable(format!("two items have the id {}", item.id)));
             }

@@ -26,36 +26,17 @@ pub(crate) fn for_each(
     data: &Path,
     show: &mut dyn FnMut(Item) -> Result<(), EvalError>,
 ) -> Result<(), EvalError> {
-    let mut any = false;
-    for (set, source, summary) in SETS {
-        let path = data.join(format!("{set}.jsonl"));
-        if !path.is_file() {
-            continue;
-        }
-        any = true;
-        let mut number = 0;
-        read::for_each_value(&path, |record: Map<String, Value>| {
-            let field = |name: &str| {
-                let text = record.get(name).and_then(Value::as_str);
-                let missing = || format!("record {number}: it has no text `{name}`");
-                text.map(str::to_owned).ok_or_else(|| EvalError::format(&path, missing()))
-            };
-            let prompt = match field("generate_prompt") {
-                Ok(prompt) => prompt,
-                Err(_) => format!("{INSTRUCTION}\n\nPassage:\n\"{}\".", field(source)?),
-            };
-            let gold = Gold::Summary(field(summary)?);
-            let id = format!("{set}:{number}");
-            number += 1;
-            show(Item { id, set: set.into(), prompt, images: Vec::new(), gold })
-        })?;
-    }
-    match any {
-        true => Ok(()),
-        false => Err(EvalError::NoData {
-            path: data.to_path_buf(),
-            benchmark: "SummEval",
-            expected: SETS.map(|(set, ..)| format!("{set}.jsonl")).join(", "),
-        }),
-    }
+    let files = SETS.map(|(set, ..)| (set, format!("{set}.jsonl")));
+    read::for_each_item("SummEval", data, &files, show, |at, record: Map<String, Value>| {
+        let (_, source, summary) = SETS[at];
+        let field = |name: &str| {
+            let text = record.get(name).and_then(Value::as_str);
+            text.map(str::to_owned).ok_or_else(|| format!("it has no text `{name}`"))
+        };
+        let prompt = match field("generate_prompt") {
+            Ok(prompt) => prompt,
+            Err(_) => format!("{INSTRUCTION}\n\nPassage:\n\"{}\".", field(source)?),
+        };
+        Ok((prompt, Vec::new(), Gold::Summary(field(summary)?)))
+    })
 }

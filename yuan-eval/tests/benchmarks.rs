@@ -26,7 +26,7 @@ fn items(benchmark: Benchmark, data: &Path, profile: Profile) -> Vec<Item> {
         items.push(item);
         Ok(())
     };
-    benchmark.for_each(data, profile, keep).unwrap();
+    benchmark.for_each(data, profile, None, keep).unwrap();
     items
 }
 
@@ -430,7 +430,7 @@ fn answers_are_kept_whatever_happens_and_what_is_none_is_counted() {
 fn data_that_are_none_are_a_sentence() {
     let data = tempdir().unwrap();
     let error = |benchmark: Benchmark| {
-        benchmark.for_each(data.path(), Profile::Authors, |_| Ok(())).unwrap_err().to_string()
+        benchmark.for_each(data.path(), Profile::Authors, None, |_| Ok(())).unwrap_err().to_string()
     };
     for benchmark in Benchmark::ALL {
         let error = error(benchmark);

@@ -1,14 +1,14 @@
 //! The page of an evaluation.
 
-use yuan_eval::{Average, Scored, SetScore, published};
+use yuan_eval::{Average, Published, Scored, SetScore, published};
 
-use crate::html::escape;
+use crate::html::{document, escape, table_of};
 
 /// What answers to a benchmark scored, as one HTML page that needs nothing else: every set with its
 /// interval beside the published numbers, and the answers that score lowest.
 pub fn evaluation_page(scored: &Scored) -> String {
     let title = format!("{} by the {} rules", scored.benchmark, rules(scored));
-    let mut body = format!("<h1>{}</h1>\n<p>{}</p>\n", escape(&title), escape(&summary(scored)));
+    let mut body = format!("<p>{}</p>\n", escape(&summary(scored)));
     body += &sets(scored);
     if !scored.missing.is_empty() {
         let missing = escape(&scored.missing.join(", "));
@@ -18,13 +18,7 @@ pub fn evaluation_page(scored: &Scored) -> String {
              replacement. Published numbers are those of Yuan3.0 Ultra (arXiv 2601.14327) and of the best \
              other model in its table; the rules by which they were made are not fully known.</p>\n";
     body += &worst(scored);
-    let style = include_str!("html.css");
-    format!(
-        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <title>{}</title>\n<style>\n{style}</style>\n</head>\n<body>\n{body}</body>\n</html>\n",
-        escape(&title)
-    )
+    document(&title, &body)
 }
 
 fn rules(scored: &Scored) -> &'static str {
@@ -54,22 +48,14 @@ fn summary(scored: &Scored) -> String {
 }
 
 fn table(head: &[&str], rows: &[Vec<String>]) -> String {
-    let row = |tag: &str, cells: &mut dyn Iterator<Item = String>| {
-        let cells: String = cells.map(|cell| format!("<{tag}>{cell}</{tag}>")).collect();
-        format!("<tr>{cells}</tr>")
-    };
-    let head = row("th", &mut head.iter().map(|cell| escape(cell)));
-    let rows: String =
-        rows.iter().map(|cells| row("td", &mut cells.iter().map(|c| escape(c)))).collect();
-    format!(
-        "<div class=\"table\"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>\n"
-    )
+    let head: Vec<String> = head.iter().map(|cell| escape(cell)).collect();
+    let escaped = |row: &Vec<String>| row.iter().map(|cell| escape(cell)).collect();
+    table_of(&head, &rows.iter().map(escaped).collect::<Vec<_>>()) + "\n"
 }
 
 fn sets(scored: &Scored) -> String {
-    let numbers = published(scored.benchmark);
     let beside = |set: Option<&str>, metric: &str| {
-        let found = numbers.iter().find(|n| n.set == set && n.metric == metric);
+        let found = Published::find(scored.benchmark, set, metric);
         found.map_or_else(
             || [String::new(), String::new()],
             |n| [format!("{:.1}", n.ultra), format!("{:.1} {}", n.best_other.0, n.best_other.1)],
@@ -91,7 +77,7 @@ fn sets(scored: &Scored) -> String {
             format!("{words:.1}"),
         ]);
     }
-    for number in numbers.iter().filter(|number| number.set.is_none()) {
+    for number in published(scored.benchmark).iter().filter(|number| number.set.is_none()) {
         let own = scored.average.filter(|_| number.metric == "mean");
         let [ultra, other] = beside(None, number.metric);
         let interval = own.map(|own| format!("{:.1} to {:.1}", own.interval[0], own.interval[1]));

@@ -40,14 +40,29 @@ pub fn html_report(
             page.paragraph(&format!("The answers cannot be shown: {reason}."));
         }
     }
-    let title = escape(name);
-    let (style, body) = (include_str!("html.css"), page.html);
-    Ok(format!(
+    Ok(document(name, &page.html))
+}
+
+/// A whole page with a title above its body, which is HTML.
+pub(crate) fn document(title: &str, body: &str) -> String {
+    let (title, style) = (escape(title), include_str!("html.css"));
+    format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <title>{title}</title>\n<style>\n{style}</style>\n</head>\n<body>\n\
          <h1>{title}</h1>\n{body}</body>\n</html>\n"
-    ))
+    )
+}
+
+/// A table whose cells are HTML.
+pub(crate) fn table_of(head: &[String], rows: &[Vec<String>]) -> String {
+    let cells = |tag: &str, cells: &[String]| -> String {
+        let cells: String = cells.iter().map(|cell| format!("<{tag}>{cell}</{tag}>")).collect();
+        format!("<tr>{cells}</tr>")
+    };
+    let body: String = rows.iter().map(|row| cells("td", row)).collect();
+    let head = cells("th", head);
+    format!("<div class=\"table\"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>")
 }
 
 struct Page<'a> {
@@ -150,15 +165,7 @@ impl Page<'_> {
     }
 
     fn table(&mut self, head: &[String], rows: &[Vec<String>]) {
-        let cells = |tag: &str, cells: &[String]| -> String {
-            let cells: String = cells.iter().map(|cell| format!("<{tag}>{cell}</{tag}>")).collect();
-            format!("<tr>{cells}</tr>")
-        };
-        let body: String = rows.iter().map(|row| cells("td", row)).collect();
-        let head = cells("th", head);
-        self.push(&format!(
-            "<div class=\"table\"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>"
-        ));
+        self.push(&table_of(head, rows));
     }
 
     fn derived(value: f64, how: &str, show: Show) -> String {

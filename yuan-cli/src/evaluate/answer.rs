@@ -15,7 +15,7 @@ use yuan::{
     train::ModelDirectory,
 };
 
-use super::{Options, for_each};
+use super::Options;
 use crate::console::{Console, WrongOption};
 
 /// Has a model answer all items that have no answer yet, those of like length together.
@@ -43,7 +43,7 @@ pub fn ask(
     };
     let mut writer = AnswerWriter::open(file)?;
     let mut items: Vec<Item> = Vec::new();
-    for_each(benchmark, data, options, |item| {
+    benchmark.for_each(data, options.profile, options.limit, |item| {
         if !writer.has(&item.id) {
             items.push(item);
         }
