@@ -109,7 +109,7 @@ pub fn run(options: Options, console: &Console, given: pretrain::Given) -> anyho
             .wrong_option();
         }
         let pages = PageFiles::new(files, validation);
-        let before = model.config().images.as_ref().and_then(|images| images.positions);
+        let before = model.config().image_positions();
         let positions = image_positions.or(before).unwrap_or(pages.positions);
         let data = PageFiles { positions, ..pages }.into();
         let tuning = pretrain::Tuning { model, data, template: None, isolate };

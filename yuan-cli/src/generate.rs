@@ -21,7 +21,10 @@ use yuan::{
     train::ModelDirectory,
 };
 
-use crate::console::{Console, WrongOption};
+use crate::{
+    console::{Console, WrongOption},
+    images::Images,
+};
 
 /// Options of `yuan generate`.
 #[derive(Args)]
@@ -97,7 +100,7 @@ pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
         true => Vec::new(),
         false => tokenizer.stop_tokens(directory.config()),
     };
-    let trained = directory.config().images.as_ref().and_then(|images| images.positions);
+    let trained = directory.config().image_positions();
     let generation = GenerationOptions {
         max_new_tokens: options.max_new_tokens,
         sampling,
@@ -108,7 +111,7 @@ pub fn run(options: &Options, console: &Console) -> anyhow::Result<()> {
     };
     let mut pace = Pace { started: Instant::now(), first: None, tokens: 0 };
     // The images are looked at once, whatever is asked about them.
-    let seen = images.map(|images| model.see(&images.tiles)).transpose()?;
+    let seen = images.map(|(_, images)| model.see(&images.tiles)).transpose()?;
     let with_images = |tokens| match &seen {
         Some(rows) => Prompt::with_images(tokens, rows.clone()),
         None => Prompt::from(tokens),
@@ -184,19 +187,12 @@ fn stream_one(
     Ok(generated)
 }
 
-/// The images that the texts are about.
-struct Images {
-    layout: ImageLayout,
-    tiles: Vec<Picture>,
-    /// Rows that each image becomes.
-    rows: Vec<usize>,
-}
-
+/// The images that the texts are about, and how they stand in a text.
 fn images(
     options: &Options,
     directory: &ModelDirectory,
     tokenizer: &Tokenizer,
-) -> anyhow::Result<Option<Images>> {
+) -> anyhow::Result<Option<(ImageLayout, Images)>> {
     if options.images.is_empty() {
         return Ok(None);
     }
@@ -208,14 +204,8 @@ fn images(
             anyhow!("`{name}` is an image, not a question: write --image before every one");
         return Err(reason).wrong_option();
     }
-    let (mut tiles, mut sizes) = (Vec::new(), Vec::new());
-    for path in &options.images {
-        let picture = Picture::open(path)?;
-        sizes.push([picture.width(), picture.height()]);
-        tiles.extend(layout.tiles(&picture, options.images.len()));
-    }
-    let rows = layout.rows_of(&sizes);
-    Ok(Some(Images { layout, tiles, rows }))
+    let images = Images::open(&options.images, &layout)?;
+    Ok(Some((layout, images)))
 }
 
 fn is_image_file(text: &str) -> bool {
@@ -271,7 +261,7 @@ fn encode(
     options: &Options,
     tokenizer: &Tokenizer,
     text: &str,
-    images: Option<&Images>,
+    images: Option<&(ImageLayout, Images)>,
 ) -> anyhow::Result<Vec<u32>> {
     if text.is_empty() {
         bail!("there is no prompt: give one as an argument or on standard input");
@@ -285,16 +275,16 @@ fn encode(
             tokenizer.encode_chat(&messages)?
         }
         // As the rows of its training had it.
-        Some(images) if !options.chat => {
+        Some((layout, images)) if !options.chat => {
             let tokens = tokenizer.encode_plain(text)?;
-            if tokens.iter().all(|&token| images.layout.is_marker(token)) {
+            if tokens.iter().all(|&token| layout.is_marker(token)) {
                 bail!(
                     "`{text}` holds nothing but tokens that mark images and texts: ask a question"
                 );
             }
-            images.layout.question(&images.rows, &tokens)
+            layout.question(&images.rows, &tokens)
         }
-        Some(Images { layout, rows, .. }) => {
+        Some((layout, Images { rows, .. })) => {
             messages.push(Message::new("user", text).with_images(rows.len()));
             tokenizer.encode_chat_with_images(&messages, layout, rows)?
         }

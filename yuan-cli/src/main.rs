@@ -13,6 +13,7 @@ mod efficiency;
 mod evaluate;
 mod finetune;
 mod generate;
+mod images;
 mod inspect;
 mod limits;
 mod merge;

@@ -2,7 +2,10 @@
 //!
 //! The names of Hugging Face's `config.json` live in [`hf`](crate::hf); this is the validated form.
 
-use crate::{ConfigError, vision::ImageConfig};
+use crate::{
+    ConfigError,
+    vision::{ImageConfig, ImagePositions},
+};
 
 mod presets;
 
@@ -124,6 +127,11 @@ impl YuanConfig {
     /// Layers, L.
     pub fn num_layers(&self) -> usize {
         self.experts_per_layer.len()
+    }
+
+    /// The rule of positions of images that the model was trained with; none if it saw no image.
+    pub fn image_positions(&self) -> Option<ImagePositions> {
+        self.images.as_ref().and_then(|images| images.positions)
     }
 
     /// Width of one attention head, d = P / n.

@@ -147,7 +147,7 @@ impl Run {
                     true => weights.with_isolated_documents(),
                     false => weights,
                 };
-                let rule = model.images.as_ref().and_then(|images| images.positions);
+                let rule = model.image_positions();
                 let weights = match rule {
                     Some(rule) => weights.with_image_positions(rule),
                     None => weights,

@@ -10,13 +10,16 @@ use yuan::{
         GenerationOptions, YuanModel,
         generate::{FinishReason, Prompt, Sampling},
         text::{Message, Tokenizer},
-        vision::{ImageLayout, Picture},
+        vision::ImageLayout,
     },
     train::ModelDirectory,
 };
 
 use super::Options;
-use crate::console::{Console, WrongOption};
+use crate::{
+    console::{Console, WrongOption},
+    images::Images,
+};
 
 /// Has a model answer all items that have no answer yet, those of like length together.
 pub fn ask(
@@ -57,7 +60,7 @@ pub fn ask(
         sampling,
         stop_tokens: tokenizer.stop_tokens(config),
         seed: options.seed,
-        image_positions: config.images.as_ref().and_then(|i| i.positions).unwrap_or_default(),
+        image_positions: config.image_positions().unwrap_or_default(),
     };
     let bar = bar(items.len(), console);
     let (started, mut tokens) = (Instant::now(), 0);
@@ -135,16 +138,10 @@ impl Asking<'_> {
             Some(Err(error)) => anyhow::bail!("{error:#}"),
             None => anyhow::bail!("the model sees no images, and {} is about one", item.id),
         };
-        let (mut tiles, mut sizes) = (Vec::new(), Vec::new());
-        for path in &item.images {
-            let picture = match Picture::open(path) {
-                Ok(picture) => picture,
-                Err(error) => return Ok(Err(format!("{}: {error}", item.id))),
-            };
-            sizes.push([picture.width(), picture.height()]);
-            tiles.extend(layout.tiles(&picture, item.images.len()));
-        }
-        let rows = layout.rows_of(&sizes);
+        let Images { tiles, rows } = match Images::open(&item.images, layout) {
+            Ok(images) => images,
+            Err(error) => return Ok(Err(format!("{}: {error}", item.id))),
+        };
         let tokens = match is_chat {
             true => {
                 let message = message.with_images(rows.len());
