@@ -14,6 +14,7 @@ use yuan_files::{Checksum, FileError};
 #[serde(transparent)]
 pub struct WrittenFiles(BTreeMap<String, Checksum>);
 
+#[cfg(any(feature = "chat", feature = "images"))]
 impl WrittenFiles {
     pub(crate) fn add(&mut self, name: &str, checksum: Checksum) {
         self.0.insert(name.to_owned(), checksum);
@@ -29,7 +30,9 @@ impl WrittenFiles {
     pub(crate) fn of(&self, name: &str) -> Checksum {
         self.0[name]
     }
+}
 
+impl WrittenFiles {
     /// Whether there are none, as in runs of text, whose data sets know their files themselves.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
