@@ -16,7 +16,9 @@ use yuan::{
         text::Tokenizer,
     },
     report::Report,
-    train::{Checkpoint, Event, MetricsFile, StepMetrics, TrainConfig, check_settings},
+    train::{
+        Checkpoint, Event, MetricsFile, RolloutMetrics, StepMetrics, TrainConfig, check_settings,
+    },
 };
 
 /// Does something within so many bytes of memory.
@@ -129,6 +131,7 @@ fn example_history() -> Vec<u8> {
         seconds: 0.2,
         max_over_mean: vec![1.5, 2.0],
         device_max_over_mean: Vec::new(),
+        measures: std::iter::once(("entropy".to_owned(), 0.5)).collect(),
         loads: Vec::new(),
         image_loads: Vec::new(),
     };
@@ -137,6 +140,20 @@ fn example_history() -> Vec<u8> {
     let events = [
         Event::Start { step: 0, steps: 4, parameters: 1000, experts_per_layer: vec![4, 4] },
         Event::Step(metrics(1)),
+        Event::Rollout(RolloutMetrics {
+            step: 1,
+            held_out: true,
+            prompts: 2,
+            answers: 4,
+            learnt: 1,
+            right: 0.25,
+            reward: -0.5,
+            parts: std::iter::once(("accuracy".to_owned(), -0.5)).collect(),
+            tokens: 3.5,
+            cut_off: 0.0,
+            seconds: 0.1,
+            layers: loads.clone(),
+        }),
         Event::Load { step: 1, window_steps: 1, layers: loads, statistics, stability: None },
         Event::Phase { step: 1, stable: true, layers: vec![true, true] },
         Event::Validation {

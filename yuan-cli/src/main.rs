@@ -25,6 +25,7 @@ mod prune;
 mod ranks;
 mod report;
 mod resume;
+mod rl;
 mod signals;
 mod text;
 mod weights;
@@ -55,6 +56,8 @@ enum Command {
     Prepare(prepare::Options),
     /// Tune a model on conversations, of which it learns the answers
     Finetune(Box<finetune::Options>),
+    /// Learn from rewards: the model answers prompts, and right and short answers become likelier
+    Rl(Box<rl::Options>),
     /// Show what LAEP would prune, from token loads alone
     Plan(plan::Options),
     /// Continue a text, or answer with --chat
@@ -106,6 +109,7 @@ fn main() -> ExitCode {
             };
             finetune::run(*options, &console, given)
         }
+        Command::Rl(options) => rl::run(&options, &console),
         Command::Plan(options) => plan::run(&options, &console),
         Command::Generate(options) => generate::run(&options, &console),
         Command::Evaluate(options) => evaluate::run(&options, &console),

@@ -11,7 +11,7 @@ use yuan::{
     },
     prelude::*,
     report::History,
-    toy,
+    rl, toy,
     train::{
         Checkpoint, Claim, Display, ModelDirectory, RunData, check_ranks, check_rows,
         check_settings,
@@ -30,7 +30,7 @@ use crate::{
 
 mod options;
 
-pub use options::Options;
+pub use options::{Devices, Options};
 
 /// What the user gave.
 pub struct Given {
@@ -57,25 +57,29 @@ pub fn run(
     given: Given,
     tuning: Option<Tuning>,
 ) -> anyhow::Result<()> {
-    ops::set_fast_paths(!options.portable);
-    let patience = Duration::from_secs(options.patience);
-    if let Some(meeting) = Meeting::of_environment(patience).wrong_option()? {
-        return run_on_rank(options, console, given, tuning, &meeting);
-    }
-    let grid = grid(options, options.device.len())?;
-    let run = match options.resume {
-        true => reopen(options, console, grid, &given.names)?,
-        false => create(options, console, grid, given.file, tuning)?,
-    };
-    finish(run, options, console)
+    train(&options.devices, console, |grid| match options.resume {
+        true => reopen(options, console, grid, &given.names),
+        false => create(options, console, grid, given.file, tuning),
+    })
 }
 
-/// So many ranks in rows, whose devices are there.
-fn grid(options: &Options, ranks: usize) -> anyhow::Result<Grid> {
-    for name in &options.device {
+/// Trains what `prepare` makes ready for some ranks, on one device, on several, or as one of the
+/// processes that a launcher started.
+pub fn train(
+    devices: &Devices,
+    console: &Console,
+    prepare: impl FnOnce(Grid) -> anyhow::Result<Run>,
+) -> anyhow::Result<()> {
+    ops::set_fast_paths(!devices.portable);
+    let patience = Duration::from_secs(devices.patience);
+    if let Some(meeting) = Meeting::of_environment(patience).wrong_option()? {
+        return run_on_rank(devices, console, prepare, &meeting);
+    }
+    for name in &devices.device {
         yuan::device(name).wrong_option()?;
     }
-    Grid::new(ranks, options.data_parallel).wrong_option()
+    let run = prepare(Grid::new(devices.device.len(), devices.data_parallel).wrong_option()?)?;
+    finish(run, devices, console)
 }
 
 /// How long a run may be prepared before its ranks meet.
@@ -83,24 +87,19 @@ const PREPARATION: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// One of several processes that a launcher started: the first one prepares the run and tells of it.
 fn run_on_rank(
-    options: &Options,
+    devices: &Devices,
     console: &Console,
-    given: Given,
-    tuning: Option<Tuning>,
+    prepare: impl FnOnce(Grid) -> anyhow::Result<Run>,
     meeting: &Meeting,
 ) -> anyhow::Result<()> {
     let mut run = None;
     // The others wait for the first rank to listen, however long it prepares.
     if meeting.rank == 0 {
-        let grid = Grid::new(meeting.size, options.data_parallel).wrong_option()?;
-        let prepared = match options.resume {
-            true => reopen(options, console, grid, &given.names)?,
-            false => create(options, console, grid, given.file, tuning)?,
-        };
-        run = Some(prepared.unlocked()?);
+        let grid = Grid::new(meeting.size, devices.data_parallel).wrong_option()?;
+        run = Some(prepare(grid)?.unlocked()?);
     }
     let meeting = &Meeting { start: PREPARATION, ..meeting.clone() };
-    let ranks = Ranks::new(connect(meeting)?, options.data_parallel).wrong_option()?;
+    let ranks = Ranks::new(connect(meeting)?, devices.data_parallel).wrong_option()?;
     let world = ranks.world().clone();
     let directory = run.as_ref().map(|run| run.directory().to_string_lossy().into_owned());
     let directory = world.broadcast(directory.unwrap_or_default().into_bytes())?;
@@ -115,7 +114,7 @@ fn run_on_rank(
     };
     let signals = signals.context("cannot listen to signals")?;
     if steps_taken(&run)? < run.config().steps {
-        let device = ranks::device_of(meeting, &options.device)?;
+        let device = ranks::device_of(meeting, &devices.device)?;
         ranks::train(&run, device, ranks, meeting.patience, console, &signals)?;
     }
     match (world.is_first(), signals.received()) {
@@ -128,7 +127,7 @@ fn run_on_rank(
 }
 
 /// Trains a run that is prepared, and tells what came of it.
-fn finish(run: Run, options: &Options, console: &Console) -> anyhow::Result<()> {
+fn finish(run: Run, devices: &Devices, console: &Console) -> anyhow::Result<()> {
     if steps_taken(&run)? >= run.config().steps {
         if let Some(checkpoint) = Checkpoint::latest(run.directory())? {
             // Nobody would look at it before it is needed.
@@ -142,10 +141,10 @@ fn finish(run: Run, options: &Options, console: &Console) -> anyhow::Result<()> 
         return close(&run, console, false);
     }
     let signals = Signals::listen().context("cannot listen to signals")?;
-    let run = match &options.device[..] {
+    let run = match &devices.device[..] {
         [_, _, ..] => {
             let run = run.unlocked()?;
-            let Options { device, data_parallel, patience, portable, .. } = options;
+            let Devices { device, data_parallel, patience, portable } = devices;
             ranks::start(
                 run.directory(),
                 device,
@@ -158,8 +157,12 @@ fn finish(run: Run, options: &Options, console: &Console) -> anyhow::Result<()> 
             run
         }
         _ => {
-            let device = yuan::device(&options.device[0]).wrong_option()?.autodiff();
-            let trainer = run.trainer(&device)?.with_callback(signals.clone())?;
+            let device = yuan::device(&devices.device[0]).wrong_option()?.autodiff();
+            let trainer = match run.data().learns_from_rewards() {
+                true => rl::trainer(&run, &device)?,
+                false => run.trainer(&device)?,
+            };
+            let trainer = trainer.with_callback(signals.clone())?;
             let mut trainer = match console.is_quiet() {
                 true => trainer,
                 false => trainer.with_callback(Display::new(console.steps_between_lines()))?,
@@ -173,7 +176,7 @@ fn finish(run: Run, options: &Options, console: &Console) -> anyhow::Result<()> 
         .filter(|_| steps_taken(&run).is_ok_and(|step| step < run.config().steps))
     {
         Some(signal) => interrupted(&run, console, signal),
-        None => close(&run, console, options.device.len() == 1),
+        None => close(&run, console, devices.device.len() == 1),
     }
 }
 
@@ -298,7 +301,11 @@ fn close(run: &Run, console: &Console, is_trained_here: bool) -> anyhow::Result<
     let report = Report::of(run.directory())?;
     report.save()?;
     console.say(format_args!("\n{}", report.table()))?;
-    if report.history().prunes().next().is_none() && report.history().lost_lines() == 0 {
+    let learns_from_rewards = run.data().learns_from_rewards();
+    if !learns_from_rewards
+        && report.history().prunes().next().is_none()
+        && report.history().lost_lines() == 0
+    {
         let why = match &run.config().laep.trigger {
             _ if report.history().undone().next().is_some() => "the guard undid the prune",
             Trigger::Never => "LAEP was off",

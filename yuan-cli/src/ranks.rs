@@ -23,6 +23,7 @@ use yuan::{
         ranks::{Meeting, RankError, Ranks, TOKEN, connect},
     },
     prelude::*,
+    rl,
     train::{Display, Watch},
 };
 
@@ -130,7 +131,10 @@ pub fn train(
     let watch = Watch { ranks: Some(ranks.world().clone()), patience: patience.saturating_mul(2) };
     let (run, signals) = (run.clone(), signals.clone());
     let trained = watch.supervise(move |pulse| {
-        let trainer = run.trainer_on_rank(&device, &ranks)?;
+        let trainer = match run.data().learns_from_rewards() {
+            true => rl::trainer_on_rank(&run, &device, &ranks)?,
+            false => run.trainer_on_rank(&device, &ranks)?,
+        };
         let trainer = trainer.with_callback(pulse)?.with_callback(signals)?;
         let mut trainer = match display {
             Some(display) => trainer.with_callback(display)?,

@@ -13,6 +13,8 @@ pub struct Cache {
     padding: Vec<usize>,
     /// Tokens of each sequence at position 0, but for the first one.
     standing: Vec<usize>,
+    /// Sequences of which nobody looks at what follows.
+    ended: Vec<bool>,
     length: usize,
     capacity: usize,
 }
@@ -45,9 +47,9 @@ impl Cache {
     ///
     /// `capacity` counts padding, prompt and all tokens to come; memory is taken as they come.
     pub fn new(num_layers: usize, padding: Vec<usize>, capacity: usize) -> Self {
-        let standing = vec![0; padding.len()];
+        let (standing, ended) = (vec![0; padding.len()], vec![false; padding.len()]);
         let layers = vec![LayerCache::default(); num_layers];
-        Self { layers, padding, standing, length: 0, capacity }
+        Self { layers, padding, standing, ended, length: 0, capacity }
     }
 
     /// The same with positions that begin to count later: the first `standing[i] + 1` tokens of
@@ -60,6 +62,48 @@ impl Cache {
     pub fn with_standing(self, standing: Vec<usize>) -> Self {
         assert_eq!(standing.len(), self.padding.len(), "a number for every sequence");
         Self { standing, ..self }
+    }
+
+    /// Only these sequences, in this order; one that is named more than once is there as often, and
+    /// each goes on by itself. So several continuations share the pass over what they begin with.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such sequence.
+    #[must_use]
+    pub fn select(self, sequences: &[usize]) -> Self {
+        fn chosen<T: Copy>(values: &[T], sequences: &[usize]) -> Vec<T> {
+            sequences.iter().map(|&sequence| values[sequence]).collect()
+        }
+        let rows = |device: &Device| {
+            let rows: Vec<i64> = sequences.iter().map(|&sequence| sequence as i64).collect();
+            Tensor::<1, Int>::from_data(TensorData::new(rows, [sequences.len()]), device)
+        };
+        let select = |layer: LayerCache| LayerCache {
+            keys_values: layer
+                .keys_values
+                .map(|pair| pair.map(|x| x.clone().select(0, rows(&x.device())))),
+            filter: layer.filter.map(|FilterCache { conv1, conv2 }| {
+                let rows = rows(&conv1.device());
+                FilterCache { conv1: conv1.select(0, rows.clone()), conv2: conv2.select(0, rows) }
+            }),
+        };
+        Self {
+            padding: chosen(&self.padding, sequences),
+            standing: chosen(&self.standing, sequences),
+            ended: chosen(&self.ended, sequences),
+            layers: self.layers.into_iter().map(select).collect(),
+            ..self
+        }
+    }
+
+    /// Says that nobody looks at what follows in a sequence: its tokens count as no load from now on.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such sequence.
+    pub fn end(&mut self, sequence: usize) {
+        self.ended[sequence] = true;
     }
 
     /// Tokens read so far, padding included.
@@ -105,8 +149,8 @@ impl Cache {
             "{tokens} tokens do not fit the {} left of the cache",
             self.room()
         );
-        let Self { layers, padding, standing, length, capacity } = self;
-        (layers, Span { start: *length, tokens, capacity: *capacity, padding, standing })
+        let Self { layers, padding, standing, ended, length, capacity } = self;
+        (layers, Span { start: *length, tokens, capacity: *capacity, padding, standing, ended })
     }
 
     pub(crate) fn advance(&mut self, tokens: usize) {
@@ -122,6 +166,7 @@ pub(crate) struct Span<'a> {
     capacity: usize,
     padding: &'a [usize],
     standing: &'a [usize],
+    ended: &'a [bool],
 }
 
 /// Tokens that there is room for at first; then the room doubles.
@@ -152,14 +197,16 @@ impl Span<'_> {
         Tensor::from_data(TensorData::new(positions, [rows.len(), self.tokens]), device)
     }
 
-    /// True where a new token is padding, `[batch, tokens]`; absent if none is.
+    /// True where a new token is padding or of a sequence that has ended, `[batch, tokens]`; absent if
+    /// none is.
     pub(crate) fn padding_mask(&self, device: &Device) -> Option<Tensor<2, Bool>> {
-        let is_padding = |&padding: &usize| {
-            (self.start..self.start + self.tokens).map(move |place| place < padding)
+        let is_padding = |(&padding, &ended): (&usize, &bool)| {
+            (self.start..self.start + self.tokens).map(move |place| ended || place < padding)
         };
-        let mask: Vec<bool> = self.padding.iter().flat_map(is_padding).collect();
+        let mask: Vec<bool> = self.padding.iter().zip(self.ended).flat_map(is_padding).collect();
+        let is_there = mask.contains(&true);
         let mask = || TensorData::new(mask, [self.padding.len(), self.tokens]);
-        self.has_padding().then(|| Tensor::from_data(mask(), device))
+        is_there.then(|| Tensor::from_data(mask(), device))
     }
 }
 

@@ -1,12 +1,14 @@
 //! Text out of the model: one pass over the prompts, then one token of every sequence at a time.
+//!
+//! [`YuanModel::generate`] continues every prompt once. [`YuanModel::rollout`] gives several answers to
+//! each, which share the pass over the prompt, and tells which experts were used.
 
 use std::ops::ControlFlow;
 
 use burn::{
     module::Module,
-    tensor::{Device, Int, Tensor, TensorData},
+    tensor::{Device, Int, Tensor, TensorData, Transaction},
 };
-use rand::{SeedableRng, rngs::StdRng};
 
 use crate::{
     Cache, ModelError, YuanModel,
@@ -16,10 +18,12 @@ use crate::{
 mod error;
 mod prompt;
 mod sampling;
+mod sequences;
 
 pub use error::GenerateError;
 pub use prompt::{ImageRows, Prompt};
 pub use sampling::Sampling;
+use sequences::Sequences;
 
 /// How sequences are continued.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,8 +34,8 @@ pub struct GenerationOptions {
     pub sampling: Sampling,
     /// Tokens that end a sequence; they are part of it.
     pub stop_tokens: Vec<u32>,
-    /// Decides the choices. Every sequence of a batch has a stream of its own, which neither the
-    /// others nor the batch's size influence.
+    /// Decides the choices. Every sequence of a batch has a stream of its own
+    /// ([`seed_of`](Self::seed_of)), which neither the others nor the batch's size influence.
     pub seed: u64,
     /// Where the images of a prompt stand.
     pub image_positions: ImagePositions,
@@ -47,6 +51,14 @@ impl Default for GenerationOptions {
             seed: 0,
             image_positions: ImagePositions::default(),
         }
+    }
+}
+
+impl GenerationOptions {
+    /// The seed with which a sequence of a batch is drawn alike when it is the only one.
+    pub fn seed_of(&self, sequence: usize) -> u64 {
+        // Neighbouring seeds and neighbouring sequences must not share a stream.
+        self.seed.wrapping_add((sequence as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 }
 
@@ -66,7 +78,7 @@ pub enum FinishReason {
     Stop,
     /// It grew by as many tokens as allowed.
     Length,
-    /// The callback ended the generation.
+    /// The callback ended the generation, or this sequence of it.
     Cancelled,
 }
 
@@ -77,6 +89,16 @@ pub struct Generation {
     pub tokens: Vec<u32>,
     /// Why it ended.
     pub finish: FinishReason,
+}
+
+/// Answers to some prompts, and what they cost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rollout {
+    /// The answers to the first prompt, then those to the second one, and so on.
+    pub answers: Vec<Generation>,
+    /// Per layer: tokens that each expert received. A prompt counts once, and what is computed after the
+    /// end of an answer does not. Over ranks, those of this one.
+    pub tokens_per_expert: Vec<Vec<u64>>,
 }
 
 impl YuanModel {
@@ -98,16 +120,72 @@ impl YuanModel {
         P: Clone + Into<Prompt>,
     {
         let prompts: Vec<Prompt> = prompts.iter().cloned().map(Into::into).collect();
+        let on_token = |new, _: &[u32]| match on_token(new) {
+            ControlFlow::Continue(()) => After::GoOn,
+            ControlFlow::Break(()) => After::EndAll,
+        };
+        Ok(self.grow(&prompts, 1, options, on_token)?.answers)
+    }
+
+    /// Several answers to each prompt: the prompt is read once, whatever their number. `on_token` hears
+    /// of every token as it comes, with all tokens of its answer, and may end that answer.
+    ///
+    /// Answer `a` to prompt `p` is sequence `p · answers + a`, and
+    /// [`seed_of`](GenerationOptions::seed_of) gives the seed with which it alone is drawn alike.
+    /// Over ranks that share experts, all call this together, each with prompts of its own.
+    ///
+    /// # Errors
+    ///
+    /// As [`generate`](Self::generate), and if a rank is gone.
+    ///
+    /// ```
+    /// use std::ops::ControlFlow;
+    /// use burn::tensor::Device;
+    /// use yuan_model::{GenerationOptions, YuanConfig, YuanModel, generate::Sampling};
+    ///
+    /// let model = YuanModel::new(&YuanConfig::tiny(96), &Device::flex())?;
+    /// let options = GenerationOptions {
+    ///     max_new_tokens: 4,
+    ///     sampling: Sampling::unchanged(),
+    ///     ..GenerationOptions::default()
+    /// };
+    /// let prompts = [vec![5, 17], vec![42]];
+    /// let rollout = model.rollout(&prompts, 8, &options, |_, _| ControlFlow::Continue(()))?;
+    /// assert_eq!(rollout.answers.len(), 16);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn rollout<P>(
+        &self,
+        prompts: &[P],
+        answers: usize,
+        options: &GenerationOptions,
+        mut on_token: impl FnMut(NewToken, &[u32]) -> ControlFlow<()>,
+    ) -> Result<Rollout, GenerateError>
+    where
+        P: Clone + Into<Prompt>,
+    {
+        let prompts: Vec<Prompt> = prompts.iter().cloned().map(Into::into).collect();
+        let on_token = |new, tokens: &[u32]| match on_token(new, tokens) {
+            ControlFlow::Continue(()) => After::GoOn,
+            ControlFlow::Break(()) => After::EndSequence,
+        };
+        self.grow(&prompts, answers, options, on_token)
+    }
+
+    fn grow(
+        &self,
+        prompts: &[Prompt],
+        answers: usize,
+        options: &GenerationOptions,
+        mut on_token: impl FnMut(NewToken, &[u32]) -> After,
+    ) -> Result<Rollout, GenerateError> {
         options.sampling.validate()?;
-        let places = self.check_prompts(&prompts)?;
+        let places = self.check_prompts(prompts)?;
         let longest = prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(0);
-        let mut sequences: Vec<Sequence> = prompts
-            .iter()
-            .enumerate()
-            .map(|(index, prompt)| Sequence::new(index, &prompt.tokens, options))
-            .collect();
-        if prompts.is_empty() || options.max_new_tokens == 0 {
-            return Ok(sequences.into_iter().map(Sequence::finish).collect());
+        let mut sequences = Sequences::new(prompts, answers, options);
+        if sequences.is_empty() || options.max_new_tokens == 0 {
+            let tokens_per_expert = Vec::new();
+            return Ok(Rollout { answers: sequences.finish(), tokens_per_expert });
         }
         // Without a graph, which would otherwise grow with every token.
         let model = self.valid();
@@ -124,25 +202,38 @@ impl YuanModel {
             let standing = places.iter().map(|places| places.last().map_or(0, |last| last + 1));
             cache = cache.with_standing(standing.collect());
         }
-        let mut embedded = model.embed_prompts(&prompts, &places, longest, &device);
-        loop {
-            let logits = model.next_logits(embedded, &mut cache)?;
-            let mut cancelled = false;
-            let rows = logits.chunks(logits.len() / sequences.len()).zip(&mut sequences);
-            for (logits, sequence) in rows.filter(|(_, sequence)| sequence.is_open()) {
-                let token = sequence.extend(logits, options)?;
-                cancelled = on_token(NewToken { sequence: sequence.index, token }).is_break();
-                if cancelled {
-                    break;
-                }
-            }
-            if cancelled || !sequences.iter().any(Sequence::is_open) {
-                return Ok(sequences.into_iter().map(Sequence::finish).collect());
-            }
-            // What follows an ended sequence is never looked at; it goes on with its last token.
-            let last = |sequence: &Sequence| sequence.tokens.last().copied().unwrap_or(0);
-            embedded = model.embed_tokens(sequences.iter().map(last), 1, &device);
+        let embedded = model.embed_prompts(prompts, &places, longest, &device);
+        let mut loads = Loads::default();
+        let mut logits = model.next_logits(embedded, &mut cache, &mut loads)?;
+        let vocab = logits.len() / prompts.len();
+        if answers > 1 {
+            let shared: Vec<usize> = (0..sequences.len()).map(|row| row / answers).collect();
+            cache = cache.select(&shared);
+            logits = shared
+                .iter()
+                .flat_map(|&row| logits[row * vocab..(row + 1) * vocab].iter().copied())
+                .collect();
         }
+        loop {
+            let cancelled = sequences.extend(&logits, options, &mut cache, &mut on_token)?;
+            let is_open = self.any_rank(!cancelled && sequences.any_open())?;
+            if !is_open {
+                let tokens_per_expert = loads.read()?;
+                return Ok(Rollout { answers: sequences.finish(), tokens_per_expert });
+            }
+            if let Some(open) = sequences.keep_open() {
+                cache = cache.select(&open);
+            }
+            let embedded = model.embed_tokens(sequences.last_tokens(), 1, &device);
+            logits = model.next_logits(embedded, &mut cache, &mut loads)?;
+        }
+    }
+
+    /// Whether something holds on any of the ranks that share experts: they go on together.
+    fn any_rank(&self, holds: bool) -> Result<bool, GenerateError> {
+        let Some(ranks) = self.ranks() else { return Ok(holds) };
+        let counts = ranks.world().sum_counts(&[u64::from(holds)]);
+        Ok(counts.map_err(|error| GenerateError::Device(error.to_string()))?[0] > 0)
     }
 
     /// Scores of the token after the last one of every row, `[batch · vocab]`.
@@ -150,10 +241,12 @@ impl YuanModel {
         &self,
         embedded: Tensor<3>,
         cache: &mut Cache,
+        loads: &mut Loads,
     ) -> Result<Vec<f32>, GenerateError> {
         let tokens = embedded.dims()[1];
-        let hidden = self.forward_cached_rows(embedded, cache).hidden;
-        let logits = self.logits(hidden.slice_dim(1, tokens - 1..tokens));
+        let output = self.forward_cached_rows(embedded, cache);
+        loads.add(output.tokens_per_expert);
+        let logits = self.logits(output.hidden.slice_dim(1, tokens - 1..tokens));
         logits.try_into_vec_as::<f32>().map_err(|error| GenerateError::Device(error.to_string()))
     }
 
@@ -225,62 +318,38 @@ impl YuanModel {
     }
 }
 
-/// A sequence while it grows.
-struct Sequence {
-    index: usize,
-    tokens: Vec<u32>,
-    /// Tokens of prompt and continuation, which the repetition penalty makes less likely.
-    seen: Vec<bool>,
-    rng: StdRng,
-    finish: Option<FinishReason>,
+/// How it goes on after a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum After {
+    GoOn,
+    EndSequence,
+    EndAll,
 }
 
-impl Sequence {
-    fn new(index: usize, prompt: &[u32], options: &GenerationOptions) -> Self {
-        // Neighbouring seeds and neighbouring sequences must not share a stream.
-        let seed = options.seed.wrapping_add((index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let mut sequence = Self {
-            index,
-            tokens: Vec::new(),
-            seen: Vec::new(),
-            rng: StdRng::seed_from_u64(seed),
-            finish: (options.max_new_tokens == 0).then_some(FinishReason::Length),
+/// Per layer: tokens that each expert received so far, on the device.
+#[derive(Default)]
+struct Loads(Vec<Tensor<1, Int>>);
+
+impl Loads {
+    fn add(&mut self, counts: Vec<Tensor<1, Int>>) {
+        if self.0.is_empty() {
+            self.0 = counts;
+            return;
+        }
+        let sums = std::mem::take(&mut self.0).into_iter();
+        self.0 = sums.zip(counts).map(|(sum, more)| sum + more).collect();
+    }
+
+    fn read(self) -> Result<Vec<Vec<u64>>, GenerateError> {
+        let mut transaction = Transaction::default();
+        for counts in self.0 {
+            transaction = transaction.register(counts);
+        }
+        let read = transaction.try_execute();
+        let read = read.map_err(|error| GenerateError::Device(error.to_string()))?.into_iter();
+        let counts = |data: TensorData| {
+            data.convert::<i64>().iter::<i64>().map(|count| count as u64).collect()
         };
-        prompt.iter().for_each(|&token| sequence.see(token));
-        sequence
-    }
-
-    fn see(&mut self, token: u32) {
-        let token = token as usize;
-        if self.seen.len() <= token {
-            self.seen.resize(token + 1, false);
-        }
-        self.seen[token] = true;
-    }
-
-    fn is_open(&self) -> bool {
-        self.finish.is_none()
-    }
-
-    fn extend(
-        &mut self,
-        logits: &[f32],
-        options: &GenerationOptions,
-    ) -> Result<u32, GenerateError> {
-        let not_finite =
-            GenerateError::NotFinite { sequence: self.index, position: self.tokens.len() };
-        let token = options.sampling.choose(logits, &self.seen, &mut self.rng).ok_or(not_finite)?;
-        self.tokens.push(token);
-        self.see(token);
-        if options.stop_tokens.contains(&token) {
-            self.finish = Some(FinishReason::Stop);
-        } else if self.tokens.len() == options.max_new_tokens {
-            self.finish = Some(FinishReason::Length);
-        }
-        Ok(token)
-    }
-
-    fn finish(self) -> Generation {
-        Generation { tokens: self.tokens, finish: self.finish.unwrap_or(FinishReason::Cancelled) }
+        Ok(read.map(counts).collect())
     }
 }

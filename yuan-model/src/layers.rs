@@ -3,9 +3,11 @@
 //! Everything that runs the layers goes through [`through_layers`]: a forward pass, one over a
 //! cache, the loss, and the recomputation of layers for their gradients.
 
+use std::sync::Arc;
+
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
-use crate::ranks::DeviceRows;
+use crate::{Objective, ObjectiveLoss, ranks::DeviceRows};
 
 /// Rows of tokens with what to predict at each of them.
 #[derive(Debug, Clone)]
@@ -23,6 +25,11 @@ pub struct Batch {
     pub share: Option<f64>,
     /// The images of the rows, if there are any.
     pub images: Option<BatchImages>,
+    /// What the data say of every label beside what it is, `[batch, seq]` each: what the objective
+    /// reads, such as advantages.
+    pub signals: Vec<Tensor<2>>,
+    /// What is minimised; none: the mean cross-entropy.
+    pub objective: Option<Arc<dyn Objective>>,
 }
 
 /// The images of a batch.
@@ -78,7 +85,16 @@ impl Batch {
         labels: Tensor<2, Int>,
         position_ids: Tensor<2, Int>,
     ) -> Self {
-        Self { input_ids, labels, position_ids, mask: None, share: None, images: None }
+        Self {
+            input_ids,
+            labels,
+            position_ids,
+            mask: None,
+            share: None,
+            images: None,
+            signals: Vec::new(),
+            objective: None,
+        }
     }
 
     /// The same rows, of which only some labels are learnt.
@@ -91,6 +107,12 @@ impl Batch {
     #[must_use]
     pub fn with_images(self, images: BatchImages) -> Self {
         Self { images: Some(images), ..self }
+    }
+
+    /// The same rows, of which an objective makes what is minimised.
+    #[must_use]
+    pub fn with_objective(self, objective: Arc<dyn Objective>) -> Self {
+        Self { objective: Some(objective), ..self }
     }
 
     /// The rows of one rank, which have this part of the learnt labels of all ranks' rows: the loss
@@ -120,8 +142,11 @@ pub struct LayerOutput {
 /// Loss of a batch and where its tokens went.
 #[derive(Debug, Clone)]
 pub struct LossOutput {
-    /// Mean next-token cross-entropy over the learnt labels of the batch, in nats per token, `[1]`.
+    /// Mean next-token cross-entropy over the learnt labels of the batch, in nats per token, `[1]`, or
+    /// what its objective makes of them.
     pub loss: Tensor<1>,
+    /// What else the objective tells, `[1]` each.
+    pub measures: Vec<(&'static str, Tensor<1>)>,
     /// What is minimised beside it: the weighted balancing losses of all layers, `[1]`, if any is
     /// on.
     pub balance_loss: Option<Tensor<1>>,
@@ -140,6 +165,7 @@ impl LossOutput {
     pub fn new(loss: Tensor<1>, tokens_per_expert: Vec<Tensor<1, Int>>) -> Self {
         Self {
             loss,
+            measures: Vec::new(),
             balance_loss: None,
             tokens_per_expert,
             image_tokens_per_expert: Vec::new(),
@@ -163,11 +189,12 @@ pub struct LayerSums {
 
 impl LayerSums {
     /// With the loss of what the last layer left.
-    pub fn with_loss(self, loss: Tensor<1>) -> LossOutput {
+    pub fn with_loss(self, ObjectiveLoss { loss, measures }: ObjectiveLoss) -> LossOutput {
         let Self { tokens_per_expert, image_tokens_per_expert, rows_per_device, balance_loss } =
             self;
         LossOutput {
             loss,
+            measures,
             balance_loss,
             tokens_per_expert,
             image_tokens_per_expert,

@@ -7,7 +7,8 @@ use burn::{
 };
 
 use crate::{
-    Batch, BatchImages, Block, Cache, ConfigError, LossOutput, ModelError, YuanConfig,
+    Batch, BatchImages, Block, Cache, ConfigError, LossOutput, ModelError, ObjectiveLoss,
+    ScoredLabels, YuanConfig,
     attention::{DocumentMask, project},
     layers::{LayerOutput, LayerSums, through_layers},
     loss::{ROWS_AT_ONCE, masked_mean, token_losses},
@@ -395,16 +396,68 @@ impl YuanModel {
         self.blocks[layer].forward(x, &inputs.rotary, inputs.documents.as_ref(), options)
     }
 
-    /// Mean cross-entropy over the learnt labels, `[1]`, of what the last layer left, `[batch, seq,
-    /// hidden]`; over ranks, the share of this one.
-    pub fn loss_of_hidden(&self, x: Tensor<3>, inputs: &Inputs) -> Tensor<1> {
+    /// What is minimised of what the last layer left, `[batch, seq, hidden]`: the mean cross-entropy
+    /// over the learnt labels, or what the batch's objective makes of them; over ranks, the share of this
+    /// one.
+    pub fn loss_of_hidden(&self, x: Tensor<3>, inputs: &Inputs) -> ObjectiveLoss {
+        let batch = &inputs.batch;
         let hidden = self.final_norm.forward(x);
-        let mask = inputs.batch.mask.as_ref().map(|mask| mask.learnt.clone());
-        let loss = masked_mean(self.token_losses(hidden, inputs.batch.labels.clone()), mask);
-        match inputs.batch.share {
-            Some(share) => loss.mul_scalar(share),
+        let mask = batch.mask.as_ref().map(|mask| mask.learnt.clone());
+        let loss = match &batch.objective {
+            None => {
+                let losses = self.token_losses(hidden, batch.labels.clone());
+                ObjectiveLoss::new(masked_mean(losses, mask))
+            }
+            Some(objective) => {
+                let entropies = objective
+                    .wants_entropies()
+                    .then(|| self.token_entropies(hidden.clone().detach()));
+                let log_probs = self.token_losses(hidden, batch.labels.clone()).neg();
+                let mask = mask.unwrap_or_else(|| log_probs.ones_like().detach());
+                let signals = batch.signals.clone();
+                objective.loss(ScoredLabels { log_probs, entropies, mask, signals })
+            }
+        };
+        match batch.share {
+            Some(share) => loss.times(share),
             None => loss,
         }
+    }
+
+    /// Entropies of what every position of `hidden`, `[batch, seq, hidden]`, says of the next token, in
+    /// nats and f32, `[batch, seq]`; some rows at a time, without a gradient.
+    pub fn token_entropies(&self, hidden: Tensor<3>) -> Tensor<2> {
+        let [batch, seq, width] = hidden.dims();
+        let rows = hidden.detach().reshape([1, batch * seq, width]);
+        let model = self.clone().no_grad();
+        let entropies = |rows: Tensor<3>| {
+            let logits = model.logits(rows).cast(FloatDType::F32);
+            let shifted = logits.clone() - logits.max_dim(2);
+            let exponentials = shifted.clone().exp();
+            let sum = exponentials.clone().sum_dim(2);
+            sum.clone().log() - (exponentials * shifted).sum_dim(2) / sum
+        };
+        let pieces = (0..batch * seq).step_by(ROWS_AT_ONCE).map(|start| {
+            let end = (start + ROWS_AT_ONCE).min(batch * seq);
+            entropies(rows.clone().slice_dim(1, start..end))
+        });
+        Tensor::cat(pieces.collect(), 1).reshape([batch, seq])
+    }
+
+    /// Logarithms of the probabilities of a batch's labels, `[batch, seq]`, in f32 and without a graph;
+    /// activations and products are in `dtype`.
+    ///
+    /// # Panics
+    ///
+    /// If the device fails, or a rank is gone.
+    pub fn label_log_probs(&self, batch: Batch, dtype: FloatDType) -> Tensor<2> {
+        let labels = batch.labels.clone();
+        let inputs = self.inputs(batch);
+        let rows = self.image_rows(&inputs, dtype);
+        let embedded = self.embed_inputs(&inputs, rows, dtype);
+        let layer = |layer, x| self.layer(layer, x, &inputs, BalanceLosses::default());
+        let (x, _) = through_layers(self.blocks.len(), embedded, layer);
+        self.token_losses(self.final_norm.forward(x), labels).neg()
     }
 
     /// Loss of a batch, with a graph of all layers where the device records one; activations and

@@ -4,7 +4,7 @@ use std::{fs, ops::Range, path::Path};
 
 use yuan_files::FileError;
 use yuan_laep::{LayerLoad, LoadStatistics, PrunePlan};
-use yuan_train::{Event, MetricsFile, StepMetrics};
+use yuan_train::{Event, MetricsFile, RolloutMetrics, StepMetrics};
 
 use crate::ReportError;
 
@@ -71,6 +71,9 @@ impl History {
                 Event::Step(metrics) => {
                     story.push(Event::Step(StepMetrics { seconds: 0.0, ..metrics }));
                 }
+                Event::Rollout(metrics) => {
+                    story.push(Event::Rollout(RolloutMetrics { seconds: 0.0, ..metrics }));
+                }
                 mut other => {
                     // It rests on speeds that were measured.
                     if let Event::Prune { predicted_gain, .. } = &mut other {
@@ -134,6 +137,14 @@ impl History {
     pub fn lasting(&self) -> impl Iterator<Item = (usize, &Event)> {
         let is_undone = |at: usize| self.undone.iter().any(|range| range.contains(&at));
         self.events.iter().enumerate().filter(move |(at, _)| !is_undone(*at))
+    }
+
+    /// What came of answers to prompts: those that are learnt from, or the held-out ones.
+    pub fn rollouts(&self, held_out: bool) -> impl Iterator<Item = &RolloutMetrics> {
+        self.lasting().filter_map(move |(_, event)| match event {
+            Event::Rollout(metrics) if metrics.held_out == held_out => Some(metrics),
+            _ => None,
+        })
     }
 
     /// The stretches of events that a roll-back undid.

@@ -10,7 +10,11 @@ use serde_json::Value;
 use yuan_laep::{LayerLoad, PrunePlan};
 use yuan_train::Event;
 
-use crate::{Answer, History, ReportError, pictures, table};
+use crate::{
+    Answer, History, ReportError,
+    pictures::{self, SeedRuns},
+    table,
+};
 
 /// The report of a run called `name` in `run_dir`, with what its model answered about images, or why
 /// that is not known.
@@ -26,8 +30,13 @@ pub fn html_report(
 ) -> Result<String, ReportError> {
     let mut page = Page { history, html: String::new() };
     page.summary();
+    page.rollouts()?;
     page.heading("Loss");
-    page.figure(&pictures::loss(history)?, "Training and validation loss. Lower is better.");
+    let caption = match history.rollouts(false).next() {
+        None => "Training and validation loss. Lower is better.",
+        Some(_) => "The loss of the policy, whose gradient is what matters: it need not fall.",
+    };
+    page.figure(&pictures::loss(history)?, caption);
     page.validations();
     page.prunes()?;
     page.devices()?;
@@ -340,6 +349,40 @@ impl Page<'_> {
         );
         self.figure(&pictures::load_profile(plan)?, "Experts by load; what the plan takes is red.");
         self.figure(&pictures::device_groups(plan)?, "Device groups before and after the plan.");
+        Ok(())
+    }
+
+    /// How prompts were answered, where the run learns from rewards.
+    fn rollouts(&mut self) -> Result<(), ReportError> {
+        let Some(picture) = pictures::rollouts(&[SeedRuns::of(self.history)])? else {
+            return Ok(());
+        };
+        self.heading("Rewards");
+        self.figure(
+            &picture,
+            "Strong: held-out prompts. Thin: the answers that the model learns from.",
+        );
+        let of_held_out = |(_, event): &(usize, &Event)| matches!(event, Event::Rollout(metrics) if metrics.held_out);
+        let lines: Vec<usize> =
+            self.history.lasting().filter(of_held_out).map(|(index, _)| index).collect();
+        let ends = lines.first().into_iter().chain(lines.last().filter(|_| lines.len() > 1));
+        let columns = [
+            ("step", "/step", Show::Fixed(0)),
+            ("right", "/right", Show::Percent(1)),
+            ("reward", "/reward", Show::Fixed(3)),
+            ("tokens of an answer", "/tokens", Show::Fixed(1)),
+            ("cut off", "/cut_off", Show::Percent(1)),
+        ];
+        let row = |&index: &usize| {
+            let line = self.line(index);
+            columns.iter().map(|(_, pointer, show)| line.number(pointer, *show)).collect()
+        };
+        let rows: Vec<Vec<String>> = ends.map(row).collect();
+        if !rows.is_empty() {
+            self.paragraph("Held-out prompts at the beginning and at the end:");
+            let head: Vec<String> = columns.iter().map(|(name, ..)| (*name).to_owned()).collect();
+            self.table(&head, &rows);
+        }
         Ok(())
     }
 

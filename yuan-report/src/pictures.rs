@@ -16,6 +16,7 @@ mod image_load;
 mod load_history;
 mod load_profile;
 mod loss;
+mod rollouts;
 mod sweep;
 
 pub use device_load::device_load;
@@ -26,6 +27,7 @@ pub use image_load::{common_load, image_load};
 pub use load_history::load_history;
 pub use load_profile::load_profile;
 pub use loss::loss;
+pub use rollouts::{SeedRuns, rollouts};
 pub use sweep::sweep;
 
 // The HTML report gives these colours others in the dark (`html.css`).

@@ -4,7 +4,11 @@ use std::path::{Path, PathBuf};
 
 use yuan_files::{remove_leftovers_in, write_whole};
 
-use crate::{Answer, History, ReportError, html_report, pictures, summary_table};
+use crate::{
+    Answer, History, ReportError, html_report,
+    pictures::{self, SeedRuns},
+    summary_table,
+};
 
 /// Table, pictures and page of a run.
 #[derive(Debug, Clone)]
@@ -43,6 +47,9 @@ impl Report {
         }
         if let Some((images, text)) = history.image_loads() {
             files.push(("image_load.svg", pictures::image_load(images, text)?));
+        }
+        if let Some(picture) = pictures::rollouts(&[SeedRuns::of(&history)])? {
+            files.push(("rollouts.svg", picture));
         }
         let table = summary_table(&history);
         Ok(Self { directory: directory.to_path_buf(), history, table, files })

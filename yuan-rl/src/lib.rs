@@ -1,11 +1,15 @@
-//! The reinforcement learning of Yuan3.0 (Flash paper, December 2025, §3, and the Ultra code), as
-//! functions without a model: RIRM, the reward that inhibits reflections after the first answer, and
-//! RAPO, the loss and the sampling around it.
+//! The reinforcement learning of Yuan3.0 (Flash paper, December 2025, §3, and the Ultra code): RIRM, the
+//! reward that inhibits reflections after the first answer, and RAPO, the loss and the sampling around
+//! it, first as functions without a model, then as a loop.
 //!
-//! Read in this order: [`Judge`] finds the places where an answer is stated and [`annotate`] makes a
+//! The functions, in this order: [`Judge`] finds the places where an answer is stated and [`annotate`] makes a
 //! [`FirstAnswer`] of them; [`reflection_reward`] is RIRM. [`group_advantages`] compares the answers to
 //! one prompt, [`RapoLoss`] is the loss of a batch, [`adaptive_sampling`] chooses the prompts of an update.
 //! [`overlong_penalty`], [`repeats`] and [`repetition_penalty`] are what else a reward is made of.
+//!
+//! The loop: a [`Task`] has prompts and rewards, for which [`RewardRule`] applies RIRM; [`Rollouts`]
+//! makes the rows of every step of a [`Trainer`](yuan_train::Trainer) with the model that learns from
+//! them, and [`HeldOut`] measures it. Checkpoints, ranks, resuming and LAEP are the trainer's.
 //!
 //! Paper and code differ in places; each function says where, and which of them it follows.
 //!
@@ -22,15 +26,34 @@
 //! ```
 
 mod advantages;
+mod answers;
+mod arithmetic;
+mod config;
+mod held_out;
 mod judge;
 mod loss;
+mod objective;
 mod penalties;
+mod questions;
 mod rirm;
+mod rollouts;
+mod run;
 mod sampling;
+mod scheme;
+mod task;
 
 pub use advantages::group_advantages;
+pub use answers::Words;
+pub use arithmetic::Arithmetic;
+pub use config::RlConfig;
+pub use held_out::HeldOut;
 pub use judge::{ExactSearch, Judge, annotate};
 pub use loss::{EntropyScope, PolicyLoss, RapoLoss, Tokens};
 pub use penalties::{Overlong, RepetitionLimits, overlong_penalty, repeats, repetition_penalty};
+pub use questions::{Questions, conclusion};
 pub use rirm::{Bounds, FirstAnswer, ReflectionReward, Revision, reflection_reward};
+pub use rollouts::Rollouts;
+pub use run::{RlSettings, TaskKind, trainer, trainer_on_rank};
 pub use sampling::{Order, PromptRewards, adaptive_sampling};
+pub use scheme::{RewardRule, Scheme};
+pub use task::{Question, Response, Reward, Task};

@@ -12,6 +12,7 @@ mod packed;
 mod pages;
 mod rows;
 mod sets;
+mod step_data;
 mod written;
 
 pub use batches::{RowStream, batch_of};
@@ -26,4 +27,5 @@ pub(crate) use pages::write_pages;
 pub use pages::{ImagePlace, ImageSource, PageCounts, PageFiles, PageRows, PageSettings};
 pub use rows::{MemoryRows, Row, RowSource, TokenRows};
 pub use sets::{DataKind, DataSet, DataSets, Streams, WeightedPath};
+pub use step_data::{RunRows, StepData};
 pub use written::WrittenFiles;

@@ -10,7 +10,8 @@ use yuan_data::DataError;
 use yuan_files::FileError;
 use yuan_laep::PlanError;
 use yuan_model::{
-    ConfigError, ModelError, hf::CheckpointError, ranks::RankError, storage::StorageError,
+    ConfigError, GenerateError, ModelError, hf::CheckpointError, ranks::RankError,
+    storage::StorageError, text::TextError,
 };
 
 /// Why a run could not start, go on or be resumed.
@@ -206,6 +207,25 @@ pub enum TrainError {
         .0.display()
     )]
     CheckpointsGone(PathBuf),
+    /// A run of reinforcement learning was to be trained on data.
+    #[error("{} learns from rewards: `yuan_rl::trainer` makes its trainer", .0.display())]
+    LearnsFromRewards(PathBuf),
+    /// The answers to all prompts were rewarded alike.
+    #[error(
+        "step {step}: all answers to a prompt were rewarded alike, in {batches} batches of prompts in          a row: there is nothing to learn from. Take easier or harder prompts, more answers to each,          or a higher temperature"
+    )]
+    RewardedAlike {
+        /// The step, counted from 1.
+        step: u64,
+        /// Batches in a row.
+        batches: u64,
+    },
+    /// The model could not answer.
+    #[error(transparent)]
+    Generate(#[from] GenerateError),
+    /// A text could not be made tokens, or tokens a text.
+    #[error(transparent)]
+    Text(#[from] TextError),
     /// The preparation of a run was interrupted.
     #[error("{} holds a run that was never prepared to the end: start it again", .0.display())]
     Unprepared(PathBuf),

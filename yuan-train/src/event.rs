@@ -30,6 +30,9 @@ pub struct StepMetrics {
     /// one has them all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub device_max_over_mean: Vec<f64>,
+    /// What the step's objective tells beside its loss, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub measures: BTreeMap<String, f64>,
     /// Per layer: tokens per expert over all micro-batches; the metrics file has sums over windows
     /// instead.
     #[serde(skip)]
@@ -37,6 +40,36 @@ pub struct StepMetrics {
     /// The same of the rows of images alone; empty without images.
     #[serde(skip)]
     pub image_loads: Vec<LayerLoad>,
+}
+
+/// What came of the answers to a batch of prompts, in reinforcement learning.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RolloutMetrics {
+    /// Steps completed when they were given.
+    pub step: u64,
+    /// Whether they were only measured, on prompts that are not learnt.
+    pub held_out: bool,
+    /// Prompts.
+    pub prompts: u64,
+    /// Answers to all of them.
+    pub answers: u64,
+    /// Prompts whose answers differ in their rewards: those that are learnt from.
+    pub learnt: u64,
+    /// Share of the answers that are right.
+    pub right: f64,
+    /// Mean reward of an answer.
+    pub reward: f64,
+    /// Means of what the rewards are made of, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub parts: BTreeMap<String, f64>,
+    /// Mean length of an answer, in tokens.
+    pub tokens: f64,
+    /// Share of the answers that were cut off.
+    pub cut_off: f64,
+    /// Seconds that the answers took.
+    pub seconds: f64,
+    /// Tokens per expert of every layer, in the answers and, once each, in the prompts.
+    pub layers: Vec<LayerLoad>,
 }
 
 /// What happened in a run; one line of the metrics file each.
@@ -194,6 +227,8 @@ pub enum Event {
         /// Steps completed.
         step: u64,
     },
+    /// A model answered prompts and was rewarded.
+    Rollout(RolloutMetrics),
     /// Anything a user's callback has to say.
     Custom {
         /// Steps completed.
@@ -210,6 +245,7 @@ impl Event {
     pub fn step(&self) -> u64 {
         match self {
             Self::Step(metrics) => metrics.step,
+            Self::Rollout(metrics) => metrics.step,
             Self::Start { step, .. }
             | Self::Skip { step, .. }
             | Self::Validation { step, .. }

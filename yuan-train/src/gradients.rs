@@ -17,7 +17,7 @@ use burn::{
     tensor::{Device, Tensor},
 };
 use yuan_model::{
-    BalanceLosses, Batch, Inputs, LossOutput, Precision, YuanModel,
+    BalanceLosses, Batch, Inputs, LossOutput, ObjectiveLoss, Precision, YuanModel,
     layers::{LayerOutput, LayerSums, through_layers},
     named, ops,
 };
@@ -61,12 +61,13 @@ pub(crate) fn of_loss<M: Module>(
 ) -> (LossOutput, GradientsParams) {
     let balance_loss = output.balance_loss.clone().map(Tensor::inner);
     let loss = output.loss.clone().inner();
+    let measures = output.measures.into_iter().map(|(name, value)| (name, value.inner())).collect();
     let objective = match output.balance_loss {
         Some(balance) => output.loss + balance,
         None => output.loss,
     };
     let gradients = GradientsParams::from_grads(objective.mul_scalar(share).backward(), model);
-    (LossOutput { loss, balance_loss, ..output }, gradients)
+    (LossOutput { loss, measures, balance_loss, ..output }, gradients)
 }
 
 /// The gradients of the parameters that learn; the others' are dropped.
@@ -127,8 +128,9 @@ pub(crate) fn of_layers(
     let last = leaf(last);
     pass.before(&list_param_ids(&model.final_norm));
     pass.before(&list_param_ids(&model.head));
-    let loss = model.loss_of_hidden(last.clone(), &inputs);
-    let output = sums.with_loss(loss.clone().inner());
+    let ObjectiveLoss { loss, measures } = model.loss_of_hidden(last.clone(), &inputs);
+    let measures = measures.into_iter().map(|(name, value)| (name, value.inner())).collect();
+    let output = sums.with_loss(ObjectiveLoss { loss: loss.clone().inner(), measures });
     let mut differentiate = |objective: Tensor<1>, input: &Tensor<3>| {
         let mut gradients = objective.backward();
         let of_input = input.grad_remove(&mut gradients);

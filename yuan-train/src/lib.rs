@@ -53,7 +53,7 @@ pub use config::{
 };
 pub use diagnosis::{Problem, problems_of_run};
 pub use error::TrainError;
-pub use event::{Event, StepMetrics};
+pub use event::{Event, RolloutMetrics, StepMetrics};
 pub use gradients::{LossOptions, Pass};
 pub use inventory::{FileEntry, ImageEntry, Inventory, TypeEntry};
 pub use language_model::{LanguageModel, ModelSummary, SelectionBias};

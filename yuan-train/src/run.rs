@@ -24,7 +24,7 @@ use yuan_model::{
 
 use crate::{
     Checkpoint, Event, MetricsFile, SpeedModel, TrainConfig, TrainError, Trainer,
-    data::{DataSets, Streams},
+    data::{DataSets, RunRows, Streams},
     names::{CONFIG, MODEL, OPTIONS},
 };
 
@@ -128,7 +128,9 @@ impl Run {
         let PreparedData { sets: data, tokenizer, tokenizer_file, eod } = new.prepare(directory)?;
         let model = new.model_with(&tokenizer, eod)?;
         // Too little text is found out before a model is written.
-        data.streams(directory, &new.config, eod, model.vocab_size)?;
+        if !data.learns_from_rewards() {
+            data.streams(directory, &new.config, eod, model.vocab_size)?;
+        }
         data.save(directory)?;
         match &new.start {
             Start::Fresh(_) => {
@@ -269,21 +271,32 @@ impl Run {
     ///
     /// If the run's tokens or its latest checkpoint are damaged.
     pub fn trainer(&self, device: &Device) -> Result<Trainer<YuanModel>, TrainError> {
+        self.trainer_with(device, |config| Ok(self.streams(config)?.into()))
+    }
+
+    /// The same with rows that are made in another way than from data sets.
+    ///
+    /// # Errors
+    ///
+    /// As [`trainer`](Self::trainer), and what `rows` fails with.
+    pub fn trainer_with(
+        &self,
+        device: &Device,
+        rows: impl FnOnce(&TrainConfig) -> Result<RunRows<YuanModel>, TrainError>,
+    ) -> Result<Trainer<YuanModel>, TrainError> {
         // Before anything is read that another process may be about to change.
         let _lock = RunLock::take(&self.directory)?;
         let config = self.with_speed(self.current_config()?, device, None)?;
-        let streams = self.streams(&config)?;
+        let rows = rows(&config)?;
         let trainer = match Checkpoint::latest(&self.directory)? {
-            Some(checkpoint) => {
-                Trainer::resume(config, &self.directory, device, &checkpoint, streams)
-                    .map_err(|error| self.with_way_out(error, &checkpoint))?
-            }
+            Some(checkpoint) => Trainer::resume(config, &self.directory, device, &checkpoint, rows)
+                .map_err(|error| self.with_way_out(error, &checkpoint))?,
             None if tells_of_checkpoints(&self.directory) => {
                 return Err(TrainError::CheckpointsGone(self.directory.clone()));
             }
             None => {
                 let model = fresh_model(&self.model, config.seed, device)?;
-                Trainer::new(config, &self.directory, device, model, streams)?
+                Trainer::new(config, &self.directory, device, model, rows)?
             }
         };
         let trainer = trainer.with_callback(MetricsFile::default())?;
@@ -304,6 +317,20 @@ impl Run {
         device: &Device,
         ranks: &Ranks,
     ) -> Result<Trainer<YuanModel>, TrainError> {
+        self.trainer_on_rank_with(device, ranks, |config| Ok(self.streams(config)?.into()))
+    }
+
+    /// The same with rows that are made in another way than from data sets.
+    ///
+    /// # Errors
+    ///
+    /// As [`trainer_on_rank`](Self::trainer_on_rank), and what `rows` fails with.
+    pub fn trainer_on_rank_with(
+        &self,
+        device: &Device,
+        ranks: &Ranks,
+        rows: impl FnOnce(&TrainConfig) -> Result<RunRows<YuanModel>, TrainError>,
+    ) -> Result<Trainer<YuanModel>, TrainError> {
         check_rows(&self.config, ranks.grid())?;
         let is_first = ranks.world().is_first();
         // Before anything is read that another process may be about to change.
@@ -312,14 +339,14 @@ impl Run {
         let config = self.current_config()?;
         ranks.world().agree("settings of the run", text_of(&config).as_bytes())?;
         let config = self.with_speed(config, device, Some(ranks))?;
-        let streams = self.streams(&config)?;
+        let rows = rows(&config)?;
         let latest = Checkpoint::latest(&self.directory)?;
         let step = latest.as_ref().map_or(0, |latest| latest.step);
         ranks.world().agree("latest checkpoint", &step.to_le_bytes())?;
         let trainer = match latest {
             Some(latest) => {
                 let directory = &self.directory;
-                Trainer::resume_on_rank(config, directory, device, ranks, &latest, streams)
+                Trainer::resume_on_rank(config, directory, device, ranks, &latest, rows)
                     .map_err(|error| self.with_way_out(error, &latest))?
             }
             None if tells_of_checkpoints(&self.directory) => {
@@ -332,7 +359,7 @@ impl Run {
                     false => None,
                 };
                 let model = empty.filled_from_first(whole)?;
-                Trainer::new(config, &self.directory, device, model, streams)?
+                Trainer::new(config, &self.directory, device, model, rows)?
             }
         };
         drop(lock);

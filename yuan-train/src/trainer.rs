@@ -18,7 +18,7 @@ use crate::{
     StepMetrics, TrainConfig, TrainError,
     callback::schedule::{CheckpointEvery, ValidateEvery},
     checkpoint::Writing,
-    data::{Row, RowStream, Streams},
+    data::{Row, RowStream, RunRows, StepData},
     language_model::optimizer_for,
     run::{check, check::CHANGEABLE_SETTINGS, lock::RunLock},
     session::Session,
@@ -71,7 +71,7 @@ pub struct Trainer<M: LanguageModel> {
     writing: Option<Writing>,
     /// What removes the checkpoints before the latest ones.
     removing: Option<JoinHandle<Result<(), TrainError>>>,
-    train: RowStream,
+    train: Box<dyn StepData<M>>,
     /// Sets that are measured on, by name, with their shares.
     validation: Vec<(String, f64, RowStream)>,
     /// What learns in the next step.
@@ -85,12 +85,14 @@ pub struct Trainer<M: LanguageModel> {
     /// Batches in a row whose loss or gradient was no number. A checkpoint is only written after a
     /// step, so it is zero in all of them.
     skipped_in_a_row: u64,
+    /// A checkpoint was asked for when the data could not be taken up again.
+    checkpoint_put_off: bool,
 }
 
 impl<M: LanguageModel> Trainer<M> {
     /// A run from the start; the trainer writes into `run_dir`, which no other process may use as
     /// long as the trainer lives. `device` computes gradients (`device.autodiff()`) and holds `model`.
-    /// `streams` are the rows to train on and to validate with.
+    /// `rows` are those to train on and to validate with.
     ///
     /// # Errors
     ///
@@ -100,12 +102,12 @@ impl<M: LanguageModel> Trainer<M> {
         run_dir: &Path,
         device: &Device,
         model: M,
-        streams: impl Into<Streams>,
+        rows: impl Into<RunRows<M>>,
     ) -> Result<Self, TrainError> {
         config.validate()?;
         let optimizer = optimizer_for(&config.optimizer, &model);
         let session = Session::new(model, optimizer);
-        Self::open(config, run_dir, device, session, streams.into(), CheckpointState::default())
+        Self::open(config, run_dir, device, session, rows.into(), CheckpointState::default())
     }
 
     /// A run that goes on from a checkpoint: model, optimizer, data position and callbacks.
@@ -118,9 +120,9 @@ impl<M: LanguageModel> Trainer<M> {
         run_dir: &Path,
         device: &Device,
         checkpoint: &Checkpoint,
-        streams: impl Into<Streams>,
+        rows: impl Into<RunRows<M>>,
     ) -> Result<Self, TrainError> {
-        Self::resume_at(config, run_dir, device, None, checkpoint, streams)
+        Self::resume_at(config, run_dir, device, None, checkpoint, rows)
     }
 
     /// The same on one of several ranks, which all call it; the checkpoint may be one of any other
@@ -135,9 +137,9 @@ impl<M: LanguageModel> Trainer<M> {
         device: &Device,
         ranks: &Ranks,
         checkpoint: &Checkpoint,
-        streams: impl Into<Streams>,
+        rows: impl Into<RunRows<M>>,
     ) -> Result<Self, TrainError> {
-        Self::resume_at(config, run_dir, device, Some(ranks), checkpoint, streams)
+        Self::resume_at(config, run_dir, device, Some(ranks), checkpoint, rows)
     }
 
     fn resume_at(
@@ -146,13 +148,13 @@ impl<M: LanguageModel> Trainer<M> {
         device: &Device,
         ranks: Option<&Ranks>,
         checkpoint: &Checkpoint,
-        streams: impl Into<Streams>,
+        rows: impl Into<RunRows<M>>,
     ) -> Result<Self, TrainError> {
         config.validate()?;
         let (model, optimizer, state) =
             checkpoint.load_at::<M>(&config.optimizer, device, ranks)?;
         let session = Session::new(model, optimizer);
-        Self::open(config, run_dir, device, session, streams.into(), state)
+        Self::open(config, run_dir, device, session, rows.into(), state)
     }
 
     fn open(
@@ -160,7 +162,7 @@ impl<M: LanguageModel> Trainer<M> {
         run_dir: &Path,
         device: &Device,
         session: Session<M>,
-        Streams { train, validation }: Streams,
+        RunRows { train, validation }: RunRows<M>,
         state: CheckpointState,
     ) -> Result<Self, TrainError> {
         let dtype = config.precision.dtype();
@@ -188,6 +190,7 @@ impl<M: LanguageModel> Trainer<M> {
             changes: Vec::new(),
             step: 0,
             skipped_in_a_row: 0,
+            checkpoint_put_off: false,
             learns: config.learns,
             config,
         };
@@ -328,7 +331,7 @@ impl<M: LanguageModel> Trainer<M> {
         let started = Instant::now();
         let (device, config) = (&self.device, &self.config);
         let position = step::Position { step: self.step, learns: self.learns };
-        let taken = step::take(&mut self.session, device, &mut self.train, config, position)?;
+        let taken = step::take(&mut self.session, device, &mut *self.train, config, position)?;
         let StepOutcome::Taken(metrics) = taken else { return Ok(taken) };
         self.step = metrics.step;
         let seconds = started.elapsed().as_secs_f64();
@@ -336,7 +339,7 @@ impl<M: LanguageModel> Trainer<M> {
     }
 
     /// Mean loss over the same rows of the validation sets every time, in nats per learnt token;
-    /// of several sets, the mean by their shares.
+    /// of several sets, the mean by their shares. No number where there is no set.
     ///
     /// # Errors
     ///

@@ -18,6 +18,28 @@ use crate::{limits::LimitOptions, numbers::layers, plan::file, text::DataArgumen
 /// Peak learning rate of instruction tuning, unless another one is given.
 const TUNING_RATE: f64 = 2e-4;
 
+/// Where a run is computed.
+#[derive(Args)]
+pub struct Devices {
+    /// Where to compute: flex, or another backend that this build has; several devices
+    /// (cuda:0,cuda:1) share the batch and the experts
+    #[arg(long, value_name = "DEVICES", default_value = "flex", value_delimiter = ',')]
+    #[arg(help_heading = "Devices")]
+    pub device: Vec<String>,
+    /// Of several devices: rows that each hold all experts; the devices of a row share them
+    #[arg(long, default_value_t = 1, value_name = "ROWS", help_heading = "Devices")]
+    pub data_parallel: usize,
+    /// With several devices: longest wait for another one before the run is given up; a validation and
+    /// the writing of a checkpoint that the run waits for may take twice as long
+    #[arg(long, default_value_t = 600, value_name = "SECONDS", help_heading = "Devices")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=crate::ranks::MOST_PATIENCE))]
+    pub patience: u64,
+    /// No fast versions: every operation as plain Burn computes it, to tell whether a fast one is
+    /// to blame for something
+    #[arg(long, help_heading = "Devices")]
+    pub portable: bool,
+}
+
 /// Options of `yuan pretrain`.
 #[derive(Args)]
 #[command(
@@ -166,19 +188,8 @@ pub struct Options {
     #[arg(long, value_name = "WINDOWS", default_value_t = 0, help_heading = "LAEP")]
     rearrange_every: u64,
 
-    /// Where to compute: flex, or another backend that this build has; several devices
-    /// (cuda:0,cuda:1) share the batch and the experts
-    #[arg(long, value_name = "DEVICES", default_value = "flex", value_delimiter = ',')]
-    #[arg(help_heading = "Devices")]
-    pub device: Vec<String>,
-    /// Of several devices: rows that each hold all experts; the devices of a row share them
-    #[arg(long, default_value_t = 1, value_name = "ROWS", help_heading = "Devices")]
-    pub data_parallel: usize,
-    /// With several devices: longest wait for another one before the run is given up; a validation and
-    /// the writing of a checkpoint that the run waits for may take twice as long
-    #[arg(long, default_value_t = 600, value_name = "SECONDS", help_heading = "Devices")]
-    #[arg(value_parser = clap::value_parser!(u64).range(1..=crate::ranks::MOST_PATIENCE))]
-    pub patience: u64,
+    #[command(flatten)]
+    pub devices: Devices,
     /// Type of activations and products: f32, or bf16 with everything sensitive and the parameters
     /// in f32
     #[arg(long, value_name = "TYPE", default_value = "f32", help_heading = "Devices")]
@@ -187,10 +198,6 @@ pub struct Options {
     /// computed
     #[arg(long, help_heading = "Devices")]
     recompute: bool,
-    /// No fast versions: every operation as plain Burn computes it, to tell whether a fast one is
-    /// to blame for something
-    #[arg(long, help_heading = "Devices")]
-    pub portable: bool,
 
     /// Directory of the run; default: the first free of runs/pretrain, runs/pretrain-2, …, and with
     /// --resume the run below runs that was written into last
@@ -253,7 +260,7 @@ impl Options {
             checkpoint_every: present(self.checkpoint_every),
             async_checkpoint: match self.async_checkpoint.as_deref() {
                 Some(wanted) => wanted == "on",
-                None => self.device.iter().any(|name| name.starts_with("cuda")),
+                None => self.devices.device.iter().any(|name| name.starts_with("cuda")),
             },
             laep: self.laep_config(toy.laep, model, grid)?,
             balance: BalanceLosses {

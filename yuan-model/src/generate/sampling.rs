@@ -84,9 +84,11 @@ impl Sampling {
             let last = last.1;
             candidates.retain(|(_, score)| *score >= last);
         }
-        // Ties in the order of the ids, so that a draw does not depend on how the sort works.
-        candidates.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        let best = candidates.first()?.1;
+        if self.top_k.is_some() || self.top_p < 1.0 {
+            // Ties in the order of the ids, so that a draw does not depend on how the sort works.
+            candidates.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        }
+        let best = candidates.iter().map(|(_, score)| *score).fold(f64::NEG_INFINITY, f64::max);
         let mut total = 0.0;
         for (_, score) in &mut candidates {
             *score = (*score - best).exp();

@@ -8,7 +8,7 @@ use std::{
 use indicatif::{ProgressBar, ProgressStyle};
 use yuan_laep::LoadStatistics;
 
-use crate::{Callback, Context, Event, StepMetrics, TrainError};
+use crate::{Callback, Context, Event, RolloutMetrics, StepMetrics, TrainError};
 
 /// A prune with less than this part of the run behind it is worth a warning.
 const FEW: u64 = 20;
@@ -124,6 +124,16 @@ impl<M> Callback<M> for Display {
                 {
                     bar.finish();
                 }
+            }
+            Event::Rollout(RolloutMetrics { step, held_out, right, reward, tokens, .. }) => {
+                let which = if *held_out { "held-out prompts" } else { "rollouts" };
+                self.line(
+                    *step,
+                    &format!(
+                        "{which}: {:.1} % right, reward {reward:.2}, {tokens:.1} tokens an answer",
+                        100.0 * right
+                    ),
+                );
             }
             Event::Validation { step, loss, .. } => {
                 self.validation = Some(*loss);

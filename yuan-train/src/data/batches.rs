@@ -136,6 +136,12 @@ pub fn batch_of(rows: &[Row], device: &Device) -> Batch {
         Some(images) => batch.with_images(images),
         None => batch,
     };
+    let signals = (0..rows.first().map_or(0, |row| row.signals.len())).map(|number| {
+        let values: Vec<f32> =
+            rows.iter().flat_map(|row| row.signals[number].iter().copied()).collect();
+        Tensor::from_data(TensorData::new(values, shape), device)
+    });
+    let batch = Batch { signals: signals.collect(), ..batch };
     if rows.iter().all(|row| row.learnt.is_none()) {
         return batch;
     }

@@ -6,7 +6,7 @@ use yuan_model::{masks::document_position_ids, vision::Picture};
 use crate::TrainError;
 
 /// One row of a batch; all lists have its length.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Row {
     /// Number of the data set it is from.
     pub set: usize,
@@ -24,6 +24,9 @@ pub struct Row {
     pub tiles: Vec<Picture>,
     /// Where the rows of the tiles stand, in order; the tokens there only keep the places.
     pub image_places: Vec<usize>,
+    /// What an objective reads of every label ([`Batch::signals`](crate::Batch::signals)); all rows of a
+    /// batch have as many.
+    pub signals: Vec<Vec<f32>>,
 }
 
 impl Row {

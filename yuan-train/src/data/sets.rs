@@ -51,6 +51,8 @@ pub enum DataKind {
     Conversations,
     /// Questions about images, of which the answers are learnt.
     Pages,
+    /// Prompts that the model answers itself, and learns from what its answers are rewarded with.
+    Prompts,
 }
 
 /// A prepared data set as a user names it: `DIR`, or `NAME=WEIGHT:DIR`.
@@ -145,6 +147,12 @@ impl DataSets {
         [0, 1].map(|split| self.sets.iter().map(|set| set.tokens[split]).sum())
     }
 
+    /// Whether there is nothing to read rows from: the model answers prompts, and learns from what its
+    /// answers are rewarded with.
+    pub fn learns_from_rewards(&self) -> bool {
+        self.sets.iter().any(|set| set.kind == DataKind::Prompts)
+    }
+
     /// Rows of all sets, for a model of `vocab_size` tokens whose documents end with `eod`.
     ///
     /// # Errors
@@ -162,6 +170,9 @@ impl DataSets {
                 set.conversations(run_dir, config, eod, vocab_size)
             }
             [set] if set.kind == DataKind::Pages => set.pages(run_dir, config, vocab_size),
+            [set] if set.kind == DataKind::Prompts => {
+                Err(TrainError::LearnsFromRewards(run_dir.to_path_buf()))
+            }
             sets => {
                 if let Some(set) = sets.iter().find(|set| set.kind != DataKind::Text) {
                     let name = &set.name;
@@ -280,6 +291,38 @@ impl DataSet {
             }
             None => Ok(()),
         }
+    }
+
+    /// What a run of rewards keeps of its prompts, and nothing to read tokens from.
+    pub(crate) fn prompts(run_dir: &Path, files: &[(String, Vec<u8>)]) -> Result<Self, TrainError> {
+        let directory = run_dir.join(DataSets::DIRECTORY);
+        fs::create_dir_all(&directory).map_err(TrainError::io("create", &directory))?;
+        let mut written = WrittenFiles::default();
+        for (name, bytes) in files {
+            write_whole(&directory.join(name), bytes)?;
+            written.add(name, Checksum::of(bytes));
+        }
+        Ok(Self {
+            name: "prompts".into(),
+            weight: 1.0,
+            path: DataSets::DIRECTORY.into(),
+            kind: DataKind::Prompts,
+            tokens: [0, 0],
+            checksum: Checksum::of(&[]),
+            files: written,
+        })
+    }
+
+    /// Reads a file that the run wrote for its data.
+    ///
+    /// # Errors
+    ///
+    /// If it is not there, or not what was written.
+    pub fn read_file(&self, run_dir: &Path, name: &str) -> Result<Vec<u8>, TrainError> {
+        let directory = self.directory(run_dir);
+        self.check_files(&directory)?;
+        let path = directory.join(name);
+        fs::read(&path).map_err(TrainError::io("read", &path))
     }
 
     fn conversations(

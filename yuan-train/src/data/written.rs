@@ -14,12 +14,14 @@ use yuan_files::{Checksum, FileError};
 #[serde(transparent)]
 pub struct WrittenFiles(BTreeMap<String, Checksum>);
 
-#[cfg(any(feature = "chat", feature = "images"))]
 impl WrittenFiles {
     pub(crate) fn add(&mut self, name: &str, checksum: Checksum) {
         self.0.insert(name.to_owned(), checksum);
     }
+}
 
+#[cfg(any(feature = "chat", feature = "images"))]
+impl WrittenFiles {
     /// The two files of a file of tokens.
     pub(crate) fn add_tokens(&mut self, name: &str, [tokens, index]: [Checksum; 2]) {
         self.add(&format!("{name}.bin"), tokens);

@@ -40,6 +40,9 @@ pub enum RunData {
     /// Data sets that were prepared before ([`yuan_data::prepare`]), mixed by weight; they stay
     /// where they are.
     Prepared(Vec<WeightedPath>),
+    /// Prompts that the model is to answer itself, as files which the run keeps by their names:
+    /// [`Run::trainer_with`](crate::Run::trainer_with) is given what makes rows of them.
+    Prompts(Vec<(String, Vec<u8>)>),
     /// Conversations, of which the answers are learnt.
     #[cfg(feature = "chat")]
     Conversations(crate::data::ChatFiles),
@@ -224,6 +227,15 @@ impl<'a> NewRun<'a> {
                 PreparedData::in_run(&prepare(&own, &options, self.progress)?)
             }
             RunData::Prepared(paths) => mixed(paths, of_model.as_ref()),
+            RunData::Prompts(files) => {
+                let Some(OfModel { path, tokenizer, eod }) = of_model else {
+                    let reason = "learning from rewards needs a model that was trained before";
+                    return Err(DataError::Setting(reason.into()).into());
+                };
+                let eod = tokenizer::Encoder::new(&tokenizer, &eod)?.eod();
+                let sets = DataSets { sets: vec![DataSet::prompts(run_dir, files)?] };
+                Ok(PreparedData { sets, tokenizer, tokenizer_file: path, eod })
+            }
             #[cfg(feature = "chat")]
             RunData::Conversations(files) => {
                 conversations(run_dir, files, of_model, self.config.seq_len)

@@ -1,16 +1,18 @@
 //! One optimizer step: micro-batches to gradients, sums and numbers.
 
+use std::collections::BTreeMap;
+
 use burn::{
     module::{Module, ModuleVisitor, Param, ParamId},
     optim::{GradientsAccumulator, GradientsParams},
     tensor::{Device, Int, Tensor, TensorData, Transaction},
 };
 use yuan_laep::LayerLoad;
-use yuan_model::{DeviceRows, LossOutput, ops, ranks::Ranks};
+use yuan_model::{DeviceRows, LossOutput, ObjectiveLoss, ops, ranks::Ranks};
 
 use crate::{
     Batch, LanguageModel, Learns, LossOptions, Pass, StepMetrics, TrainConfig, TrainError,
-    data::{Row, RowStream, batch_of},
+    data::{Row, StepData, batch_of},
     gradients,
     optim::{clip_factor, global_norm_squared},
     session::Session,
@@ -43,14 +45,14 @@ pub(super) struct Position {
     pub learns: Learns,
 }
 
-/// Takes the step after some completed ones with the next rows of `rows`.
+/// Takes the step after some completed ones with the next rows of `data`.
 ///
 /// Its loss is the mean over all learnt labels of the step: a micro-batch weighs as many as it has,
 /// so that it makes no difference how the rows are cut into micro-batches.
 pub(super) fn take<M: LanguageModel>(
     session: &mut Session<M>,
     device: &Device,
-    rows: &mut RowStream,
+    data: &mut dyn StepData<M>,
     config: &TrainConfig,
     Position { step, learns }: Position,
 ) -> Result<StepOutcome, TrainError> {
@@ -60,8 +62,10 @@ pub(super) fn take<M: LanguageModel>(
     let ranks = model.ranks().cloned();
     let rank = ranks.as_ref().map_or(0, |ranks| ranks.world().rank());
     let of_rank = (rank as u64).wrapping_mul(OTHER_RANK);
+    // What makes its rows with the model needs all of it.
+    let rows = data.next_rows(session.model(), config, step)?;
+    let objective = data.objective();
     device.seed(seed.wrapping_add(of_rank));
-    let rows = rows.next_rows(config.batch_size * config.accumulation)?;
     let learnt_in_step = learnt(&rows).max(1.0);
     // Text alone leaves the image tower as it is, weight decay included.
     let has_images = rows.iter().any(|row| !row.tiles.is_empty());
@@ -77,6 +81,7 @@ pub(super) fn take<M: LanguageModel>(
     for (micro_batch, rows) in rows.chunks(config.batch_size).enumerate() {
         let share = learnt(rows) / learnt_in_step;
         let batch = own_batch(rows, ranks.as_ref(), device)?;
+        let batch = Batch { objective: objective.clone(), ..batch };
         let recompute_seed =
             seed.wrapping_add(micro_batch as u64).wrapping_add(of_rank) ^ RECOMPUTED;
         let options = LossOptions {
@@ -133,7 +138,7 @@ pub(super) fn take<M: LanguageModel>(
         balance_loss: numbers.balance_loss,
         learning_rate,
         gradient_norm: numbers.norm,
-        tokens: config.tokens_per_step() as u64,
+        tokens: rows.iter().map(|row| row.input_ids.len() as u64).sum(),
         // The trainer times the step, its data included.
         seconds: 0.0,
         max_over_mean: numbers.loads.iter().map(LayerLoad::max_over_mean).collect(),
@@ -144,6 +149,7 @@ pub(super) fn take<M: LanguageModel>(
             .filter(|rows| rows.num_devices() > 1)
             .map(DeviceRows::max_over_mean)
             .collect(),
+        measures: numbers.measures,
         loads: numbers.loads,
         image_loads: numbers.image_loads,
     }))
@@ -232,6 +238,7 @@ const OTHER_RANK: u64 = 0x9e37_79b9_7f4a_7c15;
 /// What the micro-batches of one step add up to, on their device.
 struct StepSums {
     loss: Tensor<1>,
+    measures: Vec<(&'static str, Tensor<1>)>,
     balance: Option<Tensor<1>>,
     tokens_per_expert: Vec<Tensor<1, Int>>,
     image_tokens_per_expert: Vec<Tensor<1, Int>>,
@@ -241,6 +248,7 @@ struct StepSums {
 /// The same on the host.
 struct StepNumbers {
     loss: f64,
+    measures: BTreeMap<String, f64>,
     balance_loss: Option<f64>,
     norm: f64,
     loads: Vec<LayerLoad>,
@@ -250,8 +258,11 @@ struct StepNumbers {
 
 impl StepSums {
     fn of(output: LossOutput, share: f64) -> Self {
+        let LossOutput { loss, measures, .. } = output;
+        let ObjectiveLoss { loss, measures } = ObjectiveLoss { loss, measures }.times(share);
         Self {
-            loss: output.loss.mul_scalar(share),
+            loss,
+            measures,
             balance: output.balance_loss.map(|loss| loss.mul_scalar(share)),
             tokens_per_expert: output.tokens_per_expert,
             image_tokens_per_expert: output.image_tokens_per_expert,
@@ -261,6 +272,9 @@ impl StepSums {
 
     fn plus(mut self, part: Self) -> Self {
         self.loss = self.loss + part.loss;
+        for ((_, sum), (_, more)) in self.measures.iter_mut().zip(part.measures) {
+            *sum = sum.clone() + more;
+        }
         self.balance = self.balance.zip(part.balance).map(|(sum, more)| sum + more);
         self.tokens_per_expert = summed(self.tokens_per_expert, part.tokens_per_expert);
         self.image_tokens_per_expert =
@@ -280,6 +294,11 @@ impl StepSums {
             transaction = transaction.register(balance);
         }
         let layers = self.tokens_per_expert.len();
+        let mut names = Vec::with_capacity(self.measures.len());
+        for (name, value) in self.measures {
+            names.push(name);
+            transaction = transaction.register(value);
+        }
         for counts in self.tokens_per_expert.into_iter().chain(self.image_tokens_per_expert) {
             transaction = transaction.register(counts);
         }
@@ -288,6 +307,8 @@ impl StepSums {
         let loss = float(read.next());
         let norm = float(read.next()).sqrt();
         let balance_loss = has_balance.then(|| float(read.next()));
+        let measures =
+            names.into_iter().map(|name| (name.to_owned(), float(read.next()))).collect();
         let load = |counts: TensorData| {
             let counts = counts.convert::<i64>();
             LayerLoad::new(counts.iter::<i64>().map(|count| count as u64).collect())
@@ -295,7 +316,7 @@ impl StepSums {
         let mut loads: Vec<LayerLoad> = read.map(load).collect();
         let image_loads = loads.split_off(layers);
         let rows_per_device = self.rows_per_device;
-        Ok(StepNumbers { loss, balance_loss, norm, loads, image_loads, rows_per_device })
+        Ok(StepNumbers { loss, measures, balance_loss, norm, loads, image_loads, rows_per_device })
     }
 }
 
@@ -305,6 +326,8 @@ impl StepNumbers {
         let (world, column) = (holders.ranks().world(), holders.ranks().column());
         let norm = holders.norm_squared(self.norm * self.norm)?.sqrt();
         let loss = world.sum(&[self.loss])?[0];
+        let values: Vec<f64> = self.measures.values().copied().collect();
+        let measures = self.measures.keys().cloned().zip(world.sum(&values)?).collect();
         let layers = self.loads.len();
         let all = || self.loads.iter().chain(&self.image_loads);
         let flat: Vec<u64> = all().flat_map(LayerLoad::tokens_per_expert).copied().collect();
@@ -319,7 +342,7 @@ impl StepNumbers {
         let of_layer =
             |layer: &DeviceRows| DeviceRows::new(rows.by_ref().take(layer.num_devices()).collect());
         let rows_per_device = self.rows_per_device.iter().map(of_layer).collect();
-        Ok(Self { loss, norm, loads, image_loads, rows_per_device, ..self })
+        Ok(Self { loss, measures, norm, loads, image_loads, rows_per_device, ..self })
     }
 
     fn not_finite(&self) -> Option<NotFinite> {

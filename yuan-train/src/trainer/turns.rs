@@ -73,6 +73,9 @@ impl<M: LanguageModel> Trainer<M> {
             }
         };
         self.skipped_in_a_row = 0;
+        for event in self.train.take_events() {
+            self.tell(&event)?;
+        }
         let is_writing = self.writing.as_ref().is_some_and(|writing| !writing.is_done());
         let mut requests = Requests { is_writing, ..Requests::default() };
         self.tell(&Event::Step(metrics.clone()))?;
@@ -81,7 +84,7 @@ impl<M: LanguageModel> Trainer<M> {
             self.finish_checkpoint()?;
         }
         let is_last = self.step == self.config.steps;
-        if requests.validate || requests.stop || is_last {
+        if (requests.validate || requests.stop || is_last) && !self.validation.is_empty() {
             let Validated { loss, sets } = self.validate_sets()?;
             if !loss.is_finite() {
                 let (step, what) = (self.step, "validation loss");
@@ -104,7 +107,7 @@ impl<M: LanguageModel> Trainer<M> {
             return Ok(true);
         }
         let last = is_last || requests.stop;
-        if last && requests.cut {
+        if last && requests.cut && !self.validation.is_empty() {
             // The model that is delivered is not the one that was validated.
             let Validated { loss, sets } = self.validate_sets()?;
             if !loss.is_finite() {
@@ -113,8 +116,11 @@ impl<M: LanguageModel> Trainer<M> {
             }
             self.tell(&Event::Validation { step: self.step, loss, sets })?;
         }
-        let last = last || requests.pause;
-        if requests.checkpoint || last {
+        let is_resumable = self.train.is_resumable();
+        let last = last || (requests.pause && is_resumable);
+        let wanted = requests.checkpoint || self.checkpoint_put_off;
+        self.checkpoint_put_off = wanted && !is_resumable;
+        if (wanted && is_resumable) || last {
             // The way back must not go before what takes its place is there.
             self.save_checkpoint(last || requests.discard_snapshot)?;
         }
@@ -163,7 +169,7 @@ impl<M: LanguageModel> Trainer<M> {
         }
         CheckpointState {
             step: self.step,
-            consumed_rows: self.train.consumed(),
+            consumed_rows: self.train.position(),
             optimizer_updates: self.session.optimizer().updates(),
             callbacks,
             settings: self.changeable_settings(),

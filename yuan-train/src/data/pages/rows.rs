@@ -175,6 +175,7 @@ impl RowSource for PageRows {
             learnt: Some(image_row_mask(&input_ids, &markers)),
             padding_from,
             tiles: self.tiles(documents)?,
+            signals: Vec::new(),
             image_places,
             input_ids,
         })
