@@ -6,7 +6,8 @@
 //! four times. Then it learns from rewards, from the same weights twice: for right answers alone, and by
 //! RIRM, which also pays for stopping at the first answer. A picture shows both beside each other.
 //!
-//! Arguments: the steps of the reinforcement learning (120) and how many seeds it is run with (1).
+//! Arguments: the steps of the reinforcement learning (120), how many seeds it is run with (1), and the steps
+//! of learning from worked sums (600).
 
 use std::{env, error::Error, fs, path::Path};
 
@@ -30,7 +31,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = env::args().skip(1);
     let steps = arguments.next().map_or(Ok(120), |steps| steps.parse())?;
     let seeds = arguments.next().map_or(Ok(1), |seeds| seeds.parse::<u64>())?;
-    let base = learn_examples()?;
+    let base_steps = arguments.next().map_or(Ok(600), |steps| steps.parse())?;
+    let base = learn_examples(base_steps)?;
     let mut histories = [Vec::new(), Vec::new()];
     for seed in 0..seeds {
         for (scheme, histories) in [Scheme::Outcome, Scheme::Rirm].into_iter().zip(&mut histories) {
@@ -67,7 +69,7 @@ fn no_laep() -> LaepConfig {
 }
 
 /// A model of 1.7 M parameters that has learnt from worked sums.
-fn learn_examples() -> Result<Run, Box<dyn Error>> {
+fn learn_examples(steps: u64) -> Result<Run, Box<dyn Error>> {
     let document = |(number, [prompt, answer]): (usize, [String; 2])| Document {
         name: format!("sum-{number}"),
         text: prompt + &answer,
@@ -83,7 +85,8 @@ fn learn_examples() -> Result<Run, Box<dyn Error>> {
         ..YuanConfig::toy(257)
     };
     let config = TrainConfig {
-        steps: 600,
+        steps,
+        warmup_steps: steps / 30,
         learning_rate: 2e-3,
         min_learning_rate: 2e-4,
         validate_every: Some(200),

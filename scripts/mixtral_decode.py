@@ -27,6 +27,7 @@ def arguments():
         parser.add_argument(f"--{name}", type=int, default=size, help="default %(default)s")
     for name, choices in CHOICES.items():
         parser.add_argument(f"--{name}", choices=choices, default=choices[0], help="default %(default)s")
+    parser.add_argument("--answers", type=int, default=0, help="draw so many to each prompt, and time nothing else")
     parser.add_argument("--compile", action="store_true", help="steps through torch.compile and a static cache")
     args = parser.parse_args()
     if min(getattr(args, name.replace("-", "_")) for name in SIZES) < 1 or args.new_tokens < 2:
@@ -64,6 +65,16 @@ def generate(model, prompt, count):
     return tokens, perf_counter() - start
 
 
+def rollouts(model, prompt, answers, count):
+    """The seconds of answers that are drawn by the model's probabilities, the prompt pass with them."""
+    start = perf_counter()
+    tokens = model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=True, temperature=1.0, top_k=0,
+                            top_p=1.0, num_return_sequences=answers, use_cache=True, min_new_tokens=count,
+                            max_new_tokens=count, eos_token_id=None)
+    assert tokens.shape == (prompt.shape[0] * answers, prompt.shape[1] + count)
+    return perf_counter() - start
+
+
 def compiled_loop(model, prompt, count):
     """As `loop`, with the steps compiled over a cache of fixed length, for which batched experts are fastest."""
     step, length, times = torch.compile(model, dynamic=False), prompt.shape[1], []
@@ -89,6 +100,12 @@ def main():
     model = build(args)
     prompt = torch.randint(args.vocab, (args.batch, args.prompt), generator=torch.Generator().manual_seed(0))
     _ = loop(model, prompt, 8), generate(model, prompt, 8)  # warm-up
+    if args.answers:
+        times = [rollouts(model, prompt, args.answers, args.new_tokens) for _ in range(args.repeats)]
+        print(json.dumps({
+            "peer": f"transformers {__version__} on torch {torch.__version__}", "experts": args.moe,
+            "rollout_tokens_per_s": args.batch * args.answers * args.new_tokens / median(times)}))
+        return
     speeds, steps = [], args.batch * (args.new_tokens - 1)
     for _ in range(args.repeats):
         tokens, prompt_s, loop_s = loop(model, prompt, args.new_tokens)

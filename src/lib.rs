@@ -2,9 +2,9 @@
 //! Layer-Adaptive Expert Pruning: in the middle of pre-training, under-used experts are pruned
 //! layer by layer from token-load statistics, and the rest are rearranged over the devices.
 //!
-//! Four crates under one roof: [`model`] (the transformer), [`laep`] (the planner), [`train`]
-//! (pre-training with LAEP as a callback) and, behind the feature `report`, `report` (tables,
-//! pictures and pages of runs). The [`prelude`] has what most programs import, and [`toy`] is the
+//! The crates under one roof: [`model`] (the transformer), [`laep`] (the planner), [`train`]
+//! (pre-training with LAEP as a callback), [`rl`] (learning from rewards), [`eval`] (benchmarks) and,
+//! behind the feature `report`, `report` (tables, pictures and pages of runs). The [`prelude`] has what most programs import, and [`toy`] is the
 //! small run of the README.
 //!
 //! ```
@@ -71,6 +71,8 @@ mod pages {
     struct Laep;
     #[doc = include_str!("../docs/performance.md")]
     struct Performance;
+    #[doc = include_str!("../docs/rl.md")]
+    struct Rl;
     #[doc = include_str!("../docs/training.md")]
     struct Training;
 }

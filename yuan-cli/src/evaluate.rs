@@ -355,7 +355,27 @@ fn show(scored: &Scored, console: &Console) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Refuses evaluations that were scored by different rules. A directory that holds nothing but the scores of
+/// the items does not say.
+fn refuse_other_rules(runs: [&PathBuf; 2]) -> anyhow::Result<()> {
+    let profile = |run: &PathBuf| -> Option<String> {
+        let scores: serde_json::Value =
+            serde_json::from_slice(&fs::read(run.join(SCORES)).ok()?).ok()?;
+        Some(scores["profile"].as_str()?.to_owned())
+    };
+    match runs.map(profile) {
+        [Some(one), Some(other)] if one != other => bail!(
+            "{} was scored by the rules of {one}, {} by those of {other}: score both with the same \
+             --profile",
+            runs[0].display(),
+            runs[1].display()
+        ),
+        _ => Ok(()),
+    }
+}
+
 fn compare([a, b]: [&PathBuf; 2], console: &Console) -> anyhow::Result<()> {
+    refuse_other_rules([a, b])?;
     let [file_a, file_b] = [a, b].map(|run| run.join(ITEMS));
     let found = Comparison::of([&file_a, &file_b])?;
     console.say(format_args!(

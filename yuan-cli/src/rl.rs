@@ -66,11 +66,7 @@ pub struct Options {
     #[arg(long, value_name = "TOKENS", help_heading = "Rollouts")]
     #[arg(default_value_t = RlConfig::default().max_new_tokens)]
     max_new_tokens: usize,
-    /// Divides the scores of tokens before they are drawn
-    #[arg(long, value_name = "TEMPERATURE", help_heading = "Rollouts")]
-    #[arg(default_value_t = RlConfig::default().temperature)]
-    temperature: f64,
-    /// Answers that are drawn at the same time; fewer take less memory
+    /// Answers that are drawn at the same time, all to one prompt at least; fewer take less memory
     #[arg(long, value_name = "ANSWERS", help_heading = "Rollouts")]
     #[arg(default_value_t = RlConfig::default().at_once)]
     at_once: usize,
@@ -89,7 +85,7 @@ pub struct Options {
     /// divisor of its answers up to 32]
     #[arg(long, value_name = "ROWS", help_heading = "Optimisation")]
     batch: Option<usize>,
-    /// Learning rate; the paper's, of a model of a thousand times the size of a toy, is 5e-7
+    /// Learning rate; the papers' is 5e-7
     #[arg(long, value_name = "RATE", default_value_t = 1e-5, help_heading = "Optimisation")]
     learning_rate: f64,
     /// How far the ratio of a token may fall: 1 less this
@@ -173,7 +169,6 @@ impl Options {
                 answers: self.answers,
                 mini_batch: self.mini_batch,
                 max_new_tokens: self.max_new_tokens,
-                temperature: self.temperature,
                 loss: RapoLoss {
                     clip_low: self.clip_low,
                     clip_high: self.clip_high,
@@ -219,6 +214,12 @@ impl Options {
         let model = ModelDirectory::open(&self.from)?;
         let settings = self.settings();
         let training = self.training(settings.rollouts.rows_per_step());
+        if self.overlong_buffer.is_some() && settings.reward.scheme != Scheme::Outcome {
+            let refused = anyhow::anyhow!(
+                "--overlong-buffer goes with --reward outcome: by RIRM nothing is lost by length"
+            );
+            return Err(refused).wrong_option();
+        }
         settings.rollouts.validate(&training).wrong_option()?;
         check_settings(&training, model.config()).wrong_option()?;
         check_ranks(&training, model.config(), grid).wrong_option()?;
@@ -226,9 +227,6 @@ impl Options {
             Some(path) => {
                 let text = fs::read_to_string(path);
                 let text = text.with_context(|| format!("cannot read {}", path.display()))?;
-                settings
-                    .check_questions(&text)
-                    .map_err(|reason| anyhow::anyhow!("{}: {reason}", path.display()))?;
                 Some(text)
             }
             None => None,
@@ -237,7 +235,11 @@ impl Options {
             Some(directory) => Claim::take(directory)?,
             None => Claim::first_free(&PathBuf::from(crate::resume::RUNS).join("rl"))?,
         };
-        let run = settings.create(claim, model, training, questions.as_deref())?;
+        let run = settings.create(claim, model, training, questions.as_deref());
+        let run = match &self.data {
+            Some(path) => run.with_context(|| format!("cannot learn from {}", path.display()))?,
+            None => run?,
+        };
         console.note(format_args!("The run is {}", run.directory().display()));
         Ok(run)
     }

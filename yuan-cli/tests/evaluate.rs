@@ -70,6 +70,17 @@ fn answers_of_any_program_are_scored_and_compared() {
     let (out, _) = succeed(command.arg("--compare").arg(path("first")).arg(path("second")));
     assert!(out.contains("60.00") && out.contains("80.00") && out.contains("+20.00"), "{out}");
 
+    // Scores by the rules of others are not compared with these.
+    let mut command = evaluate();
+    command.args(["--profile", "yuan", "--answers"]).arg(path("second.jsonl"));
+    succeed(command.arg("--out").arg(path("other-rules")));
+    let mut command = yuan("evaluate");
+    let error = fail(command.arg("--compare").arg(path("first")).arg(path("other-rules")));
+    assert!(
+        error.contains("by the rules of authors") && error.contains("those of yuan"),
+        "{error}"
+    );
+
     let error = fail(evaluate().arg("--out").arg(path("none")));
     assert!(error.contains("name a --model that answers, or a file with --answers"), "{error}");
     let error = fail(yuan("evaluate").arg("glue").arg("--data").arg(&data));

@@ -316,6 +316,55 @@ fn a_stop_token_ends_its_sequence_only_and_the_callback_ends_all() {
 }
 
 #[test]
+fn every_answer_of_a_rollout_is_the_one_that_is_drawn_alone_with_its_seed() {
+    const ANSWERS: usize = 5;
+    for (backend, device) in devices() {
+        let model = load_model("ultra_tiny", &device);
+        let options = GenerationOptions { seed: 5, ..options(24, Sampling::unchanged()) };
+        // Answers end at different times, so that the batch shrinks on the way.
+        let stop_tokens: Vec<u32> = (0..5).collect();
+        let options = GenerationOptions { stop_tokens, ..options };
+        let goes_on = |_, _: &[u32]| ControlFlow::Continue(());
+        let rollout = model.rollout(&prompts(), ANSWERS, &options, goes_on).unwrap();
+        assert_eq!(rollout.answers.len(), PROMPTS.len() * ANSWERS, "{backend}");
+        let lengths: Vec<usize> = rollout.answers.iter().map(|a| a.tokens.len()).collect();
+        assert!(lengths.iter().any(|&length| length < 8), "{lengths:?}");
+        assert!(lengths.iter().filter(|&&length| length > 8).count() > 1, "{lengths:?}");
+        for (sequence, answer) in rollout.answers.iter().enumerate() {
+            let alone = GenerationOptions { seed: options.seed_of(sequence), ..options.clone() };
+            let prompt = prompts()[sequence / ANSWERS].clone();
+            let alone = model.generate(&[prompt], &alone, never_stop).unwrap();
+            assert_eq!(alone[0], *answer, "{backend}: answer {sequence}");
+        }
+        // A prompt counts once, the last token of an answer is read by nobody, and what is computed
+        // behind the end of an answer is no load.
+        let read: usize = PROMPTS.iter().map(|prompt| prompt.len()).sum::<usize>()
+            + lengths.iter().map(|length| length - 1).sum::<usize>();
+        for layer in &rollout.tokens_per_expert {
+            let top_k = model.config().top_k as u64;
+            assert_eq!(layer.iter().sum::<u64>(), top_k * read as u64, "{backend}");
+        }
+    }
+}
+
+#[test]
+fn a_rollout_ends_the_answers_that_it_is_told_to_end() {
+    let model = load_model("flash_tiny", &Device::flex());
+    let options = options(9, Sampling::unchanged());
+    let two_of_the_first = |new: NewToken, tokens: &[u32]| match (new.sequence, tokens.len()) {
+        (0, 2) => ControlFlow::Break(()),
+        _ => ControlFlow::Continue(()),
+    };
+    let rollout = model.rollout(&prompts(), 2, &options, two_of_the_first).unwrap();
+    let lengths: Vec<usize> = rollout.answers.iter().map(|answer| answer.tokens.len()).collect();
+    assert_eq!(lengths, [2, 9, 9, 9, 9, 9]);
+    assert_eq!(rollout.answers[0].finish, FinishReason::Cancelled);
+    assert_eq!(rollout.answers[1].finish, FinishReason::Length);
+    let none = model.rollout::<Vec<u32>>(&[], 3, &options, two_of_the_first).unwrap();
+    assert!(none.answers.is_empty());
+}
+
+#[test]
 fn a_model_in_training_generates_the_same() {
     let plain = load_model("flash_tiny", &Device::flex());
     let training = load_model("flash_tiny", &Device::flex().autodiff());

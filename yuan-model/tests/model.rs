@@ -2,15 +2,16 @@
 
 mod support;
 
-use std::{collections::HashMap, convert::Infallible};
+use std::{collections::HashMap, convert::Infallible, sync::Arc};
 
 use burn::{
     module::Module,
-    tensor::{Bool, DType, Device, Int, Tensor, TensorData},
+    tensor::{Bool, DType, Device, FloatDType, Int, Tensor, TensorData},
 };
 use support::{Kind, devices, gradients, largest_difference, tolerance, values};
 use yuan_model::{
-    ForwardOptions, RouterType, YuanConfig, YuanModel,
+    BalanceLosses, Batch, ForwardOptions, LossMask, Objective, ObjectiveLoss, RouterType,
+    ScoredLabels, YuanConfig, YuanModel,
     loss::{masked_mean, token_losses},
     named,
 };
@@ -99,6 +100,83 @@ fn recomputation_changes_neither_loss_nor_gradients_nor_loads() {
             assert!(worst <= 1e-7, "{name}: {path} differs by {worst:e}");
         }
     }
+}
+
+/// The mean cross-entropy once more, which also reports a mean of its signal and of the entropies.
+#[derive(Debug)]
+struct Mean;
+
+impl Objective for Mean {
+    fn wants_entropies(&self) -> bool {
+        true
+    }
+
+    fn loss(&self, labels: ScoredLabels) -> ObjectiveLoss {
+        let ScoredLabels { log_probs, entropies, mask, signals } = labels;
+        let count = mask.clone().sum();
+        let mean = |values: Tensor<2>| (values * mask.clone()).sum() / count.clone();
+        let entropy = mean(entropies.expect("they are wanted"));
+        let measures = vec![("entropy", entropy), ("signal", mean(signals[0].clone()))];
+        ObjectiveLoss { loss: mean(log_probs.neg()), measures }
+    }
+}
+
+#[test]
+fn an_objective_gets_what_the_cross_entropy_is_made_of() {
+    for (name, device) in devices() {
+        let device = device.autodiff();
+        let model = named::initialized(YuanModel::new(&YuanConfig::tiny(VOCAB), &device).unwrap());
+        let (input, labels) = (tokens(2, 9, &device), tokens(2, 9, &device).flip([1]));
+        let learnt: Vec<Vec<bool>> =
+            (0..2).map(|row| (0..9).map(|at| (row + at) % 3 != 0).collect()).collect();
+        let mask = LossMask::new(&learnt, &[vec![false; 9], vec![false; 9]], &device);
+        let positions = Tensor::<1, Int>::arange(0..9, &device).unsqueeze::<2>().repeat_dim(0, 2);
+        let batch = Batch::new(input.clone(), labels, positions).with_mask(mask).with_share(0.25);
+        let signal = Tensor::full([2, 9], 3.0, &device);
+        let with = Batch { signals: vec![signal], ..batch.clone() };
+        let run = |batch: Batch| {
+            let output = model.loss(batch, BalanceLosses::default(), FloatDType::F32);
+            let value = output.loss.clone().into_scalar::<f32>();
+            (value, gradients(&model, &output.loss.backward()), output.measures)
+        };
+        let (plain, of_plain, measures) = run(batch.clone());
+        assert!(measures.is_empty());
+        let (loss, of_objective, measures) = run(with.with_objective(Arc::new(Mean)));
+        assert!((loss - plain).abs() <= 1e-6 * plain.abs(), "{name}: {loss}, not {plain}");
+        for (path, gradient) in &of_plain {
+            let worst = largest_difference(&values(gradient), &values(&of_objective[path]));
+            assert!(worst <= 1e-6, "{name}: {path} differs by {worst:e}");
+        }
+        let measure = |at: usize| measures[at].1.clone().into_scalar::<f32>();
+        assert!((measure(1) - 0.25 * 3.0).abs() < 1e-6, "{name}: the share is in the measures");
+
+        // Entropies and log-probabilities, one by one in f64.
+        let logits = model.valid().forward(input.inner(), ForwardOptions::default()).logits;
+        let logits = values(&logits.into_data());
+        let log_probs = model.valid().label_log_probs(inner(&batch), FloatDType::F32);
+        let log_probs = values(&log_probs.into_data());
+        let labels = batch.labels.clone().into_data().convert::<i64>();
+        let labels: Vec<i64> = labels.iter::<i64>().collect();
+        let (mut sum, mut count) = (0.0, 0.0);
+        for (at, row) in logits.chunks(VOCAB).enumerate() {
+            let row: Vec<f64> = row.iter().map(|&logit| f64::from(logit)).collect();
+            let total = row.iter().map(|logit| logit.exp()).sum::<f64>().ln();
+            let entropy: f64 = row.iter().map(|l| -(l - total).exp() * (l - total)).sum();
+            if learnt[at / 9][at % 9] {
+                (sum, count) = (sum + entropy, count + 1.0);
+            }
+            let expected = row[labels[at] as usize] - total;
+            assert!((f64::from(log_probs[at]) - expected).abs() < 1e-4, "{name}: {at}");
+        }
+        let expected = 0.25 * sum / count;
+        assert!((f64::from(measure(0)) - expected).abs() < 1e-4, "{name}: entropy");
+    }
+}
+
+/// A batch without a graph.
+fn inner(batch: &Batch) -> Batch {
+    let ids = |ids: &Tensor<2, Int>| ids.clone().inner();
+    Batch::new(ids(&batch.input_ids), ids(&batch.labels), ids(&batch.position_ids))
 }
 
 #[test]

@@ -4,64 +4,13 @@ use std::{ops::ControlFlow, time::Instant};
 
 use serde::{Deserialize, Serialize};
 use yuan_laep::LayerLoad;
-use yuan_model::{
-    GenerationOptions, YuanModel,
-    generate::{FinishReason, Rollout},
-    text::Tokenizer,
-};
+use yuan_model::{GenerationOptions, YuanModel, generate::FinishReason, ranks::Ranks};
 use yuan_train::TrainError;
 
-use crate::{Question, RepetitionLimits, Response, Reward, RlConfig, Task, repeats};
-
-/// How text becomes tokens of a prompt, and tokens of an answer text.
-#[derive(Debug, Clone)]
-pub struct Words {
-    tokenizer: Tokenizer,
-    stop_tokens: Vec<u32>,
-    is_chat: bool,
-}
-
-impl Words {
-    /// By the tokenizer of a model, whose answers end with any of `stop_tokens`.
-    ///
-    /// # Errors
-    ///
-    /// If prompts are turns of a conversation, and the model has no chat template or this build knows
-    /// none.
-    pub fn new(
-        tokenizer: Tokenizer,
-        stop_tokens: Vec<u32>,
-        is_chat: bool,
-    ) -> Result<Self, TrainError> {
-        let words = Self { tokenizer, stop_tokens, is_chat };
-        if is_chat {
-            words.prompt("")?;
-        }
-        Ok(words)
-    }
-
-    /// Tokens that end an answer.
-    pub fn stop_tokens(&self) -> &[u32] {
-        &self.stop_tokens
-    }
-
-    fn prompt(&self, text: &str) -> Result<Vec<u32>, TrainError> {
-        if !self.is_chat {
-            return Ok(self.tokenizer.encode(text, false)?);
-        }
-        #[cfg(feature = "chat")]
-        return Ok(self.tokenizer.encode_chat(&[yuan_model::text::Message::new("user", text)])?);
-        #[cfg(not(feature = "chat"))]
-        Err(yuan_data::DataError::Setting(
-            "prompts as turns of a conversation need the feature `chat`".into(),
-        )
-        .into())
-    }
-
-    fn answer(&self, prompt: &[u32], tokens: &[u32]) -> Result<String, TrainError> {
-        Ok(self.tokenizer.decode_after(prompt, tokens)?)
-    }
-}
+use crate::{
+    PromptTokenizer, Question, RepetitionLimits, Response, Reward, RlConfig, Task, TaskError,
+    repeats,
+};
 
 /// An answer to a prompt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,7 +21,7 @@ pub(crate) struct Answer {
 }
 
 /// The answers to one prompt, and what they are worth.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Group {
     pub prompt: Vec<u32>,
     pub answers: Vec<Answer>,
@@ -89,8 +38,8 @@ pub(crate) struct Answered {
 }
 
 /// How a batch of prompts is answered.
-pub(crate) struct Ask<'a> {
-    pub words: &'a Words,
+pub(crate) struct Request<'a> {
+    pub tokenizer: &'a PromptTokenizer,
     pub answers: usize,
     pub options: GenerationOptions,
     pub repetition: Option<RepetitionLimits>,
@@ -100,13 +49,18 @@ pub(crate) struct Ask<'a> {
     pub row_len: usize,
 }
 
-impl<'a> Ask<'a> {
+impl<'a> Request<'a> {
     /// As the settings of a run say, with a seed for this batch.
-    pub fn of(config: &RlConfig, words: &'a Words, row_len: usize, seed: u64) -> Self {
+    pub fn of(
+        config: &RlConfig,
+        tokenizer: &'a PromptTokenizer,
+        row_len: usize,
+        seed: u64,
+    ) -> Self {
         Self {
-            words,
+            tokenizer,
             answers: config.answers,
-            options: config.generation(words.stop_tokens().to_vec(), seed),
+            options: config.generation(tokenizer.stop_tokens().to_vec(), seed),
             repetition: config.repetition,
             at_once: config.at_once,
             row_len,
@@ -114,7 +68,7 @@ impl<'a> Ask<'a> {
     }
 
     /// Answers all questions and rewards the answers. Over ranks, all of them call this together: each
-    /// answers its part of the prompts, and all get all answers.
+    /// answers its part of the prompts and rewards its answers, and all get all of them.
     pub fn answer(
         &self,
         model: &YuanModel,
@@ -122,51 +76,51 @@ impl<'a> Ask<'a> {
         questions: &[Question],
     ) -> Result<Answered, TrainError> {
         let started = Instant::now();
-        let prompts = questions
-            .iter()
-            .map(|question| self.prompt(question))
-            .collect::<Result<Vec<_>, TrainError>>()?;
-        let (answers, layers) = self.answers(model, &prompts)?;
-        let seconds = started.elapsed().as_secs_f64();
-        let groups = questions.iter().zip(prompts).zip(answers.chunks(self.answers));
-        let groups = groups.map(|((question, prompt), answers)| {
-            let texts = answers
-                .iter()
-                .map(|answer| self.words.answer(&prompt, &answer.tokens))
-                .collect::<Result<Vec<_>, TrainError>>()?;
-            let responses: Vec<Response<'_>> = texts
-                .iter()
-                .zip(answers)
-                .map(|(text, Answer { tokens, is_complete })| Response {
-                    text,
-                    tokens,
-                    is_complete: *is_complete,
-                })
-                .collect();
-            let rewards = task.rewards(question, &responses);
-            if rewards.len() != responses.len() {
-                let (found, expected) = (rewards.len(), responses.len());
-                let cause = format!("the task gave {found} rewards for {expected} answers");
-                return Err(TrainError::Callback { name: "rollouts", cause: cause.into() });
+        let world = model.ranks().map(Ranks::world);
+        let (size, rank) = world.map_or((1, 0), |world| (world.size(), world.rank()));
+        // As many for every rank, which take all steps together: some may be answered twice.
+        let of_rank = questions.len().div_ceil(size);
+        let first = of_rank * rank;
+        let own: Vec<&Question> =
+            (first..first + of_rank).map(|at| &questions[at.min(questions.len() - 1)]).collect();
+        let (own, loads) = self.own_groups(model, task, &own, first)?;
+        let (mut groups, mut layers) = (Vec::with_capacity(questions.len()), Vec::new());
+        match world {
+            None => {
+                groups = own;
+                layers = loads.into_iter().map(LayerLoad::new).collect();
             }
-            if let Some(bad) = rewards.iter().find(|reward| !reward.value.is_finite()) {
-                let cause = format!("the task rewarded an answer with {}", bad.value);
-                return Err(TrainError::Callback { name: "rollouts", cause: cause.into() });
+            Some(world) => {
+                let own = serde_json::to_vec(&own).expect("tokens and numbers are plain data");
+                for bytes in world.gather(&own)? {
+                    let of_rank: Vec<Group> = serde_json::from_slice(&bytes).map_err(|error| {
+                        TrainError::Device(format!("answers of a rank: {error}"))
+                    })?;
+                    groups.extend(of_rank);
+                }
+                groups.truncate(questions.len());
+                for load in loads {
+                    layers.push(LayerLoad::new(world.sum_counts(&load)?));
+                }
             }
-            Ok(Group { prompt, answers: answers.to_vec(), rewards })
-        });
-        Ok(Answered { groups: groups.collect::<Result<_, TrainError>>()?, layers, seconds })
+        }
+        Ok(Answered { groups, layers, seconds: started.elapsed().as_secs_f64() })
     }
 
-    fn prompt(&self, question: &Question) -> Result<Vec<u32>, TrainError> {
-        let prompt = self.words.prompt(&question.prompt)?;
+    /// The tokens of a prompt.
+    ///
+    /// # Errors
+    ///
+    /// If it is too long for a row with an answer.
+    pub fn prompt(&self, question: &Question) -> Result<Vec<u32>, TrainError> {
+        let prompt = self.tokenizer.prompt(&question.prompt)?;
         let room = self.row_len.saturating_sub(self.options.max_new_tokens);
-        if prompt.len() > room {
+        if prompt.is_empty() || prompt.len() > room {
             return Err(TrainError::OutOfRange {
                 name: "tokens of a prompt",
                 value: prompt.len() as f64,
                 expected: format!(
-                    "must be at most {room}, so that answers of {} tokens fit a row of {}: `{}`",
+                    "must be from 1 to {room}, so that answers of {} tokens fit a row of {}: `{}`",
                     self.options.max_new_tokens,
                     self.row_len,
                     shortened(&question.prompt)
@@ -176,67 +130,85 @@ impl<'a> Ask<'a> {
         Ok(prompt)
     }
 
-    fn answers(
+    /// Answers to some questions, of which the first one is number `first` of all, and the tokens that each
+    /// expert of each layer received.
+    fn own_groups(
         &self,
         model: &YuanModel,
-        prompts: &[Vec<u32>],
-    ) -> Result<(Vec<Answer>, Vec<LayerLoad>), TrainError> {
-        let Some(ranks) = model.ranks() else {
-            let (answers, loads) = self.own_answers(model, prompts, 0)?;
-            return Ok((answers, loads.into_iter().map(LayerLoad::new).collect()));
-        };
-        let world = ranks.world();
-        // As many for every rank, which take all steps together: some are answered twice.
-        let of_rank = prompts.len().div_ceil(world.size());
-        let first = of_rank * world.rank();
-        let own: Vec<Vec<u32>> =
-            (first..first + of_rank).map(|at| prompts[at.min(prompts.len() - 1)].clone()).collect();
-        let (answers, loads) = self.own_answers(model, &own, first)?;
-        let bytes = serde_json::to_vec(&answers).expect("tokens are plain data");
-        let mut all = Vec::with_capacity(prompts.len() * self.answers);
-        for bytes in world.gather(&bytes)? {
-            let answers: Vec<Answer> = serde_json::from_slice(&bytes)
-                .map_err(|error| TrainError::Device(format!("answers of a rank: {error}")))?;
-            all.extend(answers);
-        }
-        all.truncate(prompts.len() * self.answers);
-        let mut layers = Vec::with_capacity(loads.len());
-        for load in loads {
-            layers.push(LayerLoad::new(world.sum_counts(&load)?));
-        }
-        Ok((all, layers))
-    }
-
-    /// Answers to some prompts, of which the first one is number `first` of all.
-    fn own_answers(
-        &self,
-        model: &YuanModel,
-        prompts: &[Vec<u32>],
+        task: &dyn Task,
+        questions: &[&Question],
         first: usize,
-    ) -> Result<(Vec<Answer>, Vec<Vec<u64>>), TrainError> {
-        let mut all = Vec::with_capacity(prompts.len() * self.answers);
+    ) -> Result<(Vec<Group>, Vec<Vec<u64>>), TrainError> {
+        let mut groups = Vec::with_capacity(questions.len());
         let mut loads: Vec<Vec<u64>> = Vec::new();
-        let at_once = (self.at_once / self.answers).max(1);
-        for (part, prompts) in prompts.chunks(at_once).enumerate() {
+        let at_once = (self.at_once / self.answers.max(1)).max(1);
+        for (part, questions) in questions.chunks(at_once).enumerate() {
             // An answer is drawn alike whatever else is drawn with it.
             let seed = self.options.seed_of((first + part * at_once) * self.answers);
             let options = GenerationOptions { seed, ..self.options.clone() };
-            let Rollout { answers, tokens_per_expert } =
-                model.rollout(prompts, self.answers, &options, |_, tokens| self.goes_on(tokens))?;
-            all.extend(answers.into_iter().map(|answer| Answer {
-                is_complete: answer.finish == FinishReason::Stop,
-                tokens: answer.tokens,
-            }));
+            let prompts = questions
+                .iter()
+                .map(|question| self.prompt(question))
+                .collect::<Result<Vec<_>, TrainError>>()?;
+            let rollout = model
+                .rollout(&prompts, self.answers, &options, |_, tokens| self.goes_on(tokens))?;
             match loads.is_empty() {
-                true => loads = tokens_per_expert,
+                true => loads = rollout.tokens_per_expert,
                 false => {
-                    let sums = loads.iter_mut().flatten();
-                    sums.zip(tokens_per_expert.iter().flatten())
-                        .for_each(|(sum, more)| *sum += more);
+                    let more = rollout.tokens_per_expert.iter().flatten();
+                    loads.iter_mut().flatten().zip(more).for_each(|(sum, more)| *sum += more);
                 }
             }
+            let mut answers = rollout.answers.into_iter().map(|answer| Answer {
+                is_complete: answer.finish == FinishReason::Stop,
+                tokens: answer.tokens,
+            });
+            for (question, prompt) in questions.iter().zip(prompts) {
+                let answers: Vec<Answer> = answers.by_ref().take(self.answers).collect();
+                let rewards = self.rewards(task, question, &prompt, &answers)?;
+                groups.push(Group { prompt, answers, rewards });
+            }
         }
-        Ok((all, loads))
+        Ok((groups, loads))
+    }
+
+    fn rewards(
+        &self,
+        task: &dyn Task,
+        question: &Question,
+        prompt: &[u32],
+        answers: &[Answer],
+    ) -> Result<Vec<Reward>, TrainError> {
+        let failed = |cause: TaskError| TrainError::Callback { name: "rollouts", cause };
+        let mut texts = Vec::with_capacity(answers.len());
+        for answer in answers {
+            texts.push(self.tokenizer.answer(prompt, &answer.tokens)?);
+        }
+        let responses: Vec<Response<'_>> = texts
+            .iter()
+            .zip(answers)
+            .map(|(text, Answer { tokens, is_complete })| Response {
+                text,
+                tokens,
+                is_complete: *is_complete,
+            })
+            .collect();
+        let rewards = task.rewards(question, &responses).map_err(failed)?;
+        let (found, expected) = (rewards.len(), responses.len());
+        if found != expected {
+            return Err(failed(
+                format!("the task gave {found} rewards for {expected} answers").into(),
+            ));
+        }
+        let is_number = |reward: &Reward| {
+            reward.value.is_finite() && reward.parts.values().all(|part| part.is_finite())
+        };
+        match rewards.iter().find(|reward| !is_number(reward)) {
+            Some(bad) => Err(failed(
+                format!("the task rewarded an answer with {}, {:?}", bad.value, bad.parts).into(),
+            )),
+            None => Ok(rewards),
+        }
     }
 
     /// Ends an answer that only repeats itself.

@@ -2,24 +2,29 @@
 
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 
-use crate::{ExactSearch, Question, Response, Reward, RewardRule, Task};
+use crate::{ExactSearch, Question, Response, Reward, RewardRule, Task, TaskError, seeds::mixed};
 
 /// Sums of two numbers of two digits.
 ///
 /// A model first learns [worked examples](Self::examples), which add digit by digit, are wrong now and
-/// then, and go over their sums again up to four times:
+/// then, and go over their sums again up to four times, which mends what is wrong and spoils nothing:
 ///
 /// ```text
-/// 47+38=7+8=15,4+3+1=8:85.7+8=15,4+3+1=8:85.
+/// 47+38=7+8=15,4+3+1=8:85;7+8=15,4+3+1=8:85;
 /// ```
 ///
-/// What follows the last colon is the answer. So there is something to learn from rewards: to be right,
+/// What stands behind the last colon is the answer. So there is something to learn from rewards: to be right,
 /// and, by [RIRM](crate::Scheme::Rirm), to stop when the answer is there.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Arithmetic {
     /// What is rewarded.
     pub rule: RewardRule,
+    /// Decides which sums are asked for, and in which order.
+    pub seed: u64,
 }
+
+/// Share of the first passes that are wrong, and of those that check a wrong one.
+const WRONG: f64 = 0.35;
 
 /// Held-out sums.
 const HELD_OUT: usize = 200;
@@ -30,10 +35,10 @@ impl Arithmetic {
         let mut rng = StdRng::seed_from_u64(seed);
         let example = |_| {
             let (a, b) = learnt_pair(&mut rng);
-            let passes = 1 + rng.random_range(0..5);
-            let pass = |number: u32| {
-                // The first pass is wrong more often than what checks it.
-                let is_wrong = rng.random_bool(if number == 0 { 0.3 } else { 0.15 });
+            let (passes, mut is_wrong) = (1 + rng.random_range(0..5), true);
+            let pass = |_| {
+                // A check may find a mistake, and never spoils what is right.
+                is_wrong = is_wrong && rng.random_bool(WRONG);
                 worked(a, b, is_wrong.then(|| rng.random_range(0..3)))
             };
             [prompt(a, b), (0..passes).map(pass).collect()]
@@ -46,12 +51,12 @@ impl Arithmetic {
     /// ```
     /// use yuan_rl::Arithmetic;
     ///
-    /// assert_eq!(Arithmetic::conclusion("7+8=15,4+3+1=8:86.7+8=15,4+3+1=8:85."), Some("85"));
+    /// assert_eq!(Arithmetic::conclusion("7+8=15,4+3+1=8:86;7+8=15,4+3+1=8:85;"), Some("85"));
     /// assert_eq!(Arithmetic::conclusion("7+8=15,"), None);
     /// ```
     pub fn conclusion(response: &str) -> Option<&str> {
         let (_, last) = response.rsplit_once(':')?;
-        let answer = last.strip_suffix('.')?;
+        let answer = last.strip_suffix(';')?;
         let is_number = !answer.is_empty() && answer.bytes().all(|byte| byte.is_ascii_digit());
         is_number.then_some(answer)
     }
@@ -59,26 +64,32 @@ impl Arithmetic {
 
 impl Task for Arithmetic {
     fn question(&self, number: u64) -> Question {
-        let (a, b) = learnt_pair(&mut StdRng::seed_from_u64(number));
+        let (a, b) = learnt_pair(&mut StdRng::seed_from_u64(mixed(self.seed, number)));
         question(a, b)
     }
 
     fn held_out(&self) -> Vec<Question> {
-        let mut rng = StdRng::seed_from_u64(0);
-        std::iter::repeat_with(|| pair(&mut rng))
-            .filter(|&(a, b)| is_held_out(a, b))
-            .take(HELD_OUT)
-            .map(|(a, b)| question(a, b))
-            .collect()
+        let all = (10..100).flat_map(|a| (10..100).map(move |b| (a, b)));
+        let mut held_out: Vec<Question> =
+            all.filter(|&(a, b)| is_held_out(a, b)).map(|(a, b)| question(a, b)).collect();
+        // Not those of the smallest numbers alone.
+        held_out.sort_by_key(|question| yuan_model::fnv1a(&question.prompt).swap_bytes());
+        held_out.truncate(HELD_OUT);
+        held_out
     }
 
-    fn rewards(&self, question: &Question, responses: &[Response<'_>]) -> Vec<Reward> {
+    fn rewards(
+        &self,
+        question: &Question,
+        responses: &[Response<'_>],
+    ) -> Result<Vec<Reward>, TaskError> {
         let is_right = |response: &Response<'_>| {
-            response.is_complete
-                && Self::conclusion(response.text) == Some(question.answer.as_str())
+            response.is_complete && Self::conclusion(response.text) == Some(&*question.answer)
         };
-        let are_right: Vec<bool> = responses.iter().map(is_right).collect();
-        self.rule.rewards(&ExactSearch, question, responses, &are_right)
+        // What is right is the standard answer, letter by letter.
+        let right: Vec<Option<&str>> =
+            responses.iter().map(|r| is_right(r).then_some(&*question.answer)).collect();
+        self.rule.rewards(&ExactSearch, question, responses, &right)
     }
 }
 
@@ -94,9 +105,9 @@ fn pair(rng: &mut impl Rng) -> (u32, u32) {
     (rng.random_range(10..100), rng.random_range(10..100))
 }
 
-/// Every tenth sum is never learnt.
+/// About every tenth sum is never learnt. By a hash, so that their digits are like those of the others.
 fn is_held_out(a: u32, b: u32) -> bool {
-    (7 * a + b).is_multiple_of(10)
+    yuan_model::fnv1a(&prompt(a, b)).is_multiple_of(10)
 }
 
 fn learnt_pair(rng: &mut impl Rng) -> (u32, u32) {
@@ -118,7 +129,7 @@ fn worked(a: u32, b: u32, mistake: Option<u32>) -> String {
     let answer = 10 * tens + ones % 10 + off(2);
     let carried = if carry > 0 { "+1" } else { "" };
     let [a1, a0, b1, b0] = [a / 10, a % 10, b / 10, b % 10];
-    format!("{a0}+{b0}={ones},{a1}+{b1}{carried}={tens}:{answer}.")
+    format!("{a0}+{b0}={ones},{a1}+{b1}{carried}={tens}:{answer};")
 }
 
 #[cfg(test)]
@@ -127,9 +138,9 @@ mod tests {
 
     #[test]
     fn a_sum_is_worked_digit_by_digit() {
-        assert_eq!(worked(47, 38, None), "7+8=15,4+3+1=8:85.");
-        assert_eq!(worked(41, 22, None), "1+2=3,4+2=6:63.");
-        assert_eq!(worked(99, 99, None), "9+9=18,9+9+1=19:198.");
+        assert_eq!(worked(47, 38, None), "7+8=15,4+3+1=8:85;");
+        assert_eq!(worked(41, 22, None), "1+2=3,4+2=6:63;");
+        assert_eq!(worked(99, 99, None), "9+9=18,9+9+1=19:198;");
         for mistake in 0..3 {
             let wrong = worked(47, 38, Some(mistake));
             assert_ne!(Arithmetic::conclusion(&wrong), Some("85"), "{wrong}");
@@ -152,20 +163,20 @@ mod tests {
             Arithmetic::conclusion(answer) == Some(&sum(prompt).to_string())
         });
         let share = right.count() as f64 / 2000.0;
-        assert!((0.75..0.9).contains(&share), "{share}");
+        assert!((0.8..0.95).contains(&share), "{share}");
     }
 
     #[test]
     fn rirm_pays_for_stopping_and_the_outcome_does_not() {
         let question = question(47, 38);
-        let once = "7+8=15,4+3+1=8:85.";
-        let texts = [once.to_owned(), once.repeat(3), "7+8=15,4+3+1=8:84.".into()];
+        let once = "7+8=15,4+3+1=8:85;";
+        let texts = [once.to_owned(), once.repeat(3), "7+8=15,4+3+1=8:84;".into()];
         let rewards = |scheme| {
             let rule = RewardRule { scheme, ..RewardRule::default() };
             let response = |text| Response { text, tokens: &[], is_complete: true };
             let responses: Vec<Response<'_>> =
                 texts.iter().map(|text: &String| response(text.as_str())).collect();
-            let rewards = Arithmetic { rule }.rewards(&question, &responses);
+            let rewards = Arithmetic { rule, seed: 0 }.rewards(&question, &responses).unwrap();
             rewards.into_iter().map(|reward| reward.value).collect::<Vec<_>>()
         };
         assert_eq!(rewards(crate::Scheme::Outcome), [1.0, 1.0, -1.0]);

@@ -6,7 +6,7 @@ use yuan_train::{TrainConfig, TrainError};
 
 use crate::{Order, RapoLoss, RepetitionLimits};
 
-/// Settings of the rollouts and of what is learnt from them; the file `rl.json` of a run.
+/// Settings of the rollouts and of what is learnt from them.
 ///
 /// Those of an update are the [`TrainConfig`]'s: its rows are the answers to
 /// [`mini_batch`](Self::mini_batch) prompts, in micro-batches.
@@ -21,8 +21,6 @@ pub struct RlConfig {
     pub mini_batch: usize,
     /// Tokens of an answer at most.
     pub max_new_tokens: usize,
-    /// Divides the scores of tokens before they are drawn; the paper's is 1.
-    pub temperature: f64,
     /// The loss of an update.
     pub loss: RapoLoss,
     /// In which order prompts are learnt from.
@@ -35,7 +33,8 @@ pub struct RlConfig {
     /// Batches of prompts in a row that may teach nothing, because all answers to a prompt are rewarded
     /// alike.
     pub attempts: u64,
-    /// Answers that are drawn at the same time; what does not fit waits, to bound memory.
+    /// Answers that are drawn at the same time, all to one prompt at least; what does not fit waits, to
+    /// bound memory.
     pub at_once: usize,
     /// Prompts are turns of a conversation, written by the model's chat template.
     pub chat: bool,
@@ -52,7 +51,6 @@ impl Default for RlConfig {
             answers: 8,
             mini_batch: 8,
             max_new_tokens: 128,
-            temperature: 1.0,
             loss: RapoLoss::default(),
             order: Order::default(),
             filter_cut_off: true,
@@ -66,20 +64,16 @@ impl Default for RlConfig {
 }
 
 impl RlConfig {
-    /// Name of the file in a run.
-    pub const FILE: &'static str = "rl.json";
-
     /// Answers that an update learns from: rows of all its micro-batches.
     pub fn rows_per_step(&self) -> usize {
         self.mini_batch.saturating_mul(self.answers)
     }
 
-    /// How answers are drawn.
+    /// How answers are drawn: by the model's own probabilities, which are those that an update changes.
     pub fn generation(&self, stop_tokens: Vec<u32>, seed: u64) -> GenerationOptions {
-        let sampling = Sampling { temperature: self.temperature, ..Sampling::unchanged() };
         GenerationOptions {
             max_new_tokens: self.max_new_tokens,
-            sampling,
+            sampling: Sampling::unchanged(),
             stop_tokens,
             seed,
             ..GenerationOptions::default()
@@ -109,9 +103,6 @@ impl RlConfig {
         let within = "must be at least 2: answers are compared with the others to their prompt";
         if self.answers < 2 {
             return refuse("answers", self.answers as f64, within.into());
-        }
-        if !(self.temperature > 0.0 && self.temperature.is_finite()) {
-            return refuse("temperature", self.temperature, "must be positive".into());
         }
         let RapoLoss { clip_low, clip_high, share, .. } = self.loss;
         if !(0.0..1.0).contains(&clip_low) {

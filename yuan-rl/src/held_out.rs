@@ -6,8 +6,8 @@ use yuan_model::YuanModel;
 use yuan_train::{Callback, Context, Event, StepMetrics, TrainError};
 
 use crate::{
-    Question, RlConfig, Task, Words,
-    answers::{Answered, Ask},
+    PromptTokenizer, Question, RlConfig, Task,
+    answers::{Answered, Request},
     rollouts::metrics_of,
 };
 
@@ -16,14 +16,14 @@ use crate::{
 pub struct HeldOut {
     task: Arc<dyn Task>,
     questions: Vec<Question>,
-    words: Words,
+    tokenizer: PromptTokenizer,
     config: RlConfig,
 }
 
 impl HeldOut {
     /// Of a task with held-out prompts.
-    pub fn new(task: Arc<dyn Task>, words: Words, config: RlConfig) -> Self {
-        Self { questions: task.held_out(), task, words, config }
+    pub fn new(task: Arc<dyn Task>, tokenizer: PromptTokenizer, config: RlConfig) -> Self {
+        Self { questions: task.held_out(), task, tokenizer, config }
     }
 
     fn measure(&mut self, context: &mut Context<'_, YuanModel>) -> Result<(), TrainError> {
@@ -32,8 +32,9 @@ impl HeldOut {
         }
         let (seed, row_len) = (context.config().seed, context.config().seq_len);
         // The same draws every time, so that what changes is the model.
-        let ask = Ask { answers: 1, ..Ask::of(&self.config, &self.words, row_len, seed) };
-        let answered: Answered = ask.answer(context.model(), &*self.task, &self.questions)?;
+        let request =
+            Request { answers: 1, ..Request::of(&self.config, &self.tokenizer, row_len, seed) };
+        let answered: Answered = request.answer(context.model(), &*self.task, &self.questions)?;
         context.emit(Event::Rollout(metrics_of(&answered, context.step(), 0, true)));
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::FirstAnswer;
+use crate::{FirstAnswer, TaskError};
 
 /// Finds the places of a text where a complete answer is stated.
 ///
@@ -10,7 +10,16 @@ use crate::FirstAnswer;
 /// implements this.
 pub trait Judge {
     /// The places in order, as ranges of bytes of `text` that do not overlap.
-    fn places(&self, question: &str, answer: &str, text: &str) -> Vec<Range<usize>>;
+    ///
+    /// # Errors
+    ///
+    /// If it cannot tell: a model that is out of reach, for instance.
+    fn places(
+        &self,
+        question: &str,
+        answer: &str,
+        text: &str,
+    ) -> Result<Vec<Range<usize>>, TaskError>;
 }
 
 /// Searches for the answer itself, letter by letter, where it stands alone: this library's choice, which
@@ -19,10 +28,10 @@ pub trait Judge {
 pub struct ExactSearch;
 
 impl Judge for ExactSearch {
-    fn places(&self, _: &str, answer: &str, text: &str) -> Vec<Range<usize>> {
+    fn places(&self, _: &str, answer: &str, text: &str) -> Result<Vec<Range<usize>>, TaskError> {
         let answer = answer.trim();
         if answer.is_empty() {
-            return Vec::new();
+            return Ok(Vec::new());
         }
         let continues = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
         let stands_alone = |at: usize| {
@@ -47,23 +56,29 @@ impl Judge for ExactSearch {
             !(is_number || is_word)
         };
         let found = text.match_indices(answer).map(|(at, _)| at).filter(|&at| stands_alone(at));
-        found.map(|at| at..at + answer.len()).collect()
+        Ok(found.map(|at| at..at + answer.len()).collect())
     }
 }
 
 /// What follows the first answer of a response, by the places that a judge finds in its thinking.
 ///
-/// Searched for is what the response concludes if it is right, else the standard answer. If it is right
-/// and does not end with a place, what follows the last place counts as one more reflection.
+/// `answer` is what is searched for: what a right response concludes with, and the standard answer for a
+/// wrong one. If a response is right and does not end with a place, what follows the last place counts as
+/// one more reflection.
+///
+/// # Errors
+///
+/// Those of the judge.
 ///
 /// ```
 /// use yuan_rl::{ExactSearch, FirstAnswer, annotate};
 ///
 /// let after = |text| annotate(&ExactSearch, "2 + 2?", "4", text, true);
-/// assert_eq!(after("2 + 2 is 4"), FirstAnswer::Ends);
-/// assert_eq!(after("It is 4. Check: 4"), FirstAnswer::Followed { reflections: 1 });
-/// assert_eq!(after("It is 4. Let me think."), FirstAnswer::Followed { reflections: 1 });
-/// assert_eq!(after("It is 14."), FirstAnswer::Missing);
+/// assert_eq!(after("2 + 2 is 4")?, FirstAnswer::Ends);
+/// assert_eq!(after("It is 4. Check: 4")?, FirstAnswer::Followed { reflections: 1 });
+/// assert_eq!(after("It is 4. Let me think.")?, FirstAnswer::Followed { reflections: 1 });
+/// assert_eq!(after("It is 14.")?, FirstAnswer::Missing);
+/// # Ok::<(), yuan_rl::TaskError>(())
 /// ```
 pub fn annotate(
     judge: &impl Judge,
@@ -71,14 +86,14 @@ pub fn annotate(
     answer: &str,
     thinking: &str,
     is_right: bool,
-) -> FirstAnswer {
-    let places = judge.places(question, answer, thinking);
-    let Some(last) = places.last() else { return FirstAnswer::Missing };
+) -> Result<FirstAnswer, TaskError> {
+    let places = judge.places(question, answer, thinking)?;
+    let Some(last) = places.last() else { return Ok(FirstAnswer::Missing) };
     // A full stop or a bracket after it says nothing more.
     let ends = thinking[last.end..].chars().all(|c| !c.is_alphanumeric());
     let more = u32::from(is_right && !ends);
-    match places.len() as u32 - 1 + more {
+    Ok(match places.len() as u32 - 1 + more {
         0 if ends => FirstAnswer::Ends,
         reflections => FirstAnswer::Followed { reflections },
-    }
+    })
 }

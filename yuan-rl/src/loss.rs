@@ -10,7 +10,8 @@ pub enum EntropyScope {
     /// Those of each response, as the paper says.
     #[default]
     Response,
-    /// All of a micro-batch, as the code does.
+    /// All of a micro-batch, as the code does. Which answers share a micro-batch then matters, and over
+    /// ranks each has its own; the answers of an update are sorted by their lengths.
     Batch,
 }
 

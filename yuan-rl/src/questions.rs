@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ExactSearch, Question, Response, Reward, RewardRule, Task};
+use crate::{ExactSearch, Question, Response, Reward, RewardRule, Task, TaskError, seeds::mixed};
 
 /// Questions whose answers are right when they conclude with the standard answer.
 ///
@@ -12,6 +12,7 @@ pub struct Questions {
     learnt: Vec<Question>,
     held_out: Vec<Question>,
     rule: RewardRule,
+    seed: u64,
 }
 
 /// A line of a file.
@@ -28,7 +29,7 @@ const HELD_OUT: u64 = 20;
 const MOST_HELD_OUT: usize = 200;
 
 impl Questions {
-    /// From the text of a file, whose answers are rewarded by a rule. About a twentieth of the questions,
+    /// From the text of a file, whose answers are rewarded by a rule; `seed` decides the order. About a twentieth of the questions,
     /// 200 at most, is held out.
     ///
     /// # Errors
@@ -39,12 +40,12 @@ impl Questions {
     /// use yuan_rl::{Questions, RewardRule, Task};
     ///
     /// let lines = r#"{"prompt": "6 times 7?", "answer": "42"}"#;
-    /// let questions = Questions::from_lines(lines, RewardRule::default())?;
+    /// let questions = Questions::from_lines(lines, RewardRule::default(), 0)?;
     /// assert_eq!(questions.question(0).answer, "42");
-    /// assert!(Questions::from_lines("{}", RewardRule::default()).is_err());
+    /// assert!(Questions::from_lines("{}", RewardRule::default(), 0).is_err());
     /// # Ok::<(), String>(())
     /// ```
-    pub fn from_lines(text: &str, rule: RewardRule) -> Result<Self, String> {
+    pub fn from_lines(text: &str, rule: RewardRule, seed: u64) -> Result<Self, String> {
         let (mut learnt, mut held_out) = (Vec::new(), Vec::new());
         for (number, line) in text.lines().enumerate() {
             if line.trim().is_empty() {
@@ -59,9 +60,12 @@ impl Questions {
             if prompt.trim().is_empty() || answer.trim().is_empty() {
                 return Err(format!("line {number}: prompt and answer must not be empty"));
             }
-            let is_held_out = yuan_model::fnv1a(&prompt).is_multiple_of(HELD_OUT);
             let question = Question { prompt, answer: answer.trim().to_owned() };
+            let is_known = held_out.iter().any(|known: &Question| known.prompt == question.prompt);
+            let is_held_out = yuan_model::fnv1a(&question.prompt).is_multiple_of(HELD_OUT);
             match is_held_out && held_out.len() < MOST_HELD_OUT {
+                // Asked twice, it is held out all the same.
+                _ if is_known => {}
                 true => held_out.push(question),
                 false => learnt.push(question),
             }
@@ -72,8 +76,13 @@ impl Questions {
         }
         match learnt.is_empty() {
             true => Err("it has no question".into()),
-            false => Ok(Self { learnt, held_out, rule }),
+            false => Ok(Self { learnt, held_out, rule, seed }),
         }
+    }
+
+    /// All questions: those to learn, then the held-out ones.
+    pub fn all(&self) -> impl Iterator<Item = &Question> {
+        self.learnt.iter().chain(&self.held_out)
     }
 
     /// Questions to learn.
@@ -90,7 +99,7 @@ impl Questions {
 impl Task for Questions {
     /// Every epoch visits every question once, in an order of its own.
     fn question(&self, number: u64) -> Question {
-        let key = |epoch: u64| 0x9e37_79b9_7f4a_7c15 ^ epoch;
+        let key = |epoch: u64| mixed(self.seed, epoch);
         let at = yuan_data::row_of_epochs(number, self.learnt.len() as u64, Some(key));
         self.learnt[at as usize].clone()
     }
@@ -99,12 +108,17 @@ impl Task for Questions {
         self.held_out.clone()
     }
 
-    fn rewards(&self, question: &Question, responses: &[Response<'_>]) -> Vec<Reward> {
-        let is_right = |response: &Response<'_>| {
-            response.is_complete && is_same(conclusion(response.text), &question.answer)
-        };
-        let are_right: Vec<bool> = responses.iter().map(is_right).collect();
-        self.rule.rewards(&ExactSearch, question, responses, &are_right)
+    fn rewards(
+        &self,
+        question: &Question,
+        responses: &[Response<'_>],
+    ) -> Result<Vec<Reward>, TaskError> {
+        let mut right = Vec::with_capacity(responses.len());
+        for response in responses {
+            let concluded = Some(conclusion(response.text)).filter(|_| response.is_complete);
+            right.push(concluded.filter(|concluded| is_same(concluded, &question.answer)));
+        }
+        self.rule.rewards(&ExactSearch, question, responses, &right)
     }
 }
 
@@ -151,15 +165,29 @@ fn is_same(given: &str, standard: &str) -> bool {
         let words: Vec<&str> = text.split_whitespace().collect();
         words.join(" ").trim_end_matches('.').to_lowercase()
     };
-    let number = |text: &str| {
-        let text = text.replace([',', '$', '%'], "");
-        text.trim().parse::<f64>().ok().filter(|number| number.is_finite())
-    };
     let (given, standard) = (plain(given), plain(standard));
-    match (number(&given), number(&standard)) {
+    match (number_of(&given), number_of(&standard)) {
         (Some(one), Some(other)) => one == other,
         _ => given == standard,
     }
+}
+
+/// A number, which may have commas between its thousands, a currency before it or a percent sign behind.
+fn number_of(text: &str) -> Option<f64> {
+    let text = text.trim_start_matches('$').trim_end_matches('%').trim();
+    let (sign, digits) = match text.strip_prefix('-') {
+        Some(digits) => (-1.0, digits),
+        None => (1.0, text),
+    };
+    let whole = digits.split('.').next().unwrap_or(digits);
+    let mut groups = whole.split(',');
+    let first = groups.next().map_or(0, str::len);
+    let are_thousands = groups.all(|group| group.len() == 3);
+    if whole.contains(',') && !(are_thousands && (1..=3).contains(&first)) {
+        return None;
+    }
+    let number: f64 = digits.replace(',', "").parse().ok()?;
+    number.is_finite().then_some(sign * number)
 }
 
 #[cfg(test)]
@@ -172,6 +200,9 @@ mod tests {
             ("Paris.", "paris", true),
             ("1,000", "1000.0", true),
             ("50%", "50", true),
+            ("-1,234,567.5", "-1234567.5", true),
+            ("1,2", "12", false),
+            ("3,14", "314", false),
             ("4", "42", false),
             ("", "42", false),
             ("the  red   one", "The red one", true),
@@ -186,7 +217,7 @@ mod tests {
     fn every_question_is_asked_once_an_epoch_and_the_held_out_ones_never() {
         let line = |n: u64| format!("{{\"prompt\": \"what is {n}?\", \"answer\": \"{n}\"}}\n");
         let text: String = (0..400).map(line).collect();
-        let questions = Questions::from_lines(&text, RewardRule::default()).unwrap();
+        let questions = Questions::from_lines(&text, RewardRule::default(), 0).unwrap();
         let held_out: Vec<String> = questions.held_out().into_iter().map(|q| q.prompt).collect();
         assert!((5..50).contains(&held_out.len()), "{}", held_out.len());
         let learnt = questions.len() as u64;
@@ -202,7 +233,7 @@ mod tests {
 
     #[test]
     fn a_line_that_is_no_question_is_named() {
-        let error = |text: &str| Questions::from_lines(text, RewardRule::default()).unwrap_err();
+        let error = |text: &str| Questions::from_lines(text, RewardRule::default(), 0).unwrap_err();
         let good = "{\"prompt\": \"a\", \"answer\": \"b\"}\n";
         assert!(error(&format!("{good}{{\"prompt\": 1}}")).starts_with("line 2: "));
         assert!(error("{\"prompt\": \"a\", \"answer\": \" \"}").contains("must not be empty"));

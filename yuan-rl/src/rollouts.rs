@@ -13,9 +13,10 @@ use yuan_train::{
 };
 
 use crate::{
-    PromptRewards, Question, RlConfig, Task, adaptive_sampling,
-    answers::{Answer, Answered, Ask, Group, Words},
+    PromptRewards, PromptTokenizer, Question, RlConfig, Task, adaptive_sampling,
+    answers::{Answer, Answered, Group, Request},
     group_advantages,
+    seeds::mixed,
 };
 
 /// Makes the rows of every step with the model that learns from them.
@@ -30,7 +31,7 @@ use crate::{
 /// their number alone. A checkpoint is put off until all rows of the rollouts are learnt.
 pub struct Rollouts {
     task: Arc<dyn Task>,
-    words: Words,
+    tokenizer: PromptTokenizer,
     config: RlConfig,
     /// Batches of prompts that were answered.
     round: u64,
@@ -42,10 +43,10 @@ pub struct Rollouts {
 const ROLLOUTS: u64 = 0x0110_0075_0000_0000;
 
 impl Rollouts {
-    /// Of a task, whose prompts and answers are written in such words.
-    pub fn new(task: Arc<dyn Task>, words: Words, config: RlConfig) -> Self {
+    /// Of a task, whose prompts a tokenizer writes.
+    pub fn new(task: Arc<dyn Task>, tokenizer: PromptTokenizer, config: RlConfig) -> Self {
         let (pending, events) = (VecDeque::new(), Vec::new());
-        Self { task, words, config, round: 0, pending, events }
+        Self { task, tokenizer, config, round: 0, pending, events }
     }
 
     /// Answers batches of prompts until there is something to learn from.
@@ -60,9 +61,9 @@ impl Rollouts {
             let numbers = round * prompts..(round + 1) * prompts;
             let questions: Vec<Question> =
                 numbers.map(|number| self.task.question(number)).collect();
-            let seed = training.seed ^ ROLLOUTS ^ round.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            let ask = Ask::of(&self.config, &self.words, training.seq_len, seed);
-            let answered = ask.answer(model, &*self.task, &questions)?;
+            let seed = mixed(training.seed ^ ROLLOUTS, round);
+            let request = Request::of(&self.config, &self.tokenizer, training.seq_len, seed);
+            let answered = request.answer(model, &*self.task, &questions)?;
             self.round += 1;
             let chosen = self.chosen(&answered.groups);
             let learnt = chosen.iter().collect::<BTreeSet<_>>().len();
@@ -101,8 +102,8 @@ impl Rollouts {
         for prompts in chosen.chunks(self.config.mini_batch) {
             let mut rows: Vec<Row> =
                 prompts.iter().flat_map(|&prompt| self.rows_of(&groups[prompt])).collect();
-            // Rows of one length side by side, so that little is filled up. Which micro-batch a row is
-            // in makes no difference to the update. The order of equals is that of the answers.
+            // Rows of one length side by side, so that little is filled up. The order of equals is that
+            // of the answers.
             rows.sort_by_key(|row| row.padding_from);
             for rows in rows.chunks_mut(training.batch_size) {
                 fill_up(rows, training.seq_len);
@@ -133,6 +134,8 @@ impl StepData<YuanModel> for Rollouts {
         training: &TrainConfig,
         step: u64,
     ) -> Result<Vec<Row>, TrainError> {
+        // A run may be resumed with others than it began with.
+        self.config.validate(training)?;
         let rows = training.batch_size * training.accumulation;
         if self.pending.len() < rows {
             self.roll_out(model, training, step)?;
@@ -237,7 +240,7 @@ pub(crate) fn metrics_of(
     let rewards = || answered.groups.iter().flat_map(|group| &group.rewards);
     let count = answers().count().max(1) as f64;
     let mut sums: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
-    for (&name, &part) in rewards().flat_map(|reward| &reward.parts) {
+    for (name, &part) in rewards().flat_map(|reward| &reward.parts) {
         let (sum, answers) = sums.entry(name).or_default();
         (*sum, *answers) = (*sum + part, *answers + 1.0);
     }

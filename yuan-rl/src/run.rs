@@ -4,12 +4,16 @@ use std::{path::Path, sync::Arc};
 
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
-use yuan_model::{YuanModel, ranks::Ranks, text::Tokenizer};
+use yuan_data::DataError;
+use yuan_model::{YuanConfig, YuanModel, ranks::Ranks, text::Tokenizer};
 use yuan_train::{
     Claim, ModelDirectory, NewRun, Run, RunData, TrainConfig, TrainError, Trainer, data::RunRows,
 };
 
-use crate::{Arithmetic, HeldOut, Questions, RewardRule, RlConfig, Rollouts, Task, Words};
+use crate::{
+    Arithmetic, HeldOut, PromptTokenizer, Questions, RewardRule, RlConfig, Rollouts, Task,
+    answers::Request,
+};
 
 /// What a run of reinforcement learning learns, and how; the file `rl.json` among its data.
 ///
@@ -39,6 +43,9 @@ pub enum TaskKind {
 const QUESTIONS: &str = "questions.jsonl";
 
 impl RlSettings {
+    /// Name of the file among the data of a run.
+    pub const FILE: &'static str = "rl.json";
+
     /// Makes a run that starts with the weights of a model. `questions` is the text of the file for
     /// [`TaskKind::Questions`].
     ///
@@ -54,23 +61,21 @@ impl RlSettings {
         questions: Option<&str>,
     ) -> Result<Run, TrainError> {
         self.rollouts.validate(&training)?;
-        let checked = self.check_questions(questions.unwrap_or_default());
-        checked.map_err(|reason| TrainError::Damaged { path: QUESTIONS.into(), reason })?;
+        let tokenizer = self.tokenizer(&model.tokenizer_directory(), model.config())?;
+        if let TaskKind::Questions = self.task {
+            let questions =
+                Questions::from_lines(questions.unwrap_or_default(), self.reward, training.seed)
+                    .map_err(|reason| DataError::Setting(format!("the questions: {reason}")))?;
+            // One that is too long would end the run in the middle.
+            let request = Request::of(&self.rollouts, &tokenizer, training.seq_len, 0);
+            questions.all().try_for_each(|question| request.prompt(question).map(drop))?;
+        }
         let text = serde_json::to_string_pretty(self).expect("settings are plain data");
-        let mut files = vec![(RlConfig::FILE.to_owned(), text.into_bytes())];
+        let mut files = vec![(Self::FILE.to_owned(), text.into_bytes())];
         if let (TaskKind::Questions, Some(text)) = (self.task, questions) {
             files.push((QUESTIONS.to_owned(), text.as_bytes().to_vec()));
         }
         Run::create_in(claim, NewRun::from_model(training, model, RunData::Prompts(files)))
-    }
-
-    /// Checks the text of a file of questions.
-    ///
-    /// # Errors
-    ///
-    /// As [`Questions::from_lines`].
-    pub fn check_questions(&self, text: &str) -> Result<(), String> {
-        self.task(text).map(drop)
     }
 
     /// The settings of a run.
@@ -79,16 +84,26 @@ impl RlSettings {
     ///
     /// If it has none, or they are not what was written.
     pub fn of(run: &Run) -> Result<Self, TrainError> {
-        let (path, bytes) = file(run, RlConfig::FILE)?;
+        let (path, bytes) = file(run, Self::FILE)?;
         serde_json::from_slice(&bytes)
             .map_err(|error| TrainError::Damaged { path, reason: error.to_string() })
     }
 
-    fn task(&self, questions: &str) -> Result<Arc<dyn Task>, String> {
+    fn task(&self, questions: &str, seed: u64) -> Result<Arc<dyn Task>, String> {
         Ok(match self.task {
-            TaskKind::Arithmetic => Arc::new(Arithmetic { rule: self.reward }),
-            TaskKind::Questions => Arc::new(Questions::from_lines(questions, self.reward)?),
+            TaskKind::Arithmetic => Arc::new(Arithmetic { rule: self.reward, seed }),
+            TaskKind::Questions => Arc::new(Questions::from_lines(questions, self.reward, seed)?),
         })
+    }
+
+    fn tokenizer(
+        &self,
+        directory: &Path,
+        model: &YuanConfig,
+    ) -> Result<PromptTokenizer, TrainError> {
+        let tokenizer = Tokenizer::load(directory)?;
+        let stop_tokens = tokenizer.stop_tokens(model);
+        PromptTokenizer::new(tokenizer, stop_tokens, self.rollouts.chat)
     }
 
     /// What makes the rows of a run's steps, and what measures it.
@@ -97,13 +112,11 @@ impl RlSettings {
             TaskKind::Arithmetic => (run.directory().to_path_buf(), Vec::new()),
             TaskKind::Questions => file(run, QUESTIONS)?,
         };
-        let task = self.task(&String::from_utf8_lossy(&questions));
+        let task = self.task(&String::from_utf8_lossy(&questions), run.config().seed);
         let task = task.map_err(|reason| TrainError::Damaged { path, reason })?;
-        let tokenizer = Tokenizer::load(run.directory())?;
-        let stop_tokens = tokenizer.stop_tokens(run.model());
-        let words = Words::new(tokenizer, stop_tokens, self.rollouts.chat)?;
-        let rollouts = Rollouts::new(task.clone(), words.clone(), self.rollouts.clone());
-        Ok((rollouts, HeldOut::new(task, words, self.rollouts.clone())))
+        let tokenizer = self.tokenizer(run.directory(), run.model())?;
+        let rollouts = Rollouts::new(task.clone(), tokenizer.clone(), self.rollouts.clone());
+        Ok((rollouts, HeldOut::new(task, tokenizer, self.rollouts.clone())))
     }
 }
 

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Bounds, FirstAnswer, Judge, Overlong, Question, Response, Revision, Reward, annotate,
-    overlong_penalty, reflection_reward, repetition_penalty,
+    Bounds, FirstAnswer, Judge, Overlong, Question, Response, Revision, Reward, TaskError,
+    annotate, overlong_penalty, reflection_reward, repetition_penalty,
 };
 
 /// What answers are rewarded for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Scheme {
     /// 1 for a right answer, −1 for a wrong one.
     Outcome,
@@ -38,7 +38,15 @@ pub struct RewardRule {
 }
 
 impl RewardRule {
-    /// The rewards of all answers to one question, of which some are right.
+    /// The rewards of all answers to one question. `right` has what each right one concludes with, and
+    /// nothing for the wrong ones.
+    ///
+    /// Where a response thinks, only its thinking is searched for answers, up to `</think>`; they are
+    /// written once more behind it.
+    ///
+    /// # Errors
+    ///
+    /// Those of the judge.
     ///
     /// # Panics
     ///
@@ -48,19 +56,26 @@ impl RewardRule {
         judge: &impl Judge,
         question: &Question,
         responses: &[Response<'_>],
-        are_right: &[bool],
-    ) -> Vec<Reward> {
-        assert_eq!(responses.len(), are_right.len(), "responses, and whether they are right");
-        let first = |(response, &is_right): (&Response<'_>, &bool)| {
-            annotate(judge, &question.prompt, &question.answer, response.text, is_right)
+        right: &[Option<&str>],
+    ) -> Result<Vec<Reward>, TaskError> {
+        assert_eq!(
+            responses.len(),
+            right.len(),
+            "responses, and what the right ones conclude with"
+        );
+        let first = |(response, right): (&Response<'_>, &Option<&str>)| {
+            let answer = right.unwrap_or(&question.answer);
+            let thinking = thinking_of(response.text);
+            annotate(judge, &question.prompt, answer, thinking, right.is_some())
         };
-        let firsts: Vec<FirstAnswer> = responses.iter().zip(are_right).map(first).collect();
-        let bounds = self.bounds(&firsts, are_right);
+        let firsts = responses.iter().zip(right).map(first).collect::<Result<Vec<_>, _>>()?;
+        let are_right: Vec<bool> = right.iter().map(Option::is_some).collect();
+        let bounds = self.bounds(&firsts, &are_right);
         let all = responses.iter().zip(are_right).zip(&firsts);
-        all.map(|((response, &is_right), &first)| {
+        let rewards = all.map(|((response, is_right), &first)| {
             let mut parts = BTreeMap::new();
             if let Some(reflections) = reflections_of(first) {
-                parts.insert("reflections", f64::from(reflections));
+                parts.insert("reflections".to_owned(), f64::from(reflections));
             }
             let mut value = match self.scheme {
                 Scheme::Outcome => sign(is_right),
@@ -70,16 +85,16 @@ impl RewardRule {
             if self.repetition {
                 let lost = repetition_penalty(response.tokens);
                 value += lost;
-                parts.insert("repetition", lost);
+                parts.insert("repetition".to_owned(), lost);
             }
             if let (Some(limits), Scheme::Outcome) = (self.overlong, self.scheme) {
                 let lost = overlong_penalty(response.tokens.len(), limits);
                 value += lost;
-                parts.insert("overlong", lost);
+                parts.insert("overlong".to_owned(), lost);
             }
             Reward { value: value as f32, is_right, parts }
-        })
-        .collect()
+        });
+        Ok(rewards.collect())
     }
 
     fn bounds(&self, firsts: &[FirstAnswer], are_right: &[bool]) -> Bounds {
@@ -92,6 +107,11 @@ impl RewardRule {
             of_right.filter_map(|(&first, _)| reflections_of(first)).collect();
         Bounds::of_flash(right as f64 / are_right.len().max(1) as f64, &reflections)
     }
+}
+
+/// What a response thinks before it answers, or all of it.
+fn thinking_of(response: &str) -> &str {
+    response.split_once("</think>").map_or(response, |(thinking, _)| thinking)
 }
 
 fn sign(is_right: bool) -> f64 {
@@ -111,11 +131,15 @@ fn rirm(
     is_right: bool,
     bounds: Bounds,
     revision: Revision,
-    parts: &mut BTreeMap<&'static str, f64>,
+    parts: &mut BTreeMap<String, f64>,
 ) -> f64 {
     let reward = reflection_reward(first, is_right, bounds, revision);
-    parts.insert("answer", reward.answer);
-    parts.insert("verification", reward.verification);
-    parts.insert("accuracy", reward.accuracy);
+    for (name, part) in [
+        ("answer", reward.answer),
+        ("verification", reward.verification),
+        ("accuracy", reward.accuracy),
+    ] {
+        parts.insert(name.to_owned(), part);
+    }
     reward.total()
 }

@@ -1,6 +1,8 @@
 //! What a model is asked, and what its answers are worth.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, error::Error};
+
+use serde::{Deserialize, Serialize};
 
 /// A prompt, and what is right.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,20 +25,23 @@ pub struct Response<'a> {
 }
 
 /// What a response is worth.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Reward {
     /// What is learnt from.
     pub value: f32,
     /// Whether the response is right: the metrics tell how many are, and prompts are ordered by it.
     pub is_right: bool,
     /// What the value is made of, by name, for the metrics.
-    pub parts: BTreeMap<&'static str, f64>,
+    pub parts: BTreeMap<String, f64>,
 }
+
+/// Why answers could not be rewarded: a judge that is out of reach, for instance.
+pub type TaskError = Box<dyn Error + Send + Sync>;
 
 /// What is to be learnt by reinforcement: prompts, and rewards of the answers to them.
 ///
 /// ```
-/// use yuan_rl::{Question, Response, Reward, Task};
+/// use yuan_rl::{Question, Response, Reward, Task, TaskError};
 ///
 /// /// Short answers are good ones.
 /// struct Short;
@@ -46,13 +51,17 @@ pub struct Reward {
 ///         Question { prompt: format!("Say something about {number}."), answer: String::new() }
 ///     }
 ///
-///     fn rewards(&self, _: &Question, responses: &[Response<'_>]) -> Vec<Reward> {
+///     fn rewards(
+///         &self,
+///         _: &Question,
+///         responses: &[Response<'_>],
+///     ) -> Result<Vec<Reward>, TaskError> {
 ///         let reward = |response: &Response<'_>| Reward {
 ///             value: -(response.tokens.len() as f32),
 ///             is_right: response.is_complete,
 ///             parts: Default::default(),
 ///         };
-///         responses.iter().map(reward).collect()
+///         Ok(responses.iter().map(reward).collect())
 ///     }
 /// }
 /// ```
@@ -66,20 +75,15 @@ pub trait Task: Send + Sync {
         Vec::new()
     }
 
-    /// The rewards of all answers to one prompt, which may depend on each other.
-    fn rewards(&self, question: &Question, responses: &[Response<'_>]) -> Vec<Reward>;
-}
-
-impl<T: Task + ?Sized> Task for Box<T> {
-    fn question(&self, number: u64) -> Question {
-        (**self).question(number)
-    }
-
-    fn held_out(&self) -> Vec<Question> {
-        (**self).held_out()
-    }
-
-    fn rewards(&self, question: &Question, responses: &[Response<'_>]) -> Vec<Reward> {
-        (**self).rewards(question, responses)
-    }
+    /// The rewards of all answers to one prompt, which may depend on each other. Over ranks, each rewards
+    /// the answers that it gave.
+    ///
+    /// # Errors
+    ///
+    /// An error ends the run.
+    fn rewards(
+        &self,
+        question: &Question,
+        responses: &[Response<'_>],
+    ) -> Result<Vec<Reward>, TaskError>;
 }

@@ -43,18 +43,18 @@ fn rewards_are_those_of_the_tables() {
 
 #[test]
 fn answers_are_found_where_they_stand_alone() {
-    let count = |answer: &str, text: &str| ExactSearch.places("", answer, text).len();
+    let count = |answer: &str, text: &str| ExactSearch.places("", answer, text).unwrap().len();
     assert_eq!(count("12", "12, 112, 120, 12.5, 1,12 and (12)."), 2);
     assert_eq!(count("x = 3", "So x = 3. Check x = 35: no, x = 3"), 2);
     assert_eq!(count("5", "-5, 1/5, 5/6 and 5"), 1);
     assert_eq!(count("", "anything"), 0);
     assert_eq!(count("é", "é né éa é"), 2);
     let after = |text, is_right| annotate(&ExactSearch, "", "7", text, is_right);
-    assert_eq!(after("It is 7.", true), FirstAnswer::Ends);
-    assert_eq!(after("7? Wait: 7. Again: 7", true), followed(2));
-    assert_eq!(after("7, I think so.", true), followed(1));
-    assert_eq!(after("7, I think so.", false), followed(0));
-    assert_eq!(after("Eight.", false), FirstAnswer::Missing);
+    assert_eq!(after("It is 7.", true).unwrap(), FirstAnswer::Ends);
+    assert_eq!(after("7? Wait: 7. Again: 7", true).unwrap(), followed(2));
+    assert_eq!(after("7, I think so.", true).unwrap(), followed(1));
+    assert_eq!(after("7, I think so.", false).unwrap(), followed(0));
+    assert_eq!(after("Eight.", false).unwrap(), FirstAnswer::Missing);
 }
 
 #[test]

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::{Context, Event, StepMetrics, TrainError};
 
+mod background;
 pub(crate) mod balance_bias;
 pub(crate) mod context;
 pub(crate) mod display;
@@ -101,6 +102,15 @@ pub trait Callback<M> {
         Ok(())
     }
 
+    /// The run is over, or interrupted: the place to finish what is done beside it.
+    ///
+    /// # Errors
+    ///
+    /// An error is that of the run, unless it had one before.
+    fn on_end(&mut self) -> Result<(), TrainError> {
+        Ok(())
+    }
+
     /// What a checkpoint must carry for this callback to go on as if never interrupted.
     fn state(&self) -> Option<Value> {
         None
@@ -124,6 +134,7 @@ pub trait Callback<M> {
     fn roll_back(&mut self, state: Option<Value>) -> Result<(), TrainError> {
         state.map_or(Ok(()), |state| self.restore(state))
     }
+
     /// The run is back at the snapshot, and every callback has its state.
     ///
     /// # Errors

@@ -48,7 +48,7 @@ use index::Index;
 pub use state::CheckpointState;
 use state::{MODEL, MOST_ROWS, OPTIMIZER, STATE, damaged};
 use tensors::{Kind, Tensors};
-pub(crate) use writing::Writing;
+pub(crate) use writing::{Writing, join};
 
 const PREFIX: &str = "checkpoint-";
 const SNAPSHOT: &str = "before-prune";

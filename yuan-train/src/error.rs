@@ -212,7 +212,8 @@ pub enum TrainError {
     LearnsFromRewards(PathBuf),
     /// The answers to all prompts were rewarded alike.
     #[error(
-        "step {step}: all answers to a prompt were rewarded alike, in {batches} batches of prompts in          a row: there is nothing to learn from. Take easier or harder prompts, more answers to each,          or a higher temperature"
+        "step {step}: all answers to a prompt were rewarded alike, in {batches} batches of prompts in \
+         a row: there is nothing to learn from. Take easier or harder prompts, or more answers to each"
     )]
     RewardedAlike {
         /// The step, counted from 1.

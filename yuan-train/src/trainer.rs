@@ -85,8 +85,8 @@ pub struct Trainer<M: LanguageModel> {
     /// Batches in a row whose loss or gradient was no number. A checkpoint is only written after a
     /// step, so it is zero in all of them.
     skipped_in_a_row: u64,
-    /// A checkpoint was asked for when the data could not be taken up again.
-    checkpoint_put_off: bool,
+    /// What was asked for when the data could not be taken up again.
+    put_off: PutOff,
 }
 
 impl<M: LanguageModel> Trainer<M> {
@@ -190,7 +190,7 @@ impl<M: LanguageModel> Trainer<M> {
             changes: Vec::new(),
             step: 0,
             skipped_in_a_row: 0,
-            checkpoint_put_off: false,
+            put_off: PutOff::default(),
             learns: config.learns,
             config,
         };
@@ -381,6 +381,14 @@ impl<M: LanguageModel> Trainer<M> {
         }
         Ok(Validated { loss: total / shares, sets })
     }
+}
+
+/// What waits until the data can be taken up again.
+#[derive(Debug, Clone, Copy, Default)]
+struct PutOff {
+    checkpoint: bool,
+    pause: bool,
+    discard_snapshot: bool,
 }
 
 /// What a validation found.

@@ -29,8 +29,9 @@ pub struct Devices {
     /// Of several devices: rows that each hold all experts; the devices of a row share them
     #[arg(long, default_value_t = 1, value_name = "ROWS", help_heading = "Devices")]
     pub data_parallel: usize,
-    /// With several devices: longest wait for another one before the run is given up; a validation and
-    /// the writing of a checkpoint that the run waits for may take twice as long
+    /// With several devices: longest wait for another one before the run is given up; a validation, the
+    /// answers to a batch of prompts and the writing of a checkpoint that the run waits for may take
+    /// twice as long
     #[arg(long, default_value_t = 600, value_name = "SECONDS", help_heading = "Devices")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=crate::ranks::MOST_PATIENCE))]
     pub patience: u64,

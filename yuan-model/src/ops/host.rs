@@ -82,20 +82,6 @@ pub struct HostPart {
     range: Range<usize>,
 }
 
-impl HostPart {
-    /// Its first bytes.
-    ///
-    /// # Panics
-    ///
-    /// If it has fewer.
-    #[must_use]
-    pub fn first(self, bytes: usize) -> Self {
-        let Range { start, end } = self.range;
-        assert!(start + bytes <= end, "{bytes} bytes of {}", end - start);
-        Self { range: start..start + bytes, ..self }
-    }
-}
-
 impl AsRef<[u8]> for HostPart {
     fn as_ref(&self) -> &[u8] {
         &self.memory.values()[self.range.clone()]

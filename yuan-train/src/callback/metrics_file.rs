@@ -4,12 +4,14 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{ErrorKind, Write},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use serde_json::Value;
 
 use yuan_files::{FileError, write_whole};
 
+use super::background::Background;
 use crate::{Callback, Context, Event, TrainError};
 
 /// What a metrics file holds of the lines that a checkpoint counted.
@@ -94,10 +96,12 @@ fn keep_aside(path: &Path) -> Result<Option<String>, TrainError> {
     }
 }
 
-/// Appends every event to `metrics.jsonl` in the run directory.
+/// Appends every event to `metrics.jsonl` in the run directory, from a thread. Before a checkpoint, and at
+/// the end of the run, all of them are there.
 #[derive(Debug, Default)]
 pub struct MetricsFile {
-    open: Option<(PathBuf, File)>,
+    open: Option<(Arc<PathBuf>, Arc<File>)>,
+    writing: Background,
     /// Lines that the run has written; a checkpoint keeps the count, so that a resumed run can drop
     /// what an interrupted one wrote beyond it.
     lines: usize,
@@ -139,18 +143,26 @@ impl<M> Callback<M> for MetricsFile {
         write_whole(&path, &kept)?;
         let file =
             OpenOptions::new().append(true).open(&path).map_err(TrainError::io("write", &path))?;
-        self.open = Some((path, file));
+        self.open = Some((Arc::new(path), Arc::new(file)));
         Ok(())
     }
 
     fn on_event(&mut self, event: &Event) -> Result<(), TrainError> {
-        let Some((path, file)) = &mut self.open else { return Ok(()) };
-        file.write_all(&line_of(event, path)?).map_err(TrainError::io("write", path))?;
+        let Some((path, file)) = self.open.clone() else { return Ok(()) };
+        let line = line_of(event, &path)?;
+        self.writing
+            .start(move || (&*file).write_all(&line).map_err(TrainError::io("write", &path)))?;
         self.lines = self.lines.saturating_add(lines_of(event));
         Ok(())
     }
 
+    fn on_end(&mut self) -> Result<(), TrainError> {
+        self.writing.finish()
+    }
+
     fn state(&self) -> Option<Value> {
+        // A checkpoint counts lines that are there.
+        self.writing.wait();
         // The checkpoint that carries this is complete before a line tells of it: that one counts.
         Some((self.lines + 1).into())
     }

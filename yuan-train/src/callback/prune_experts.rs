@@ -10,6 +10,7 @@ use yuan_laep::{
 };
 use yuan_model::PrunableExperts;
 
+use super::background::Background;
 use crate::{
     Callback, Context, Event, LaepConfig, StepMetrics, TrainConfig, TrainError, Trigger,
     run::check::check_groups,
@@ -26,6 +27,7 @@ pub struct PruneExperts {
     rearrangement_due: bool,
     /// The latest validation, as step and loss.
     validation: Option<(u64, f64)>,
+    writing: Background,
 }
 
 /// What a checkpoint carries.
@@ -77,7 +79,8 @@ impl PruneExperts {
             windows_in_place: 0,
             recovers_until: None,
         };
-        Ok(Self { config, state, due: false, rearrangement_due: false, validation: None })
+        let writing = Background::default();
+        Ok(Self { config, state, due: false, rearrangement_due: false, validation: None, writing })
     }
 
     /// The callback that the settings of a run ask for; for
@@ -139,13 +142,16 @@ impl PruneExperts {
         }
     }
 
-    fn write_loads<M: PrunableExperts>(&self, context: &Context<'_, M>) -> Result<(), TrainError> {
+    fn write_loads<M: PrunableExperts>(
+        &mut self,
+        context: &Context<'_, M>,
+    ) -> Result<(), TrainError> {
         if !context.is_first_rank() {
             return Ok(());
         }
         let file = LoadFile { window: self.loads(), model: model_size(context.model()) };
         let path = context.run_dir().join(self.file_name(Self::LOADS));
-        Ok(write_whole(&path, file.to_json().as_bytes())?)
+        self.writing.start(move || Ok(write_whole(&path, file.to_json().as_bytes())?))
     }
 
     fn plan<M: PrunableExperts>(&self, context: &Context<'_, M>) -> Result<PrunePlan, TrainError> {
@@ -173,6 +179,8 @@ impl PruneExperts {
         plan.check_against(&experts_before, context.model().top_k())?;
         context.agree("plan", plan.to_json().as_bytes())?;
         if context.is_first_rank() {
+            // The loads that it rests on are there before it.
+            self.writing.wait();
             let path = context.run_dir().join(self.file_name(Self::PLAN));
             write_whole(&path, plan.to_json().as_bytes())?;
         }
@@ -387,7 +395,13 @@ impl<M: PrunableExperts> Callback<M> for PruneExperts {
         Ok(())
     }
 
+    fn on_end(&mut self) -> Result<(), TrainError> {
+        self.writing.finish()
+    }
+
     fn state(&self) -> Option<Value> {
+        // The loads of its last window are there before a checkpoint.
+        self.writing.wait();
         serde_json::to_value(&self.state).ok()
     }
 

@@ -132,20 +132,24 @@ impl<'a, M: LanguageModel> Share<'a, M> {
         Ok(())
     }
 
-    /// Has the device's memory on the host ready for [`copies`](Self::copies), moments included that are
-    /// not there yet: otherwise the first checkpoint would wait for it.
+    /// Room on the host for everything, moments included that are not there yet; none where the device
+    /// does not copy to the host by itself.
+    fn room(&self) -> Result<Option<HostCopies>, TrainError> {
+        /// Of a value and two moments in f32.
+        const BYTES: usize = 12;
+        let Some(first) = self.own.iter().position(|own| !own.is_empty()) else { return Ok(None) };
+        let elements: usize = self.own.iter().map(Range::len).sum();
+        let first = self.flat_value(first)?;
+        Ok(HostCopies::reserve(&first, 3 * self.own.len(), BYTES * elements))
+    }
+
+    /// Has the room for [`copies`](Self::copies) ready: otherwise the first checkpoint would wait for it.
     ///
     /// # Errors
     ///
     /// If a tensor is not there.
     pub fn reserve(&self) -> Result<(), TrainError> {
-        /// Of a value and two moments in f32.
-        const BYTES: usize = 12;
-        let Some(first) = self.own.iter().position(|own| !own.is_empty()) else { return Ok(()) };
-        let elements: usize = self.own.iter().map(Range::len).sum();
-        let first = self.flat_value(first)?;
-        drop(HostCopies::reserve(&first, 3 * self.own.len(), BYTES * elements));
-        Ok(())
+        self.room().map(drop)
     }
 
     /// All tensors of the files as copies on the host, which take the step little time; none where the
@@ -155,31 +159,23 @@ impl<'a, M: LanguageModel> Share<'a, M> {
     ///
     /// If a tensor is not there.
     pub fn copies(&self, files: &[FilePlan]) -> Result<Option<Vec<TensorBytes>>, TrainError> {
-        let sources = || files.iter().flat_map(|file| &file.sources);
-        let mut tensors = Vec::new();
-        for source in sources() {
-            tensors.push(match *source {
-                Source::Value(index) => self.flat_value(index)?,
+        let Some(mut copies) = self.room()? else { return Ok(None) };
+        for source in files.iter().flat_map(|file| &file.sources) {
+            let (index, tensor) = match *source {
+                Source::Value(index) => (index, self.flat_value(index)?),
                 Source::Moment(index, which) => {
                     let moment = self.optimizer.moment(self.stored[index].id, which);
-                    moment.cloned().ok_or_else(|| self.missing(index))?
+                    (index, moment.cloned().ok_or_else(|| self.missing(index))?)
                 }
+            };
+            // Zeros fill up what ranks cut into equal parts.
+            let own = self.own[index].len();
+            copies.push(match tensor.dims()[0] == own {
+                true => tensor,
+                false => tensor.slice_dim(0, 0..own),
             });
         }
-        let bytes = tensors.iter().map(|tensor| tensor.dims()[0] * tensor.dtype().size()).sum();
-        let Some(first) = tensors.first() else { return Ok(None) };
-        let Some(mut copies) = HostCopies::reserve(first, tensors.len(), bytes) else {
-            return Ok(None);
-        };
-        let mut sizes = Vec::with_capacity(tensors.len());
-        for (source, tensor) in sources().zip(tensors) {
-            let (Source::Value(index) | Source::Moment(index, _)) = *source;
-            // Zeros fill up what ranks cut into equal parts.
-            sizes.push(self.own[index].len() * tensor.dtype().size());
-            copies.push(tensor);
-        }
-        let parts = copies.finish().into_iter().zip(sizes);
-        Ok(Some(parts.map(|(part, bytes)| TensorBytes::Host(part.first(bytes))).collect()))
+        Ok(Some(copies.finish().into_iter().map(TensorBytes::Host).collect()))
     }
 
     /// The value of a parameter, or what this rank writes of it.

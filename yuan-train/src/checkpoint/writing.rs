@@ -245,7 +245,8 @@ impl Writing {
     }
 }
 
-fn join(thread: JoinHandle<Result<(), TrainError>>) -> Result<(), TrainError> {
+/// Waits for a thread; what it panics with goes on here.
+pub(crate) fn join(thread: JoinHandle<Result<(), TrainError>>) -> Result<(), TrainError> {
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 

@@ -25,6 +25,12 @@ pub trait StepData<M>: Send {
         step: u64,
     ) -> Result<Vec<Row>, TrainError>;
 
+    /// Whether [`next_rows`](Self::next_rows) reads the model. Over ranks, values that others have updated
+    /// must then be there before it is called, and otherwise only when they are used.
+    fn reads_model(&self) -> bool {
+        true
+    }
+
     /// What is minimised; none: the mean cross-entropy.
     fn objective(&self) -> Option<Arc<dyn Objective>> {
         None
@@ -36,7 +42,8 @@ pub trait StepData<M>: Send {
     }
 
     /// Whether a run that is resumed at [`position`](Self::position) goes on as this one does. Where it
-    /// does not, checkpoints and interruptions are put off.
+    /// does not, checkpoints and interruptions are put off; the end of a run is not, and what was not
+    /// learnt by then never is.
     fn is_resumable(&self) -> bool {
         true
     }
@@ -51,6 +58,10 @@ pub trait StepData<M>: Send {
 impl<M> StepData<M> for RowStream {
     fn next_rows(&mut self, _: &M, config: &TrainConfig, _: u64) -> Result<Vec<Row>, TrainError> {
         self.next_rows(config.batch_size * config.accumulation)
+    }
+
+    fn reads_model(&self) -> bool {
+        false
     }
 
     fn position(&self) -> u64 {

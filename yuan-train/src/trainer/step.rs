@@ -62,8 +62,8 @@ pub(super) fn take<M: LanguageModel>(
     let ranks = model.ranks().cloned();
     let rank = ranks.as_ref().map_or(0, |ranks| ranks.world().rank());
     let of_rank = (rank as u64).wrapping_mul(OTHER_RANK);
-    // What makes its rows with the model needs all of it.
-    let rows = data.next_rows(session.model(), config, step)?;
+    let model = if data.reads_model() { session.model() } else { session.unread_model() };
+    let rows = data.next_rows(model, config, step)?;
     let objective = data.objective();
     device.seed(seed.wrapping_add(of_rank));
     let learnt_in_step = learnt(&rows).max(1.0);
@@ -325,9 +325,11 @@ impl StepNumbers {
     fn over(self, holders: &Holders) -> Result<Self, TrainError> {
         let (world, column) = (holders.ranks().world(), holders.ranks().column());
         let norm = holders.norm_squared(self.norm * self.norm)?.sqrt();
-        let loss = world.sum(&[self.loss])?[0];
-        let values: Vec<f64> = self.measures.values().copied().collect();
-        let measures = self.measures.keys().cloned().zip(world.sum(&values)?).collect();
+        let values: Vec<f64> =
+            std::iter::once(&self.loss).chain(self.measures.values()).copied().collect();
+        let mut sums = world.sum(&values)?.into_iter();
+        let loss = sums.next().unwrap_or(f64::NAN);
+        let measures = self.measures.keys().cloned().zip(sums).collect();
         let layers = self.loads.len();
         let all = || self.loads.iter().chain(&self.image_loads);
         let flat: Vec<u64> = all().flat_map(LayerLoad::tokens_per_expert).copied().collect();
@@ -349,7 +351,9 @@ impl StepNumbers {
         let balance_loss = self.balance_loss.unwrap_or(0.0);
         let checked =
             [("loss", self.loss), ("balancing loss", balance_loss), ("gradient norm", self.norm)];
-        let (what, value) = checked.into_iter().find(|(_, value)| !value.is_finite())?;
+        let measures = self.measures.values().map(|&value| ("measure of the objective", value));
+        let mut all = checked.into_iter().chain(measures);
+        let (what, value) = all.find(|(_, value)| !value.is_finite())?;
         Some(NotFinite { what, value })
     }
 }

@@ -2,10 +2,10 @@
 
 use std::{collections::BTreeMap, thread};
 
-use super::{NotFinite, StepOutcome, Trainer, Validated};
+use super::{NotFinite, PutOff, StepOutcome, Trainer, Validated};
 use crate::{
     AdamW, Callback, Checkpoint, CheckpointState, Context, Event, LanguageModel, TrainError,
-    callback::context::Requests, run::lock::RunLock, session::Session,
+    callback::context::Requests, checkpoint::join, run::lock::RunLock, session::Session,
 };
 
 impl<M: LanguageModel> Trainer<M> {
@@ -18,7 +18,12 @@ impl<M: LanguageModel> Trainer<M> {
         // Whatever cannot be written where nothing is any more says less than that.
         let ended = self.run_on();
         let is_of_all = |error: &TrainError| {
-            matches!(error, TrainError::NotFinite { .. } | TrainError::NeverFinite { .. })
+            matches!(
+                error,
+                TrainError::NotFinite { .. }
+                    | TrainError::NeverFinite { .. }
+                    | TrainError::RewardedAlike { .. }
+            )
         };
         if let Err(error) = &ended
             && (self.ranks().is_none() || is_of_all(error))
@@ -26,7 +31,10 @@ impl<M: LanguageModel> Trainer<M> {
             // What ended the run did not end the writing of a step before it.
             drop(self.finish_checkpoint());
         }
-        ended.map_err(|error| self.check_lock().err().unwrap_or(error))
+        let ends: Vec<Result<(), TrainError>> =
+            self.callbacks.iter_mut().map(|callback| callback.on_end()).collect();
+        let finished = ends.into_iter().collect::<Result<(), TrainError>>();
+        ended.map_err(|error| self.check_lock().err().unwrap_or(error)).and(finished)
     }
 
     fn check_lock(&self) -> Result<(), TrainError> {
@@ -65,7 +73,15 @@ impl<M: LanguageModel> Trainer<M> {
     fn turn(&mut self) -> Result<bool, TrainError> {
         // Hours of training that nobody could find again would be lost.
         self.check_lock()?;
-        let metrics = match self.train_step()? {
+        let taken = self.train_step();
+        for event in self.train.take_events() {
+            self.tell(&event)?;
+        }
+        if let Err(TrainError::RewardedAlike { .. }) = taken {
+            // What was learnt is kept, and the next prompts are others.
+            self.save_checkpoint(true)?;
+        }
+        let metrics = match taken? {
             StepOutcome::Taken(metrics) => metrics,
             StepOutcome::NotFinite(found) => {
                 self.skip(found)?;
@@ -73,9 +89,6 @@ impl<M: LanguageModel> Trainer<M> {
             }
         };
         self.skipped_in_a_row = 0;
-        for event in self.train.take_events() {
-            self.tell(&event)?;
-        }
         let is_writing = self.writing.as_ref().is_some_and(|writing| !writing.is_done());
         let mut requests = Requests { is_writing, ..Requests::default() };
         self.tell(&Event::Step(metrics.clone()))?;
@@ -116,15 +129,22 @@ impl<M: LanguageModel> Trainer<M> {
             }
             self.tell(&Event::Validation { step: self.step, loss, sets })?;
         }
-        let is_resumable = self.train.is_resumable();
-        let last = last || (requests.pause && is_resumable);
-        let wanted = requests.checkpoint || self.checkpoint_put_off;
-        self.checkpoint_put_off = wanted && !is_resumable;
-        if (wanted && is_resumable) || last {
-            // The way back must not go before what takes its place is there.
-            self.save_checkpoint(last || requests.discard_snapshot)?;
+        let wanted = PutOff {
+            checkpoint: requests.checkpoint || self.put_off.checkpoint,
+            pause: requests.pause || self.put_off.pause,
+            discard_snapshot: requests.discard_snapshot || self.put_off.discard_snapshot,
+        };
+        if !last && !self.train.is_resumable() {
+            self.put_off = wanted;
+            return Ok(true);
         }
-        if requests.discard_snapshot {
+        self.put_off = PutOff::default();
+        let last = last || wanted.pause;
+        if wanted.checkpoint || last {
+            // The way back must not go before what takes its place is there.
+            self.save_checkpoint(last || wanted.discard_snapshot)?;
+        }
+        if wanted.discard_snapshot {
             self.discard_snapshot()?;
         }
         Ok(!last)
@@ -211,12 +231,7 @@ impl<M: LanguageModel> Trainer<M> {
 
     /// Waits for the removal of earlier checkpoints, which takes what is unfinished for left behind.
     fn finish_removing(&mut self) -> Result<(), TrainError> {
-        match self.removing.take() {
-            Some(removing) => {
-                removing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            }
-            None => Ok(()),
-        }
+        self.removing.take().map_or(Ok(()), join)
     }
 
     fn tell_of_checkpoint(&mut self, step: u64) -> Result<(), TrainError> {
