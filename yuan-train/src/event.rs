@@ -68,7 +68,8 @@ pub struct RolloutMetrics {
     pub cut_off: f64,
     /// Seconds that the answers took.
     pub seconds: f64,
-    /// Tokens per expert of every layer, in the answers and, once each, in the prompts.
+    /// Tokens per expert of every layer, in the answers and, once each, in the prompts. Over ranks each
+    /// takes as many prompts, so a few may be answered by two, and count as often.
     pub layers: Vec<LayerLoad>,
 }
 
