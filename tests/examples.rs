@@ -37,25 +37,6 @@ fn a_model_that_is_no_yuan_is_pruned_and_goes_on_learning() {
     assert!(losses[5].0 < losses[2].0, "it goes on learning with fewer: {out}");
 }
 
-/// Its first steps: what it draws, learns and shows. That it learns to stop takes minutes.
-#[test]
-#[cfg(feature = "report")]
-fn a_model_is_rewarded_in_both_ways() {
-    let directory = tempfile::tempdir().unwrap();
-    let run = Command::new(example("reason"))
-        .args(["1", "1", "60"])
-        .current_dir(&directory)
-        .output()
-        .expect("it starts");
-    let (out, err) = (String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
-    // After so few steps some answers are right or none is: both are ways to end.
-    match run.status.success() {
-        true => assert!(directory.path().join("runs/reason.svg").is_file(), "{out}"),
-        false => assert!(err.contains("RewardedAlike"), "{err}"),
-    }
-    assert!(directory.path().join("runs/reason-outcome/metrics.jsonl").is_file(), "{err}");
-}
-
 #[test]
 fn a_callback_of_ones_own_ends_a_run() {
     let out = output("custom_callback", &[]);
