@@ -70,12 +70,15 @@ impl RlSettings {
             let request = Request::of(&self.rollouts, &tokenizer, training.seq_len, 0);
             questions.all().try_for_each(|question| request.prompt(question).map(drop))?;
         }
-        let text = serde_json::to_string_pretty(self).expect("settings are plain data");
-        let mut files = vec![(Self::FILE.to_owned(), text.into_bytes())];
+        let mut files = vec![(Self::FILE.to_owned(), self.to_json().into_bytes())];
         if let (TaskKind::Questions, Some(text)) = (self.task, questions) {
             files.push((QUESTIONS.to_owned(), text.as_bytes().to_vec()));
         }
         Run::create_in(claim, NewRun::from_model(training, model, RunData::Prompts(files)))
+    }
+
+    fn to_json(&self) -> String {
+        serde_json::to_string_pretty(self).expect("settings are plain data")
     }
 
     /// The settings of a run.
