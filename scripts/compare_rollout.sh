@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Answers drawn with the toy: eight to each of eight prompts, in this library and in `transformers` (generate, Mixtral of
-# the same shape, its two faster forms of experts), two runs of each in turn.
+# the same shape, two forms of its experts), two runs of each in turn.
 #
 #     scripts/compare_rollout.sh [THREADS]
 #
@@ -14,7 +14,7 @@ ours() { RAYON_NUM_THREADS=$threads cargo bench --bench decode 2>/dev/null | tai
 theirs() {
     "${PYTHON:-python3}" scripts/mixtral_decode.py --threads "$threads" --batch 8 --answers 8 --moe "$1" | tail -1
 }
-a=$(theirs grouped_mm) b=$(ours) c=$(theirs batched_mm) d=$(theirs grouped_mm) e=$(ours) f=$(theirs batched_mm)
+a=$(theirs grouped_mm) b=$(ours) c=$(theirs eager) d=$(theirs grouped_mm) e=$(ours) f=$(theirs eager)
 python3 - "$threads" "$a" "$d" "$c" "$f" "$b" "$e" <<'PY'
 import json, sys
 threads, *runs = sys.argv[1], *map(json.loads, sys.argv[2:])

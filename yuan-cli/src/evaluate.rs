@@ -355,23 +355,27 @@ fn show(scored: &Scored, console: &Console) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Refuses evaluations that were scored by different rules. A directory that holds nothing but the scores of
-/// the items does not say.
+/// Refuses evaluations that were scored by different rules, or that do not say by which.
 fn refuse_other_rules(runs: [&PathBuf; 2]) -> anyhow::Result<()> {
-    let profile = |run: &PathBuf| -> Option<String> {
-        let scores: serde_json::Value =
-            serde_json::from_slice(&fs::read(run.join(SCORES)).ok()?).ok()?;
-        Some(scores["profile"].as_str()?.to_owned())
+    let profile = |run: &PathBuf| -> anyhow::Result<String> {
+        let file = run.join(SCORES);
+        let text = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let scores: Option<serde_json::Value> = serde_json::from_slice(&text).ok();
+        let profile = scores.and_then(|scores| Some(scores["profile"].as_str()?.to_owned()));
+        profile.with_context(|| {
+            format!("{} does not say by which rules it was scored: score it again", file.display())
+        })
     };
-    match runs.map(profile) {
-        [Some(one), Some(other)] if one != other => bail!(
+    let [one, other] = [profile(runs[0])?, profile(runs[1])?];
+    if one != other {
+        bail!(
             "{} was scored by the rules of {one}, {} by those of {other}: score both with the same \
              --profile",
             runs[0].display(),
             runs[1].display()
-        ),
-        _ => Ok(()),
+        );
     }
+    Ok(())
 }
 
 fn compare([a, b]: [&PathBuf; 2], console: &Console) -> anyhow::Result<()> {

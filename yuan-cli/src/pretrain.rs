@@ -167,7 +167,15 @@ fn finish(run: Run, devices: &Devices, console: &Console) -> anyhow::Result<()> 
                 true => trainer,
                 false => trainer.with_callback(Display::new(console.steps_between_lines()))?,
             };
-            trainer.run()?;
+            if let Err(error) = trainer.run() {
+                // A run that has nothing more to learn from has something to show.
+                if let TrainError::RewardedAlike { .. } = error {
+                    let page = Report::of(run.directory())?;
+                    page.save()?;
+                    report::say_where(&page, console)?;
+                }
+                return Err(error.into());
+            }
             run
         }
     };

@@ -15,6 +15,7 @@ use yuan::{
 
 use crate::{
     console::{Console, WrongOption},
+    numbers::{at_least_one, positive},
     pretrain::{self, Devices},
 };
 
@@ -42,34 +43,36 @@ pub struct Options {
     chat: bool,
     /// Tokens that a prompt may have
     #[arg(long, value_name = "TOKENS", default_value_t = 256, help_heading = "Task")]
-    prompt_tokens: usize,
+    #[arg(value_parser = at_least_one::<u64>)]
+    prompt_tokens: u64,
 
     /// What is rewarded: outcome (right or wrong), rirm (as Ultra: stopping pays too), or rirm-flash
     #[arg(long, value_name = "SCHEME", default_value = "rirm", help_heading = "Reward")]
     reward: RewardArgument,
     /// With --reward outcome: answers lose up to 1 in their last so many tokens
     #[arg(long, value_name = "TOKENS", help_heading = "Reward")]
-    overlong_buffer: Option<usize>,
+    #[arg(value_parser = at_least_one::<u64>)]
+    overlong_buffer: Option<u64>,
     /// Answers that repeat themselves lose 1
     #[arg(long, help_heading = "Reward")]
     repetition_penalty: bool,
 
     /// Prompts that are answered before the model changes
     #[arg(long, value_name = "PROMPTS", help_heading = "Rollouts")]
-    #[arg(default_value_t = RlConfig::default().prompts)]
-    prompts: usize,
+    #[arg(default_value_t = RlConfig::default().prompts as u64, value_parser = at_least_one::<u64>)]
+    prompts: u64,
     /// Answers to each prompt
     #[arg(long, value_name = "ANSWERS", help_heading = "Rollouts")]
-    #[arg(default_value_t = RlConfig::default().answers)]
-    answers: usize,
+    #[arg(default_value_t = RlConfig::default().answers as u64, value_parser = at_least_one::<u64>)]
+    answers: u64,
     /// Tokens of an answer at most
     #[arg(long, value_name = "TOKENS", help_heading = "Rollouts")]
-    #[arg(default_value_t = RlConfig::default().max_new_tokens)]
-    max_new_tokens: usize,
+    #[arg(default_value_t = RlConfig::default().max_new_tokens as u64, value_parser = at_least_one::<u64>)]
+    max_new_tokens: u64,
     /// Answers that are drawn at the same time, all to one prompt at least; fewer take less memory
     #[arg(long, value_name = "ANSWERS", help_heading = "Rollouts")]
-    #[arg(default_value_t = RlConfig::default().at_once)]
-    at_once: usize,
+    #[arg(default_value_t = RlConfig::default().at_once as u64, value_parser = at_least_one::<u64>)]
+    at_once: u64,
     /// Learn from hard prompts first
     #[arg(long, help_heading = "Rollouts")]
     hard_first: bool,
@@ -79,14 +82,16 @@ pub struct Options {
     steps: u64,
     /// Prompts of an update
     #[arg(long, value_name = "PROMPTS", help_heading = "Optimisation")]
-    #[arg(default_value_t = RlConfig::default().mini_batch)]
-    mini_batch: usize,
+    #[arg(default_value_t = RlConfig::default().mini_batch as u64, value_parser = at_least_one::<u64>)]
+    mini_batch: u64,
     /// Answers of a micro-batch, of which an update has as many as it needs [default: the largest
     /// divisor of its answers up to 32]
     #[arg(long, value_name = "ROWS", help_heading = "Optimisation")]
-    batch: Option<usize>,
+    #[arg(value_parser = at_least_one::<u64>)]
+    batch: Option<u64>,
     /// Learning rate; the papers' is 5e-7
     #[arg(long, value_name = "RATE", default_value_t = 1e-5, help_heading = "Optimisation")]
+    #[arg(value_parser = positive)]
     learning_rate: f64,
     /// How far the ratio of a token may fall: 1 less this
     #[arg(long, value_name = "SHARE", help_heading = "Optimisation")]
@@ -156,8 +161,8 @@ impl Options {
             RewardArgument::Rirm => Scheme::Rirm,
             RewardArgument::RirmFlash => Scheme::RirmFlash,
         };
-        let overlong =
-            self.overlong_buffer.map(|buffer| Overlong { max: self.max_new_tokens, buffer });
+        let max = size(self.max_new_tokens);
+        let overlong = self.overlong_buffer.map(|buffer| Overlong { max, buffer: size(buffer) });
         RlSettings {
             task: match self.task {
                 Some(MadeTask::Arithmetic) => TaskKind::Arithmetic,
@@ -165,10 +170,10 @@ impl Options {
             },
             reward: RewardRule { scheme, overlong, repetition: self.repetition_penalty },
             rollouts: RlConfig {
-                prompts: self.prompts,
-                answers: self.answers,
-                mini_batch: self.mini_batch,
-                max_new_tokens: self.max_new_tokens,
+                prompts: size(self.prompts),
+                answers: size(self.answers),
+                mini_batch: size(self.mini_batch),
+                max_new_tokens: size(self.max_new_tokens),
                 loss: RapoLoss {
                     clip_low: self.clip_low,
                     clip_high: self.clip_high,
@@ -179,7 +184,7 @@ impl Options {
                     },
                 },
                 order: if self.hard_first { Order::HardToEasy } else { Order::EasyToHard },
-                at_once: self.at_once,
+                at_once: size(self.at_once),
                 chat: self.chat,
                 measure_every: present(self.measure_every),
                 ..RlConfig::default()
@@ -190,12 +195,12 @@ impl Options {
     fn training(&self, rows: usize) -> TrainConfig {
         let divides = |batch: &usize| rows.is_multiple_of(*batch);
         let largest = (1..=MOST_ROWS.min(rows)).rev().find(divides).unwrap_or(1);
-        let batch_size = self.batch.unwrap_or(largest);
+        let batch_size = self.batch.map_or(largest, size);
         TrainConfig {
             steps: self.steps,
             batch_size,
             accumulation: rows / batch_size.max(1),
-            seq_len: self.prompt_tokens.saturating_add(self.max_new_tokens),
+            seq_len: size(self.prompt_tokens).saturating_add(size(self.max_new_tokens)),
             learning_rate: self.learning_rate,
             min_learning_rate: self.learning_rate,
             warmup_steps: 0,
@@ -217,6 +222,21 @@ impl Options {
         if self.overlong_buffer.is_some() && settings.reward.scheme != Scheme::Outcome {
             let refused = anyhow::anyhow!(
                 "--overlong-buffer goes with --reward outcome: by RIRM nothing is lost by length"
+            );
+            return Err(refused).wrong_option();
+        }
+        if self.overlong_buffer.is_some_and(|buffer| buffer > self.max_new_tokens) {
+            let refused = anyhow::anyhow!(
+                "--overlong-buffer must be at most the {} of --max-new-tokens",
+                self.max_new_tokens
+            );
+            return Err(refused).wrong_option();
+        }
+        let rows = settings.rollouts.rows_per_step();
+        if let Some(batch) = self.batch.filter(|&batch| !rows.is_multiple_of(size(batch))) {
+            let refused = anyhow::anyhow!(
+                "--batch {batch} does not divide the {rows} answers of an update (--mini-batch times \
+                 --answers)"
             );
             return Err(refused).wrong_option();
         }
@@ -243,6 +263,11 @@ impl Options {
         console.note(format_args!("The run is {}", run.directory().display()));
         Ok(run)
     }
+}
+
+/// A count of the command line; what no machine can count is as good as the most that it can.
+fn size(count: u64) -> usize {
+    usize::try_from(count).unwrap_or(usize::MAX)
 }
 
 fn present(steps: u64) -> Option<u64> {

@@ -16,7 +16,9 @@ impl Signals {
     /// From here on the first signal is noted, and the next one ends the process as it would have
     /// without this.
     pub fn listen() -> std::io::Result<Self> {
-        Self::listen_to("the run ends after this step")
+        Self::listen_to(
+            "the run ends after this step, and what learns from rewards after this round of answers",
+        )
     }
 
     /// The same, and the first signal is answered with what happens now.

@@ -105,8 +105,11 @@ fn what_cannot_be_learnt_is_refused_in_a_sentence() {
     let refused = |more: &[&str]| fail(&mut rl(home.path(), "none", more));
     for (options, sentence) in [
         (&["--answers", "1"][..], "answers = 1 must be at least 2"),
-        (&["--mini-batch", "0"], "mini_batch must be at least 1"),
-        (&["--batch", "3"], "must be the 8 answers to the 2 prompts of an update"),
+        (&["--mini-batch", "0"], "must be at least 1"),
+        (&["--mini-batch", "7"], "mini_batch = 7 must be at most the 6 prompts"),
+        (&["--prompts", "99999999999"], "must be at most 1048576"),
+        (&["--answers", "99999999999"], "must be at most 1048576"),
+        (&["--batch", "3"], "--batch 3 does not divide the 8 answers of an update"),
         (&["--overlong-buffer", "4"], "--overlong-buffer goes with --reward outcome"),
         (&["--entropy-share", "2"], "share = 2 must be above 0 and at most 1"),
         (&["--prompt-tokens", "3"], "tokens of a prompt = "),

@@ -16,90 +16,19 @@ use crate::{
 };
 
 mod error;
+mod generation;
+mod options;
 mod prompt;
 mod sampling;
 mod sequences;
 
 pub use error::GenerateError;
+use generation::After;
+pub use generation::{FinishReason, Generation, NewToken, Rollout};
+pub use options::GenerationOptions;
 pub use prompt::{ImageRows, Prompt};
 pub use sampling::Sampling;
 use sequences::Sequences;
-
-/// How sequences are continued.
-#[derive(Debug, Clone, PartialEq)]
-pub struct GenerationOptions {
-    /// Tokens that a sequence may grow by.
-    pub max_new_tokens: usize,
-    /// How the next token is chosen.
-    pub sampling: Sampling,
-    /// Tokens that end a sequence; they are part of it.
-    pub stop_tokens: Vec<u32>,
-    /// Decides the choices. Every sequence of a batch has a stream of its own
-    /// ([`seed_of`](Self::seed_of)), which neither the others nor the batch's size influence.
-    pub seed: u64,
-    /// Where the images of a prompt stand.
-    pub image_positions: ImagePositions,
-}
-
-impl Default for GenerationOptions {
-    /// 128 tokens, always the likeliest one, no stop tokens.
-    fn default() -> Self {
-        Self {
-            max_new_tokens: 128,
-            sampling: Sampling::greedy(),
-            stop_tokens: Vec::new(),
-            seed: 0,
-            image_positions: ImagePositions::default(),
-        }
-    }
-}
-
-impl GenerationOptions {
-    /// The seed with which a sequence of a batch is drawn alike when it is the only one.
-    pub fn seed_of(&self, sequence: usize) -> u64 {
-        // Neighbouring seeds and neighbouring sequences must not share a stream.
-        self.seed.wrapping_add((sequence as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15))
-    }
-}
-
-/// A token as it is generated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NewToken {
-    /// Its sequence.
-    pub sequence: usize,
-    /// Its id.
-    pub token: u32,
-}
-
-/// Why a sequence ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FinishReason {
-    /// It reached a stop token.
-    Stop,
-    /// It grew by as many tokens as allowed.
-    Length,
-    /// The callback ended the generation, or this sequence of it.
-    Cancelled,
-}
-
-/// The continuation of one prompt.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Generation {
-    /// Its tokens, without the prompt.
-    pub tokens: Vec<u32>,
-    /// Why it ended.
-    pub finish: FinishReason,
-}
-
-/// Answers to some prompts, and what they cost.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rollout {
-    /// The answers to the first prompt, then those to the second one, and so on.
-    pub answers: Vec<Generation>,
-    /// Per layer: tokens that each expert received. A prompt counts once, and what is computed after the
-    /// end of an answer does not. Over ranks, those of this one.
-    pub tokens_per_expert: Vec<Vec<u64>>,
-}
 
 impl YuanModel {
     /// Continues prompts of any lengths together, with or without [images](Prompt::with_images);
@@ -215,9 +144,8 @@ impl YuanModel {
                 .collect();
         }
         loop {
-            let cancelled = sequences.extend(&logits, options, &mut cache, &mut on_token)?;
-            let is_open = self.any_rank(!cancelled && sequences.any_open())?;
-            if !is_open {
+            sequences.extend(&logits, options, &mut cache, &mut on_token)?;
+            if !self.any_rank(sequences.any_open())? {
                 let tokens_per_expert = loads.read()?;
                 return Ok(Rollout { answers: sequences.finish(), tokens_per_expert });
             }
@@ -316,14 +244,6 @@ impl YuanModel {
         };
         prompts.iter().enumerate().map(check).collect()
     }
-}
-
-/// How it goes on after a token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum After {
-    GoOn,
-    EndSequence,
-    EndAll,
 }
 
 /// Per layer: tokens that each expert received so far, on the device.

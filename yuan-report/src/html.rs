@@ -274,7 +274,9 @@ impl Page<'_> {
             vec![line.number("/step", Show::Fixed(0)), line.number("/loss", Show::Fixed(4))]
         };
         let rows: Vec<Vec<String>> = lines.map(row).collect();
-        self.table(&["step".into(), "validation loss".into()], &rows);
+        if !rows.is_empty() {
+            self.table(&["step".into(), "validation loss".into()], &rows);
+        }
     }
 
     /// What LAEP did, in the order in which it happened.

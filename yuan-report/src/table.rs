@@ -1,6 +1,7 @@
 //! The closing table of a run: before and after its prunes.
 
 use yuan_laep::{LayerLoad, LoadStatistics};
+use yuan_train::RolloutMetrics;
 
 use crate::{History, Stage};
 
@@ -14,6 +15,14 @@ pub fn summary_table(history: &History) -> String {
     let mut rows = vec![row("", stage_titles(history))];
     for (name, cell) in summary_rows() {
         rows.push(row(name, stages.iter().map(cell).collect()));
+    }
+    let measured: Vec<&RolloutMetrics> = history.rollouts(true).collect();
+    if let (Some(first), Some(last)) = (measured.first(), measured.last()) {
+        let of = |metrics: &RolloutMetrics| {
+            let (right, tokens) = (100.0 * metrics.right, metrics.tokens);
+            format!("{right:.1} % right, {tokens:.1} tokens an answer (step {})", metrics.step)
+        };
+        rows.push(format!("{:<27}  {}; {}\n", "held-out prompts", of(first), of(last)));
     }
     rows.concat()
 }

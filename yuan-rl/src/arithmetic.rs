@@ -86,7 +86,6 @@ impl Task for Arithmetic {
         let is_right = |response: &Response<'_>| {
             response.is_complete && Self::conclusion(response.text) == Some(&*question.answer)
         };
-        // What is right is the standard answer, letter by letter.
         let right: Vec<Option<&str>> =
             responses.iter().map(|r| is_right(r).then_some(&*question.answer)).collect();
         self.rule.rewards(&ExactSearch, question, responses, &right)

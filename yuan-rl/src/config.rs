@@ -42,6 +42,9 @@ pub struct RlConfig {
     pub measure_every: Option<u64>,
 }
 
+/// Answers of a round or an update at most: they are in memory together. The papers' are 6,144.
+const MOST_ANSWERS: usize = 1 << 20;
+
 impl Default for RlConfig {
     /// For a toy. The papers' answers are 8 as here; their prompts 768 (Ultra) and 512 (Flash), their
     /// mini-batches 96 and 64, their answers 16,384 tokens at most.
@@ -97,10 +100,24 @@ impl RlConfig {
         if let Some((name, _)) = counts.into_iter().find(|(_, value)| *value == 0) {
             return Err(TrainError::Zero { name });
         }
+        let too_many = |name, count: Option<usize>| match count {
+            Some(count) if count <= MOST_ANSWERS => Ok(()),
+            count => Err(TrainError::OutOfRange {
+                name,
+                value: count.map_or(f64::INFINITY, |count| count as f64),
+                expected: format!("must be at most {MOST_ANSWERS}: take fewer"),
+            }),
+        };
+        too_many("answers to all prompts", self.prompts.checked_mul(self.answers))?;
+        too_many("answers of an update", self.mini_batch.checked_mul(self.answers))?;
         let refuse = |name, value: f64, expected: String| {
             Err(TrainError::OutOfRange { name, value, expected })
         };
         let within = "must be at least 2: answers are compared with the others to their prompt";
+        if self.mini_batch > self.prompts {
+            let expected = format!("must be at most the {} prompts of a round", self.prompts);
+            return refuse("mini_batch", self.mini_batch as f64, expected);
+        }
         if self.answers < 2 {
             return refuse("answers", self.answers as f64, within.into());
         }

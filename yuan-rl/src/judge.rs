@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::{FirstAnswer, TaskError};
+use crate::{FirstAnswer, TaskError, sameness::Said};
 
 /// Finds the places of a text where a complete answer is stated.
 ///
@@ -22,41 +22,15 @@ pub trait Judge {
     ) -> Result<Vec<Range<usize>>, TaskError>;
 }
 
-/// Searches for the answer itself, letter by letter, where it stands alone: this library's choice, which
-/// needs no model. It misses answers in other words.
+/// Searches for the answer itself where it stands alone, however it is spelled: numbers as numbers, words
+/// without regard to case and spaces. This library's choice, which needs no model. It misses answers in
+/// other words.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ExactSearch;
 
 impl Judge for ExactSearch {
     fn places(&self, _: &str, answer: &str, text: &str) -> Result<Vec<Range<usize>>, TaskError> {
-        let answer = answer.trim();
-        if answer.is_empty() {
-            return Ok(Vec::new());
-        }
-        let continues = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
-        let stands_alone = |at: usize| {
-            let (before, after) = (&text[..at], &text[at + answer.len()..]);
-            // In 3.14 and 1,000 what follows the point belongs to the number.
-            let mut rest = after.chars();
-            let is_cut = matches!(rest.next(), Some('.' | ','))
-                && rest.next().is_some_and(|c| c.is_ascii_digit());
-            let mut last = before.chars().rev();
-            let is_rest = matches!(last.next(), Some('.' | ','))
-                && last.next().is_some_and(|c| c.is_ascii_digit());
-            // A sign or a line of a fraction makes another number of it.
-            let is_signed = before.ends_with(['-', '−', '/'])
-                && answer.starts_with(|c: char| c.is_ascii_digit());
-            let is_divided =
-                after.starts_with('/') && answer.ends_with(|c: char| c.is_ascii_digit());
-            let is_number = is_signed
-                || is_divided
-                || (is_cut && answer.ends_with(|c: char| c.is_ascii_digit()))
-                || (is_rest && answer.starts_with(|c: char| c.is_ascii_digit()));
-            let is_word = continues(before.chars().next_back()) || continues(after.chars().next());
-            !(is_number || is_word)
-        };
-        let found = text.match_indices(answer).map(|(at, _)| at).filter(|&at| stands_alone(at));
-        Ok(found.map(|at| at..at + answer.len()).collect())
+        Ok(Said::of(answer).places(text))
     }
 }
 

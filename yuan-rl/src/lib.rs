@@ -39,6 +39,7 @@ mod questions;
 mod rirm;
 mod rollouts;
 mod run;
+mod sameness;
 mod sampling;
 mod scheme;
 mod seeds;

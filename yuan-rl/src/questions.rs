@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ExactSearch, Question, Response, Reward, RewardRule, Task, TaskError, seeds::mixed};
+use crate::{
+    ExactSearch, Question, Response, Reward, RewardRule, Task, TaskError, sameness::Said,
+    seeds::mixed,
+};
 
 /// Questions whose answers are right when they conclude with the standard answer.
 ///
@@ -47,14 +50,18 @@ impl Questions {
     /// ```
     pub fn from_lines(text: &str, rule: RewardRule, seed: u64) -> Result<Self, String> {
         let (mut learnt, mut held_out) = (Vec::new(), Vec::new());
+        // Some editors write a byte order mark.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         for (number, line) in text.lines().enumerate() {
             if line.trim().is_empty() {
                 continue;
             }
             let number = number + 1;
             let Line { prompt, answer } = serde_json::from_str(line).map_err(|error| {
+                // The line as JSON is always line 1.
+                let reason = error.to_string().replace(" at line 1 column ", " at column ");
                 format!(
-                    "line {number}: {error}; expected {{\"prompt\": …, \"answer\": …}}, both texts"
+                    "line {number}: {reason}; expected {{\"prompt\": …, \"answer\": …}}, both texts"
                 )
             })?;
             if prompt.trim().is_empty() || answer.trim().is_empty() {
@@ -72,7 +79,17 @@ impl Questions {
         }
         if learnt.is_empty() {
             // A single question is learnt, whatever its prompt is.
-            std::mem::swap(&mut learnt, &mut held_out);
+            learnt.extend(held_out.pop());
+        }
+        if held_out.is_empty() {
+            // Something has to be measured on, where there is more than one prompt.
+            let first = learnt.iter().min_by_key(|question| yuan_model::fnv1a(&question.prompt));
+            let prompt = first.map(|question| question.prompt.clone());
+            let is_first = |question: &Question| Some(&question.prompt) == prompt.as_ref();
+            let (measured, rest): (Vec<_>, Vec<_>) = learnt.iter().cloned().partition(is_first);
+            if !rest.is_empty() {
+                (held_out, learnt) = (measured.into_iter().take(1).collect(), rest);
+            }
         }
         match learnt.is_empty() {
             true => Err("it has no question".into()),
@@ -116,7 +133,9 @@ impl Task for Questions {
         let mut right = Vec::with_capacity(responses.len());
         for response in responses {
             let concluded = Some(conclusion(response.text)).filter(|_| response.is_complete);
-            right.push(concluded.filter(|concluded| is_same(concluded, &question.answer)));
+            right.push(
+                concluded.filter(|concluded| Said::of(concluded) == Said::of(&question.answer)),
+            );
         }
         self.rule.rewards(&ExactSearch, question, responses, &right)
     }
@@ -158,60 +177,9 @@ fn boxed(text: &str) -> Option<&str> {
     None
 }
 
-/// Whether two answers say the same: the same words but for case, spaces and a full stop, or the same
-/// number.
-fn is_same(given: &str, standard: &str) -> bool {
-    let plain = |text: &str| -> String {
-        let words: Vec<&str> = text.split_whitespace().collect();
-        words.join(" ").trim_end_matches('.').to_lowercase()
-    };
-    let (given, standard) = (plain(given), plain(standard));
-    match (number_of(&given), number_of(&standard)) {
-        (Some(one), Some(other)) => one == other,
-        _ => given == standard,
-    }
-}
-
-/// A number, which may have commas between its thousands, a currency before it or a percent sign behind.
-fn number_of(text: &str) -> Option<f64> {
-    let text = text.trim_start_matches('$').trim_end_matches('%').trim();
-    let (sign, digits) = match text.strip_prefix('-') {
-        Some(digits) => (-1.0, digits),
-        None => (1.0, text),
-    };
-    let whole = digits.split('.').next().unwrap_or(digits);
-    let mut groups = whole.split(',');
-    let first = groups.next().map_or(0, str::len);
-    let are_thousands = groups.all(|group| group.len() == 3);
-    if whole.contains(',') && !(are_thousands && (1..=3).contains(&first)) {
-        return None;
-    }
-    let number: f64 = digits.replace(',', "").parse().ok()?;
-    number.is_finite().then_some(sign * number)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn answers_are_compared_as_words_or_as_numbers() {
-        for (given, standard, same) in [
-            ("Paris.", "paris", true),
-            ("1,000", "1000.0", true),
-            ("50%", "50", true),
-            ("-1,234,567.5", "-1234567.5", true),
-            ("1,2", "12", false),
-            ("3,14", "314", false),
-            ("4", "42", false),
-            ("", "42", false),
-            ("the  red   one", "The red one", true),
-        ] {
-            assert_eq!(is_same(given, standard), same, "{given} and {standard}");
-        }
-        // A box that never closes is none.
-        assert_eq!(conclusion("\\boxed{4"), "\\boxed{4");
-    }
 
     #[test]
     fn every_question_is_asked_once_an_epoch_and_the_held_out_ones_never() {

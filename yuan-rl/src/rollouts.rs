@@ -6,7 +6,7 @@ use std::{
 };
 
 use burn::module::Module;
-use yuan_model::{Objective, YuanModel};
+use yuan_model::{GenerateError, Objective, YuanModel};
 use yuan_train::{
     Event, RolloutMetrics, TrainConfig, TrainError,
     data::{Row, StepData, batch_of},
@@ -63,7 +63,8 @@ impl Rollouts {
                 numbers.map(|number| self.task.question(number)).collect();
             let seed = mixed(training.seed ^ ROLLOUTS, round);
             let request = Request::of(&self.config, &self.tokenizer, training.seq_len, seed);
-            let answered = request.answer(model, &*self.task, &questions)?;
+            let answered = request.answer(model, &*self.task, &questions);
+            let answered = answered.map_err(|error| diverged(error, step))?;
             self.round += 1;
             let chosen = self.chosen(&answered.groups);
             let learnt = chosen.iter().collect::<BTreeSet<_>>().len();
@@ -82,7 +83,11 @@ impl Rollouts {
         let rewards = |group: &Group| {
             let right = group.rewards.iter().filter(|reward| reward.is_right).count();
             PromptRewards {
-                rewards: group.rewards.iter().map(|reward| reward.value).collect(),
+                // Where nothing is learnt, since what differs was cut off, they count as alike.
+                rewards: match self.advantages(group).iter().any(|advantage| *advantage != 0.0) {
+                    true => group.rewards.iter().map(|reward| reward.value).collect(),
+                    false => Vec::new(),
+                },
                 pass_rate: right as f64 / group.rewards.len() as f64,
             }
         };
@@ -115,15 +120,20 @@ impl Rollouts {
     }
 
     fn rows_of(&self, group: &Group) -> Vec<Row> {
+        let answers = group.answers.iter().zip(self.advantages(group));
+        answers.map(|(answer, advantage)| row_of(&group.prompt, answer, advantage)).collect()
+    }
+
+    /// The advantages of the answers to a prompt; 0 of those that were cut off, if they are filtered.
+    fn advantages(&self, group: &Group) -> Vec<f32> {
         let rewards: Vec<f32> = group.rewards.iter().map(|reward| reward.value).collect();
-        let advantages = group_advantages(&rewards, rewards.len());
-        let answers = group.answers.iter().zip(advantages);
-        answers
-            .map(|(answer, advantage)| {
-                let is_filtered = self.config.filter_cut_off && !answer.is_complete;
-                row_of(&group.prompt, answer, if is_filtered { 0.0 } else { advantage })
-            })
-            .collect()
+        let mut advantages = group_advantages(&rewards, rewards.len());
+        for (advantage, answer) in advantages.iter_mut().zip(&group.answers) {
+            if self.config.filter_cut_off && !answer.is_complete {
+                *advantage = 0.0;
+            }
+        }
+        advantages
     }
 }
 
@@ -162,6 +172,16 @@ impl StepData<YuanModel> for Rollouts {
     fn seek(&mut self, position: u64) {
         self.round = position;
         self.pending.clear();
+    }
+}
+
+/// Scores that are no numbers are the fault of the updates before.
+fn diverged(error: TrainError, step: u64) -> TrainError {
+    match error {
+        TrainError::Generate(GenerateError::NotFinite { .. }) if step > 0 => {
+            TrainError::NotFinite { step, what: "score of a token", value: f64::NAN }
+        }
+        other => other,
     }
 }
 

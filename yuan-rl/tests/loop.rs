@@ -60,6 +60,8 @@ fn rollouts() -> RlConfig {
         max_new_tokens: 12,
         at_once: 8,
         measure_every: Some(4),
+        // Random weights hardly ever end an answer.
+        filter_cut_off: false,
         loss: RapoLoss { share: 0.5, ..RapoLoss::default() },
         ..RlConfig::default()
     }

@@ -213,7 +213,8 @@ pub enum TrainError {
     /// The answers to all prompts were rewarded alike.
     #[error(
         "step {step}: all answers to a prompt were rewarded alike, in {batches} batches of prompts in \
-         a row: there is nothing to learn from. Take easier or harder prompts, or more answers to each"
+         a row, or cut off: there is nothing to learn from. Begin another run from this one with easier \
+         or harder prompts, more answers to each, or longer ones"
     )]
     RewardedAlike {
         /// The step, counted from 1.

@@ -22,7 +22,8 @@ pub struct StepMetrics {
     pub gradient_norm: f64,
     /// Tokens of the step.
     pub tokens: u64,
-    /// Duration of the step.
+    /// Duration of the step, its data included unless the model made them
+    /// ([`RolloutMetrics::seconds`]).
     pub seconds: f64,
     /// Per layer: load of the busiest expert over the mean.
     pub max_over_mean: Vec<f64>,

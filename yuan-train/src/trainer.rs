@@ -334,7 +334,7 @@ impl<M: LanguageModel> Trainer<M> {
         let taken = step::take(&mut self.session, device, &mut *self.train, config, position)?;
         let StepOutcome::Taken(metrics) = taken else { return Ok(taken) };
         self.step = metrics.step;
-        let seconds = started.elapsed().as_secs_f64();
+        let seconds = started.elapsed().as_secs_f64() + metrics.seconds;
         Ok(StepOutcome::Taken(StepMetrics { seconds, ..metrics }))
     }
 

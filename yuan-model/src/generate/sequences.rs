@@ -2,7 +2,12 @@
 
 use rand::{SeedableRng, rngs::StdRng};
 
-use super::{After, FinishReason, GenerateError, Generation, GenerationOptions, NewToken, Prompt};
+use super::{
+    error::GenerateError,
+    generation::{After, FinishReason, Generation, NewToken},
+    options::GenerationOptions,
+    prompt::Prompt,
+};
 use crate::Cache;
 
 /// All sequences, and which of them are still computed.
@@ -35,14 +40,15 @@ impl Sequences {
         self.rows.iter().any(|&row| self.all[row].is_open())
     }
 
-    /// One token more for every open sequence, of the scores of all rows; whether all is to end.
+    /// One token more for every open sequence, of the scores of all rows.
     pub fn extend(
         &mut self,
         logits: &[f32],
         options: &GenerationOptions,
         cache: &mut Cache,
         mut on_token: impl FnMut(NewToken, &[u32]) -> After,
-    ) -> Result<bool, GenerateError> {
+    ) -> Result<(), GenerateError> {
+        let mut ends = false;
         let rows = logits.chunks(logits.len() / self.rows.len()).zip(&self.rows).enumerate();
         for (row, (logits, &sequence)) in rows {
             let sequence = &mut self.all[sequence];
@@ -55,13 +61,22 @@ impl Sequences {
                 After::EndSequence => {
                     sequence.finish.get_or_insert(FinishReason::Cancelled);
                 }
-                After::EndAll => return Ok(true),
+                After::EndAll => {
+                    ends = true;
+                    break;
+                }
             }
             if !sequence.is_open() {
                 cache.end(row);
             }
         }
-        Ok(false)
+        if ends {
+            // Other ranks may go on, and this one with them, but nobody hears of more tokens.
+            self.all.iter_mut().for_each(|sequence| {
+                sequence.finish.get_or_insert(FinishReason::Cancelled);
+            });
+        }
+        Ok(())
     }
 
     /// The rows that are still computed, if half of them have ended and are left out from now on. One

@@ -72,7 +72,10 @@ fn panel(
         .x_desc("optimizer step")
         .y_desc(what)
         .x_label_formatter(&|step| format!("{step:.0}"))
-        .y_label_formatter(&|value| format!("{value:.0}"))
+        .y_label_formatter(&|value| match most < 10.0 {
+            true => format!("{value:.1}"),
+            false => format!("{value:.0}"),
+        })
         .draw()?;
     for (group, colour) in groups.iter().zip(COLOURS.iter().cycle()) {
         for run in &group.runs {
