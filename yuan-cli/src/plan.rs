@@ -89,6 +89,11 @@ fn source(path: &Path, console: &Console) -> anyhow::Result<(PathBuf, PruneLimit
     }
     let file = path.join(PruneExperts::LOADS);
     match Run::open(path) {
+        Ok(run) if !file.is_file() => anyhow::bail!(
+            "{} has no loads yet: the first window is complete after {} steps",
+            path.display(),
+            run.config().laep.window_steps
+        ),
         Ok(run) => {
             let laep = &run.config().laep;
             if laep.plan.is_some() {

@@ -59,6 +59,10 @@ fn a_model_learns_from_rewards_and_an_interrupted_run_goes_on() {
     let page = fs::read_to_string(run.join("report.html")).unwrap();
     assert!(page.contains("<h2>Rewards</h2>") && page.contains("\"/right\""), "{page}");
 
+    // Four steps are no window of loads.
+    let error = fail(yuan("plan").arg(&run));
+    assert!(error.contains("has no loads yet"), "{error}");
+
     // A run that has ended can be extended.
     let pieces = home.path().join("pieces");
     succeed(&mut rl(home.path(), "pieces", &["--steps", "3"]));
@@ -76,6 +80,11 @@ fn a_model_learns_from_rewards_and_an_interrupted_run_goes_on() {
     resume.args(["--resume", "--steps", "5", "--run"]).arg(&run);
     let error = fail(&mut resume);
     assert!(error.contains("questions.jsonl: it is not what was written"), "{error}");
+    assert!(error.contains("begin another run from this one"), "{error}");
+    fs::remove_file(run.join("tokenizer.json")).unwrap();
+    let inspected = yuan("inspect").arg(&run).output().unwrap();
+    let listed = String::from_utf8_lossy(&inspected.stdout).into_owned();
+    assert!(listed.contains("tokenizer.json is missing"), "{listed}");
 }
 
 #[test]

@@ -46,6 +46,12 @@ pub fn problems_of_run(run_dir: &Path, verify: bool) -> Result<Vec<Problem>, Tra
     match Run::open(run_dir) {
         Ok(run) => {
             problems.extend(problems_of_data(run_dir, &run, verify));
+            // Prompts become tokens when they are asked.
+            if run.data().learns_from_rewards() && !run_dir.join(TOKENIZER).is_file() {
+                let what = format!("{TOKENIZER} is missing");
+                problems
+                    .push(Problem::new(what, "bring it back: without it no prompt can be asked"));
+            }
         }
         Err(TrainError::NoRun(_)) if run_dir.join(MetricsFile::NAME).exists() => {
             let what = format!("{} is missing", Run::SETTINGS);
@@ -76,7 +82,10 @@ pub fn problems_of_run(run_dir: &Path, verify: bool) -> Result<Vec<Problem>, Tra
 
 /// What is wrong with the tokens that a run learns; with `verify`, all of them are read.
 fn problems_of_data(run_dir: &Path, run: &Run, verify: bool) -> Vec<Problem> {
-    let remedy = "prepare the data again from its text; the run's checkpoints can be used";
+    let remedy = match run.data().learns_from_rewards() {
+        true => "bring the file back, or begin another run from this one",
+        false => "prepare the data again from its text; the run's checkpoints can be used",
+    };
     let mut problems = Vec::new();
     let sets = run.data().sets.iter();
     for set in sets.clone().filter(|set| set.kind == DataKind::Text) {

@@ -286,7 +286,11 @@ impl DataSet {
     fn check_files(&self, directory: &Path) -> Result<(), TrainError> {
         match self.files.problems(directory, false).into_iter().next() {
             Some((path, reason)) => {
-                let reason = format!("{reason}: make the run again from its data");
+                let remedy = match self.kind {
+                    DataKind::Prompts => "bring it back, or begin another run from this one",
+                    _ => "make the run again from its data",
+                };
+                let reason = format!("{reason}: {remedy}");
                 Err(TrainError::Damaged { path, reason })
             }
             None => Ok(()),
