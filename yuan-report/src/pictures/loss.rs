@@ -34,14 +34,18 @@ pub fn loss(history: &History) -> Result<String, ReportError> {
             .configure_mesh()
             .light_line_style(TRANSPARENT)
             .x_desc("optimizer step")
-            .y_desc("cross-entropy, nats per token")
+            .y_desc(match history.rollouts(false).next() {
+                None => "cross-entropy, nats per token",
+                Some(_) => "loss of the policy",
+            })
             .x_label_formatter(&|step| format!("{step:.0}"))
             .draw()?;
         chart.draw_series(LineSeries::new(train, &PALE))?.label("training").legend(key(PALE));
-        chart
-            .draw_series(LineSeries::new(validation.clone(), STRONG.stroke_width(2)))?
-            .label("validation")
-            .legend(key(STRONG.stroke_width(2)));
+        let line = LineSeries::new(validation.clone(), STRONG.stroke_width(2));
+        let drawn = chart.draw_series(line)?;
+        if !validation.is_empty() {
+            drawn.label("validation").legend(key(STRONG.stroke_width(2)));
+        }
         chart
             .draw_series(validation.iter().map(|&point| Circle::new(point, 3, STRONG.filled())))?;
         for branch in undone {
