@@ -4,9 +4,10 @@
 //!     cargo bench --bench decode
 //!
 //! `scripts/compare_decode.sh` runs Hugging Face's Mixtral of the same shape beside it.
-//! `YUAN_BENCH_PROMPT`, `YUAN_BENCH_NEW`, `YUAN_BENCH_BATCH` and `YUAN_DEVICE` change what is run. With
-//! `YUAN_BENCH_ANSWERS` it draws so many answers to each prompt and tells their tokens per second, the pass
-//! over the prompts included; `scripts/compare_rollout.sh` has the same of `transformers`.
+//! `YUAN_BENCH_PROMPT`, `YUAN_BENCH_NEW`, `YUAN_BENCH_BATCH` and `YUAN_DEVICE` change what is run.
+//! With `YUAN_BENCH_ANSWERS` it draws so many answers to each prompt and tells their tokens per
+//! second, the pass over the prompts included; `scripts/compare_rollout.sh` has the same of
+//! `transformers`.
 
 use std::{ops::ControlFlow, time::Instant};
 

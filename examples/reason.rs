@@ -2,12 +2,13 @@
 //!
 //!     cargo run --release --example reason
 //!
-//! The model first learns from worked sums, which are wrong now and then and go over their result up to
-//! four times. Then it learns from rewards, from the same weights twice: for right answers alone, and by
-//! RIRM, which also pays for stopping at the first answer. A picture shows both beside each other.
+//! The model first learns from worked sums, of which some contain a mistake and most check their
+//! result up to four times. Then it learns from rewards, twice from the same weights: once for right
+//! answers alone, and once by RIRM, which also pays for stopping at the first answer. A picture
+//! shows both.
 //!
-//! Arguments: the steps of the reinforcement learning (120), how many seeds it is run with (1), and the steps
-//! of learning from worked sums (600).
+//! Arguments: the steps of the reinforcement learning (120), how many seeds it is run with (1), and
+//! the steps of learning from worked sums (600).
 
 use std::{env, error::Error, fs, path::Path};
 

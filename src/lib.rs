@@ -3,9 +3,9 @@
 //! layer by layer from token-load statistics, and the rest are rearranged over the devices.
 //!
 //! The crates under one roof: [`model`] (the transformer), [`laep`] (the planner), [`train`]
-//! (pre-training with LAEP as a callback), [`rl`] (learning from rewards), [`eval`] (benchmarks) and,
-//! behind the feature `report`, `report` (tables, pictures and pages of runs). The [`prelude`] has what most programs import, and [`toy`] is the
-//! small run of the README.
+//! (pre-training with LAEP as a callback), [`rl`] (learning from rewards), [`eval`] (benchmarks)
+//! and, behind the feature `report`, `report` (tables, pictures and pages of runs). The [`prelude`]
+//! has what most programs import, and [`toy`] is the small run of the README.
 //!
 //! ```
 //! use yuan::prelude::*;

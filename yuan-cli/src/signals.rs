@@ -17,7 +17,7 @@ impl Signals {
     /// without this.
     pub fn listen() -> std::io::Result<Self> {
         Self::listen_to(
-            "the run ends after this step, and what learns from rewards after this round of answers",
+            "the run ends after this step, or in reinforcement learning after this round of answers",
         )
     }
 

@@ -40,7 +40,7 @@ pub use document::{Document, Split, thin_out};
 pub use error::DataError;
 pub use indexed::{Position, TokenFile, TokenType, TokenWriter};
 pub use mixture::{Mixture, MixtureRow, Shares};
-pub use order::{Permutation, row_of_epochs};
+pub use order::{Permutation, mix, row_of_epochs};
 pub use prepare::{
     NoProgress, PrepareOptions, Progress, Stage, TokenizerFrom, is_unfinished, prepare,
     prepare_documents,

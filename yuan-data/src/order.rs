@@ -72,7 +72,7 @@ pub fn row_of_epochs(place: u64, rows: u64, key: Option<impl FnOnce(u64) -> u64>
 }
 
 /// The finalizer of `SplitMix64`: every bit of the input changes half of the output's.
-pub(crate) fn mix(mut value: u64) -> u64 {
+pub fn mix(mut value: u64) -> u64 {
     value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     value ^ (value >> 31)

@@ -25,8 +25,8 @@ pub struct Batch {
     pub share: Option<f64>,
     /// The images of the rows, if there are any.
     pub images: Option<BatchImages>,
-    /// What the data say of every label beside what it is, `[batch, seq]` each: what the objective
-    /// reads, such as advantages.
+    /// Numbers that come with each label, such as advantages, `[batch, seq]` each: the objective reads
+    /// them.
     pub signals: Vec<Tensor<2>>,
     /// What is minimised; none: the mean cross-entropy.
     pub objective: Option<Arc<dyn Objective>>,

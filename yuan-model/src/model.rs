@@ -184,8 +184,8 @@ impl YuanModel {
         self.forward_cached_rows(self.embed(input_ids, None), cache)
     }
 
-    /// The same for rows of the embedding, `[batch, tokens, hidden]`, among which those of images may
-    /// be.
+    /// The same for rows of the embedding, `[batch, tokens, hidden]`, among which those of images
+    /// may be.
     ///
     /// # Panics
     ///
@@ -334,8 +334,8 @@ impl YuanModel {
         Some(Tensor::cat(ImageEncoder::parts(images.tiles.dims()[0]).map(part).collect(), 0))
     }
 
-    /// The embedding of a batch's tokens in the type to compute in, `[batch, seq, hidden]`, with the
-    /// rows of its images in their places.
+    /// The embedding of a batch's tokens in the type to compute in, `[batch, seq, hidden]`, with
+    /// the rows of its images in their places.
     ///
     /// # Panics
     ///
@@ -396,9 +396,9 @@ impl YuanModel {
         self.blocks[layer].forward(x, &inputs.rotary, inputs.documents.as_ref(), options)
     }
 
-    /// What is minimised of what the last layer left, `[batch, seq, hidden]`: the mean cross-entropy
-    /// over the learnt labels, or what the batch's objective makes of them; over ranks, the share of this
-    /// one.
+    /// What is minimised of what the last layer left, `[batch, seq, hidden]`: the mean
+    /// cross-entropy over the learnt labels, or what the batch's objective makes of them; over
+    /// ranks, the share of this one.
     pub fn loss_of_hidden(&self, x: Tensor<3>, inputs: &Inputs) -> ObjectiveLoss {
         let batch = &inputs.batch;
         let hidden = self.final_norm.forward(x);
@@ -424,8 +424,8 @@ impl YuanModel {
         }
     }
 
-    /// Entropies of what every position of `hidden`, `[batch, seq, hidden]`, says of the next token, in
-    /// nats and f32, `[batch, seq]`; some rows at a time, without a gradient.
+    /// Entropies of what every position of `hidden`, `[batch, seq, hidden]`, says of the next
+    /// token, in nats and f32, `[batch, seq]`; some rows at a time, without a gradient.
     pub fn token_entropies(&self, hidden: Tensor<3>) -> Tensor<2> {
         let [batch, seq, width] = hidden.dims();
         let rows = hidden.detach().reshape([1, batch * seq, width]);
@@ -444,8 +444,8 @@ impl YuanModel {
         Tensor::cat(pieces.collect(), 1).reshape([batch, seq])
     }
 
-    /// Logarithms of the probabilities of a batch's labels, `[batch, seq]`, in f32 and without a graph;
-    /// activations and products are in `dtype`.
+    /// Logarithms of the probabilities of a batch's labels, `[batch, seq]`, in f32 and without a
+    /// graph; activations and products are in `dtype`.
     ///
     /// # Panics
     ///

@@ -14,7 +14,7 @@ pub struct ScoredLabels {
     pub entropies: Option<Tensor<2>>,
     /// 1 where a label is learnt, else 0.
     pub mask: Tensor<2>,
-    /// What the data say of every label beside what it is ([`Batch::signals`](crate::Batch::signals)).
+    /// Numbers that come with each label, such as advantages ([`Batch::signals`](crate::Batch::signals)).
     pub signals: Vec<Tensor<2>>,
 }
 

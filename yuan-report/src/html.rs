@@ -8,7 +8,7 @@ use std::{fmt::Write, path::Path};
 
 use serde_json::Value;
 use yuan_laep::{LayerLoad, PrunePlan};
-use yuan_train::Event;
+use yuan_train::{Event, RolloutMetrics};
 
 use crate::{
     Answer, History, ReportError,
@@ -364,7 +364,9 @@ impl Page<'_> {
             &picture,
             "Strong: held-out prompts. Thin: the answers that the model learns from.",
         );
-        let of_held_out = |(_, event): &(usize, &Event)| matches!(event, Event::Rollout(metrics) if metrics.held_out);
+        let of_held_out = |(_, event): &(usize, &Event)| {
+            matches!(event, Event::Rollout(RolloutMetrics { held_out: true, .. }))
+        };
         let lines: Vec<usize> =
             self.history.lasting().filter(of_held_out).map(|(index, _)| index).collect();
         let ends = lines.first().into_iter().chain(lines.last().filter(|_| lines.len() > 1));

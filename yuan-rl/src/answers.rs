@@ -67,8 +67,8 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// Answers all questions and rewards the answers. Over ranks, all of them call this together: each
-    /// answers its part of the prompts and rewards its answers, and all get all of them.
+    /// Answers all questions and rewards the answers. Over ranks, all of them call this together:
+    /// each answers its part of the prompts and rewards its answers, and all get all of them.
     pub fn answer(
         &self,
         model: &YuanModel,
@@ -130,8 +130,8 @@ impl<'a> Request<'a> {
         Ok(prompt)
     }
 
-    /// Answers to some questions, of which the first one is number `first` of all, and the tokens that each
-    /// expert of each layer received.
+    /// Answers to some questions, of which the first one is number `first` of all, and the tokens
+    /// that each expert of each layer received.
     fn own_groups(
         &self,
         model: &YuanModel,

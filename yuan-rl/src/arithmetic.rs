@@ -6,15 +6,16 @@ use crate::{ExactSearch, Question, Response, Reward, RewardRule, Task, TaskError
 
 /// Sums of two numbers of two digits.
 ///
-/// A model first learns [worked examples](Self::examples), which add digit by digit, are wrong now and
-/// then, and go over their sums again up to four times, which mends what is wrong and spoils nothing:
+/// A model first learns [worked examples](Self::examples), which add digit by digit. Some contain a
+/// mistake, and most check their result up to four times. A check may correct a mistake and never
+/// spoils a right result:
 ///
 /// ```text
 /// 47+38=7+8=15,4+3+1=8:85;7+8=15,4+3+1=8:85;
 /// ```
 ///
-/// What stands behind the last colon is the answer. So there is something to learn from rewards: to be right,
-/// and, by [RIRM](crate::Scheme::Rirm), to stop when the answer is there.
+/// The number behind the last colon is the answer. Rewards teach the model to be right and, by
+/// [RIRM](crate::Scheme::Rirm), to stop when the answer is there.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Arithmetic {
     /// What is rewarded.
@@ -30,7 +31,8 @@ const WRONG: f64 = 0.35;
 const HELD_OUT: usize = 200;
 
 impl Arithmetic {
-    /// Worked examples to learn from before, each a prompt and an answer; no held-out sum is among them.
+    /// Worked examples to learn from before, each a prompt and an answer; no held-out sum is among
+    /// them.
     pub fn examples(count: usize, seed: u64) -> Vec<[String; 2]> {
         let mut rng = StdRng::seed_from_u64(seed);
         let example = |_| {
@@ -104,7 +106,8 @@ fn pair(rng: &mut impl Rng) -> (u32, u32) {
     (rng.random_range(10..100), rng.random_range(10..100))
 }
 
-/// About every tenth sum is never learnt. By a hash, so that their digits are like those of the others.
+/// About every tenth sum is never learnt. By a hash, so that their digits are like those of the
+/// others.
 fn is_held_out(a: u32, b: u32) -> bool {
     yuan_model::fnv1a(&prompt(a, b)).is_multiple_of(10)
 }
@@ -118,8 +121,8 @@ fn learnt_pair(rng: &mut impl Rng) -> (u32, u32) {
     }
 }
 
-/// A sum digit by digit; a mistake makes one of its numbers too large by one: of the ones, of the tens,
-/// or of the answer.
+/// A sum digit by digit; a mistake makes one of its numbers too large by one: of the ones, of the
+/// tens, or of the answer.
 fn worked(a: u32, b: u32, mistake: Option<u32>) -> String {
     let off = |place: u32| u32::from(mistake == Some(place));
     let ones = a % 10 + b % 10 + off(0);

@@ -113,12 +113,12 @@ impl RlConfig {
         let refuse = |name, value: f64, expected: String| {
             Err(TrainError::OutOfRange { name, value, expected })
         };
-        let within = "must be at least 2: answers are compared with the others to their prompt";
         if self.mini_batch > self.prompts {
             let expected = format!("must be at most the {} prompts of a round", self.prompts);
             return refuse("mini_batch", self.mini_batch as f64, expected);
         }
         if self.answers < 2 {
+            let within = "must be at least 2: answers are compared with the others to their prompt";
             return refuse("answers", self.answers as f64, within.into());
         }
         let RapoLoss { clip_low, clip_high, share, .. } = self.loss;

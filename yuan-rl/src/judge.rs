@@ -6,8 +6,8 @@ use crate::{FirstAnswer, TaskError, sameness::Said};
 
 /// Finds the places of a text where a complete answer is stated.
 ///
-/// Yuan's authors ask a language model (gpt-oss-20b), which lists the places; a program that has one
-/// implements this.
+/// Yuan's authors ask a language model (gpt-oss-20b), which lists the places; a program that has
+/// one implements this.
 pub trait Judge {
     /// The places in order, as ranges of bytes of `text` that do not overlap.
     ///
@@ -22,9 +22,9 @@ pub trait Judge {
     ) -> Result<Vec<Range<usize>>, TaskError>;
 }
 
-/// Searches for the answer itself where it stands alone, however it is spelled: numbers as numbers, words
-/// without regard to case and spaces. This library's choice, which needs no model. It misses answers in
-/// other words.
+/// Searches for the answer itself where it stands alone, however it is spelled: numbers as numbers,
+/// words without regard to case and spaces. This library's choice, which needs no model. It misses
+/// answers in other words.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ExactSearch;
 
@@ -36,9 +36,9 @@ impl Judge for ExactSearch {
 
 /// What follows the first answer of a response, by the places that a judge finds in its thinking.
 ///
-/// `answer` is what is searched for: what a right response concludes with, and the standard answer for a
-/// wrong one. If a response is right and does not end with a place, what follows the last place counts as
-/// one more reflection.
+/// `answer` is what is searched for: what a right response concludes with, and the standard answer
+/// for a wrong one. If a response is right and does not end with a place, what follows the last
+/// place counts as one more reflection.
 ///
 /// # Errors
 ///

@@ -1,15 +1,17 @@
-//! The reinforcement learning of Yuan3.0 (Flash paper, December 2025, §3, and the Ultra code): RIRM, the
-//! reward that inhibits reflections after the first answer, and RAPO, the loss and the sampling around
-//! it, first as functions without a model, then as a loop.
+//! The reinforcement learning of Yuan3.0 (Flash paper, December 2025, §3, and the Ultra code):
+//! RIRM, the reward that inhibits reflections after the first answer, and RAPO, the loss and the
+//! sampling around it, first as functions without a model, then as a loop.
 //!
-//! The functions, in this order: [`Judge`] finds the places where an answer is stated and [`annotate`] makes a
-//! [`FirstAnswer`] of them; [`reflection_reward`] is RIRM. [`group_advantages`] compares the answers to
-//! one prompt, [`RapoLoss`] is the loss of a batch, [`adaptive_sampling`] chooses the prompts of an update.
-//! [`overlong_penalty`], [`repeats`] and [`repetition_penalty`] are what else a reward is made of.
+//! The functions, in this order: [`Judge`] finds the places where an answer is stated and
+//! [`annotate`] makes a [`FirstAnswer`] of them; [`reflection_reward`] is RIRM.
+//! [`group_advantages`] compares the answers to one prompt, [`RapoLoss`] is the loss of a batch,
+//! [`adaptive_sampling`] chooses the prompts of an update. [`overlong_penalty`], [`repeats`] and
+//! [`repetition_penalty`] are what else a reward is made of.
 //!
-//! The loop: a [`Task`] has prompts and rewards, for which [`RewardRule`] applies RIRM; [`Rollouts`]
-//! makes the rows of every step of a [`Trainer`](yuan_train::Trainer) with the model that learns from
-//! them, and [`HeldOut`] measures it. Checkpoints, ranks, resuming and LAEP are the trainer's.
+//! The loop: a [`Task`] has prompts and rewards, for which [`RewardRule`] applies RIRM;
+//! [`Rollouts`] makes the rows of every step of a [`Trainer`](yuan_train::Trainer) with the model
+//! that learns from them, and [`HeldOut`] measures it. Checkpoints, ranks, resuming and LAEP are
+//! the trainer's.
 //!
 //! Paper and code differ in places; each function says where, and which of them it follows.
 //!

@@ -10,8 +10,8 @@ pub enum EntropyScope {
     /// Those of each response, as the paper says.
     #[default]
     Response,
-    /// All of a micro-batch, as the code does. Which answers share a micro-batch then matters, and over
-    /// ranks each has its own; the answers of an update are sorted by their lengths.
+    /// All of a micro-batch, as the code does. Which answers share a micro-batch then matters, and
+    /// over ranks each has its own; the answers of an update are sorted by their lengths.
     Batch,
 }
 
@@ -39,9 +39,9 @@ pub struct Tokens {
 /// loss = −Σ 1[H ≥ τ] J / Σ mask
 /// ```
 ///
-/// Where an advantage is negative only the clipped ratio counts, so that a token which has become much
-/// likelier is not pushed without bound. Tokens below the entropy τ count nothing, and yet stay in the
-/// denominator.
+/// Where an advantage is negative only the clipped ratio counts, so that a token which has become
+/// much likelier is not pushed without bound. Tokens below the entropy τ count nothing, and yet
+/// stay in the denominator.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct RapoLoss {
     /// `ε_low`.
@@ -66,7 +66,7 @@ impl Default for RapoLoss {
 pub struct PolicyLoss {
     /// `[1]`, with the gradient.
     pub loss: Tensor<1>,
-    /// Share of the tokens whose ratio was clipped to their loss, `[1]`.
+    /// Share of the tokens whose loss is the larger one with the clipped ratio, `[1]`.
     pub clip_fraction: Tensor<1>,
     /// Mean of `log π_old − log π`, `[1]`: an estimate of the divergence.
     pub approx_kl: Tensor<1>,
@@ -121,7 +121,8 @@ impl RapoLoss {
     }
 }
 
-/// A quantile that lies between two values where it falls between them, as those of `NumPy` and `PyTorch`.
+/// A quantile that lies between two values where it falls between them, as those of `NumPy` and
+/// `PyTorch`.
 fn quantile(mut values: Vec<f32>, share: f64) -> f32 {
     if values.is_empty() {
         return f32::INFINITY;

@@ -32,8 +32,8 @@ const HELD_OUT: u64 = 20;
 const MOST_HELD_OUT: usize = 200;
 
 impl Questions {
-    /// From the text of a file, whose answers are rewarded by a rule; `seed` decides the order. About a twentieth of the questions,
-    /// 200 at most, is held out.
+    /// From the text of a file, whose answers are rewarded by a rule; `seed` decides the order.
+    /// About a twentieth of the questions, 200 at most, is held out.
     ///
     /// # Errors
     ///
@@ -83,10 +83,10 @@ impl Questions {
         }
         if held_out.is_empty() {
             // Something has to be measured on, where there is more than one prompt.
-            let first = learnt.iter().min_by_key(|question| yuan_model::fnv1a(&question.prompt));
-            let prompt = first.map(|question| question.prompt.clone());
-            let is_first = |question: &Question| Some(&question.prompt) == prompt.as_ref();
-            let (measured, rest): (Vec<_>, Vec<_>) = learnt.iter().cloned().partition(is_first);
+            let prompts = learnt.iter().map(|question| question.prompt.clone());
+            let chosen = prompts.min_by_key(|prompt| yuan_model::fnv1a(prompt)).unwrap_or_default();
+            let (measured, rest): (Vec<Question>, Vec<Question>) =
+                learnt.iter().cloned().partition(|question| question.prompt == chosen);
             if !rest.is_empty() {
                 (held_out, learnt) = (measured.into_iter().take(1).collect(), rest);
             }

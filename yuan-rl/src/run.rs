@@ -17,8 +17,8 @@ use crate::{
 
 /// What a run of reinforcement learning learns, and how; the file `rl.json` among its data.
 ///
-/// The program `yuan rl` makes such runs. One whose task is a program's own has no such file: the program
-/// gives [`Run::trainer_with`] its [`Rollouts`].
+/// The program `yuan rl` makes such runs. One whose task is a program's own has no such file: the
+/// program gives [`Run::trainer_with`] its [`Rollouts`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RlSettings {
     /// Which prompts there are.
@@ -51,8 +51,8 @@ impl RlSettings {
     ///
     /// # Errors
     ///
-    /// If a setting is out of range or does not fit the training's, the questions cannot be understood, or
-    /// the run cannot be written.
+    /// If a setting is out of range or does not fit the training's, the questions cannot be
+    /// understood, or the run cannot be written.
     pub fn create(
         &self,
         claim: Claim,
@@ -135,8 +135,8 @@ fn file(run: &Run, name: &str) -> Result<(std::path::PathBuf, Vec<u8>), TrainErr
     Ok((path, set.read_file(run.directory(), name)?))
 }
 
-/// The trainer of a run of reinforcement learning on one device: at its latest checkpoint, or at the
-/// start.
+/// The trainer of a run of reinforcement learning on one device: at its latest checkpoint, or at
+/// the start.
 ///
 /// # Errors
 ///

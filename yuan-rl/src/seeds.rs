@@ -1,15 +1,11 @@
 //! Seeds that have nothing to do with each other.
 
-/// A seed that two numbers decide: the finaliser of `SplitMix64`, over each of them. Sums and multiples would
-/// meet: neighbouring rounds have neighbouring sequences.
-pub(crate) fn mixed(seed: u64, number: u64) -> u64 {
-    finish(finish(seed.wrapping_add(0x9e37_79b9_7f4a_7c15)) ^ number)
-}
+use yuan_data::mix;
 
-fn finish(mut value: u64) -> u64 {
-    value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    value ^ (value >> 31)
+/// A seed that two numbers decide. Sums and multiples of them would not do: an answer of one round
+/// would have the seed of another answer of the next round.
+pub(crate) fn mixed(seed: u64, number: u64) -> u64 {
+    mix(mix(seed.wrapping_add(0x9e37_79b9_7f4a_7c15)) ^ number)
 }
 
 #[cfg(test)]

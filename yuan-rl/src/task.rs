@@ -66,8 +66,8 @@ pub type TaskError = Box<dyn Error + Send + Sync>;
 /// }
 /// ```
 pub trait Task: Send + Sync {
-    /// The prompt of a number: the same one every time, so that a run that is resumed goes on with the
-    /// prompts that the interrupted one would have had.
+    /// The prompt of a number: the same one every time, so that a run that is resumed goes on with
+    /// the prompts that the interrupted one would have had.
     fn question(&self, number: u64) -> Question;
 
     /// Prompts that are only measured on.
@@ -75,8 +75,8 @@ pub trait Task: Send + Sync {
         Vec::new()
     }
 
-    /// The rewards of all answers to one prompt, which may depend on each other. Over ranks, each rewards
-    /// the answers that it gave.
+    /// The rewards of all answers to one prompt, which may depend on each other. Over ranks, each
+    /// rewards the answers that it gave.
     ///
     /// # Errors
     ///

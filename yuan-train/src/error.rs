@@ -212,9 +212,9 @@ pub enum TrainError {
     LearnsFromRewards(PathBuf),
     /// The answers to all prompts were rewarded alike.
     #[error(
-        "step {step}: all answers to a prompt were rewarded alike, in {batches} batches of prompts in \
-         a row, or cut off: there is nothing to learn from. Begin another run from this one with easier \
-         or harder prompts, more answers to each, or longer ones"
+        "step {step}: in {batches} batches of prompts in a row, all answers to each prompt were \
+         rewarded alike or cut off, so there is nothing to learn from. Begin another run from this \
+         one with easier or harder prompts, with more answers to each, or with longer answers"
     )]
     RewardedAlike {
         /// The step, counted from 1.

@@ -5,7 +5,6 @@ use std::{
     fs,
     path::{Path, PathBuf},
     thread::JoinHandle,
-    time::Instant,
 };
 
 use burn::tensor::Device;
@@ -15,8 +14,11 @@ use yuan_model::{RefusedCut, Selection, ranks::Ranks};
 
 use crate::{
     AdamW, Callback, Checkpoint, CheckpointState, Event, LanguageModel, Learns, LossOptions,
-    StepMetrics, TrainConfig, TrainError,
-    callback::schedule::{CheckpointEvery, ValidateEvery},
+    TrainConfig, TrainError,
+    callback::{
+        context::Requests,
+        schedule::{CheckpointEvery, ValidateEvery},
+    },
     checkpoint::Writing,
     data::{Row, RowStream, RunRows, StepData},
     language_model::optimizer_for,
@@ -86,7 +88,7 @@ pub struct Trainer<M: LanguageModel> {
     /// step, so it is zero in all of them.
     skipped_in_a_row: u64,
     /// What was asked for when the data could not be taken up again.
-    put_off: PutOff,
+    put_off: Requests,
 }
 
 impl<M: LanguageModel> Trainer<M> {
@@ -190,7 +192,7 @@ impl<M: LanguageModel> Trainer<M> {
             changes: Vec::new(),
             step: 0,
             skipped_in_a_row: 0,
-            put_off: PutOff::default(),
+            put_off: Requests::default(),
             learns: config.learns,
             config,
         };
@@ -328,14 +330,13 @@ impl<M: LanguageModel> Trainer<M> {
     ///
     /// If the device fails, or the batch does not fit the devices.
     pub fn train_step(&mut self) -> Result<StepOutcome, TrainError> {
-        let started = Instant::now();
         let (device, config) = (&self.device, &self.config);
         let position = step::Position { step: self.step, learns: self.learns };
         let taken = step::take(&mut self.session, device, &mut *self.train, config, position)?;
-        let StepOutcome::Taken(metrics) = taken else { return Ok(taken) };
-        self.step = metrics.step;
-        let seconds = started.elapsed().as_secs_f64() + metrics.seconds;
-        Ok(StepOutcome::Taken(StepMetrics { seconds, ..metrics }))
+        if let StepOutcome::Taken(metrics) = &taken {
+            self.step = metrics.step;
+        }
+        Ok(taken)
     }
 
     /// Mean loss over the same rows of the validation sets every time, in nats per learnt token;
@@ -381,14 +382,6 @@ impl<M: LanguageModel> Trainer<M> {
         }
         Ok(Validated { loss: total / shares, sets })
     }
-}
-
-/// What waits until the data can be taken up again.
-#[derive(Debug, Clone, Copy, Default)]
-struct PutOff {
-    checkpoint: bool,
-    pause: bool,
-    discard_snapshot: bool,
 }
 
 /// What a validation found.

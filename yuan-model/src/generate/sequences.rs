@@ -79,8 +79,8 @@ impl Sequences {
         Ok(())
     }
 
-    /// The rows that are still computed, if half of them have ended and are left out from now on. One
-    /// stays where all have: the experts of other ranks wait for this rank's tokens.
+    /// Leaves ended sequences out of the batch once at least half of its rows have ended, and returns the
+    /// rows that stay. Where all have ended one row stays: over ranks the others wait for its tokens.
     pub fn keep_open(&mut self) -> Option<Vec<usize>> {
         let is_open = |row: &usize| self.all[self.rows[*row]].is_open();
         let mut open: Vec<usize> = (0..self.rows.len()).filter(is_open).collect();

@@ -8,8 +8,8 @@ use std::{
 
 use crate::{TrainError, checkpoint::join};
 
-/// What a thread does in order while training goes on: a disk that is busy with the gigabytes of a
-/// checkpoint lets everyone wait who appends a line or syncs a file on it.
+/// Runs jobs in order on a thread while training goes on. While gigabytes of a checkpoint are written
+/// to a disk, every other write or sync on that disk waits, and the step must not.
 ///
 /// The first error ends it; the next call returns it.
 #[derive(Default)]

@@ -96,11 +96,11 @@ fn keep_aside(path: &Path) -> Result<Option<String>, TrainError> {
     }
 }
 
-/// Appends every event to `metrics.jsonl` in the run directory, from a thread. Before a checkpoint, and at
-/// the end of the run, all of them are there.
+/// Appends every event to `metrics.jsonl` in the run directory, from a thread. Before a checkpoint,
+/// and at the end of the run, all of them are there.
 #[derive(Debug, Default)]
 pub struct MetricsFile {
-    open: Option<(Arc<PathBuf>, Arc<File>)>,
+    open: Option<Arc<(PathBuf, File)>>,
     writing: Background,
     /// Lines that the run has written; a checkpoint keeps the count, so that a resumed run can drop
     /// what an interrupted one wrote beyond it.
@@ -143,15 +143,17 @@ impl<M> Callback<M> for MetricsFile {
         write_whole(&path, &kept)?;
         let file =
             OpenOptions::new().append(true).open(&path).map_err(TrainError::io("write", &path))?;
-        self.open = Some((Arc::new(path), Arc::new(file)));
+        self.open = Some(Arc::new((path, file)));
         Ok(())
     }
 
     fn on_event(&mut self, event: &Event) -> Result<(), TrainError> {
-        let Some((path, file)) = self.open.clone() else { return Ok(()) };
-        let line = line_of(event, &path)?;
-        self.writing
-            .start(move || (&*file).write_all(&line).map_err(TrainError::io("write", &path)))?;
+        let Some(open) = self.open.clone() else { return Ok(()) };
+        let line = line_of(event, &open.0)?;
+        self.writing.start(move || {
+            let (path, mut file) = (&open.0, &open.1);
+            file.write_all(&line).map_err(TrainError::io("write", path))
+        })?;
         self.lines = self.lines.saturating_add(lines_of(event));
         Ok(())
     }

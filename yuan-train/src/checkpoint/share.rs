@@ -1,4 +1,5 @@
-//! What one process writes of a checkpoint: everything, or of several ranks the part that it updates.
+//! What one process writes of a checkpoint: everything, or of several ranks the part that it
+//! updates.
 
 use std::ops::Range;
 
@@ -132,8 +133,8 @@ impl<'a, M: LanguageModel> Share<'a, M> {
         Ok(())
     }
 
-    /// Room on the host for everything, moments included that are not there yet; none where the device
-    /// does not copy to the host by itself.
+    /// Room on the host for everything, moments included that are not there yet; none where the
+    /// device does not copy to the host by itself.
     fn room(&self) -> Result<Option<HostCopies>, TrainError> {
         /// Of a value and two moments in f32.
         const BYTES: usize = 12;
@@ -143,7 +144,8 @@ impl<'a, M: LanguageModel> Share<'a, M> {
         Ok(HostCopies::reserve(&first, 3 * self.own.len(), BYTES * elements))
     }
 
-    /// Has the room for [`copies`](Self::copies) ready: otherwise the first checkpoint would wait for it.
+    /// Has the room for [`copies`](Self::copies) ready: otherwise the first checkpoint would wait
+    /// for it.
     ///
     /// # Errors
     ///
@@ -152,8 +154,8 @@ impl<'a, M: LanguageModel> Share<'a, M> {
         self.room().map(drop)
     }
 
-    /// All tensors of the files as copies on the host, which take the step little time; none where the
-    /// device makes none. They are in the order in which [`read`](Self::read) hands them over.
+    /// All tensors of the files as copies on the host, which take the step little time; none where
+    /// the device makes none. They are in the order in which [`read`](Self::read) hands them over.
     ///
     /// # Errors
     ///

@@ -12,8 +12,9 @@ use crate::{Event, TrainConfig, TrainError};
 /// [`RowStream`] hands out those of data sets. What makes its rows with the model, as reinforcement
 /// learning does with the model's own answers, implements this.
 pub trait StepData<M>: Send {
-    /// The rows of the step after `step` completed ones: `config.batch_size * config.accumulation` of them, of which every
-    /// micro-batch holds rows of one length. Over ranks, all of them make the same rows.
+    /// The rows of the step after `step` completed ones: `config.batch_size * config.accumulation`
+    /// of them, of which every micro-batch holds rows of one length. Over ranks, all of them make
+    /// the same rows.
     ///
     /// # Errors
     ///
@@ -25,8 +26,8 @@ pub trait StepData<M>: Send {
         step: u64,
     ) -> Result<Vec<Row>, TrainError>;
 
-    /// Whether [`next_rows`](Self::next_rows) reads the model. Over ranks, values that others have updated
-    /// must then be there before it is called, and otherwise only when they are used.
+    /// Whether [`next_rows`](Self::next_rows) reads the model. Over ranks, values that others have
+    /// updated must then be there before it is called, and otherwise only when they are used.
     fn reads_model(&self) -> bool {
         true
     }
@@ -41,9 +42,9 @@ pub trait StepData<M>: Send {
         Vec::new()
     }
 
-    /// Whether a run that is resumed at [`position`](Self::position) goes on as this one does. Where it
-    /// does not, checkpoints and interruptions are put off; the end of a run is not, and what was not
-    /// learnt by then never is.
+    /// Whether a run that is resumed at [`position`](Self::position) goes on as this one does.
+    /// Where it does not, checkpoints and interruptions are put off; the end of a run is not, and
+    /// what was not learnt by then never is.
     fn is_resumable(&self) -> bool {
         true
     }
@@ -77,8 +78,8 @@ impl<M> StepData<M> for RowStream {
 pub struct RunRows<M> {
     /// What it learns.
     pub train: Box<dyn StepData<M>>,
-    /// Rows that are only measured on, by the name of their set, with its share; none: the run has no
-    /// validation loss.
+    /// Rows that are only measured on, by the name of their set, with its share; none: the run has
+    /// no validation loss.
     pub validation: Vec<(String, f64, RowStream)>,
 }
 

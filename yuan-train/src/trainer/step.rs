@@ -63,9 +63,12 @@ pub(super) fn take<M: LanguageModel>(
     let rank = ranks.as_ref().map_or(0, |ranks| ranks.world().rank());
     let of_rank = (rank as u64).wrapping_mul(OTHER_RANK);
     let model = if data.reads_model() { session.model() } else { session.unread_model() };
-    let began = Instant::now();
+    let mut began = Instant::now();
     let rows = data.next_rows(model, config, step)?;
-    let making_rows = if data.reads_model() { began.elapsed().as_secs_f64() } else { 0.0 };
+    if data.reads_model() {
+        // What the model took to make its rows is told apart.
+        began = Instant::now();
+    }
     let objective = data.objective();
     device.seed(seed.wrapping_add(of_rank));
     let learnt_in_step = learnt(&rows).max(1.0);
@@ -141,8 +144,7 @@ pub(super) fn take<M: LanguageModel>(
         learning_rate,
         gradient_norm: numbers.norm,
         tokens: rows.iter().map(|row| row.input_ids.len() as u64).sum(),
-        // The trainer times the step; what its rows took that the model made is told apart.
-        seconds: -making_rows,
+        seconds: began.elapsed().as_secs_f64(),
         max_over_mean: numbers.loads.iter().map(LayerLoad::max_over_mean).collect(),
         // Where one device has all experts there is nothing to balance.
         device_max_over_mean: numbers

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, thread};
 
-use super::{NotFinite, PutOff, StepOutcome, Trainer, Validated};
+use super::{NotFinite, StepOutcome, Trainer, Validated};
 use crate::{
     AdamW, Callback, Checkpoint, CheckpointState, Context, Event, LanguageModel, TrainError,
     callback::context::Requests, checkpoint::join, run::lock::RunLock, session::Session,
@@ -129,22 +129,20 @@ impl<M: LanguageModel> Trainer<M> {
             }
             self.tell(&Event::Validation { step: self.step, loss, sets })?;
         }
-        let wanted = PutOff {
-            checkpoint: requests.checkpoint || self.put_off.checkpoint,
-            pause: requests.pause || self.put_off.pause,
-            discard_snapshot: requests.discard_snapshot || self.put_off.discard_snapshot,
-        };
+        let earlier = std::mem::take(&mut self.put_off);
+        requests.checkpoint |= earlier.checkpoint;
+        requests.pause |= earlier.pause;
+        requests.discard_snapshot |= earlier.discard_snapshot;
         if !last && !self.train.is_resumable() {
-            self.put_off = wanted;
+            self.put_off = requests;
             return Ok(true);
         }
-        self.put_off = PutOff::default();
-        let last = last || wanted.pause;
-        if wanted.checkpoint || last {
+        let last = last || requests.pause;
+        if requests.checkpoint || last {
             // The way back must not go before what takes its place is there.
-            self.save_checkpoint(last || wanted.discard_snapshot)?;
+            self.save_checkpoint(last || requests.discard_snapshot)?;
         }
-        if wanted.discard_snapshot {
+        if requests.discard_snapshot {
             self.discard_snapshot()?;
         }
         Ok(!last)
